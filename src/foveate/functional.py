@@ -93,8 +93,8 @@ def text_to_image_attention(
         _require_mask(text_mask, text)
 
     with torch.autocast(visual.device.type, enabled=False):
-        # Normalised before the product, as released: dividing afterwards is cheaper, but scale makes the other
-        # rounding visible (4e-5 of a score instead of 2e-7 against the golden files).
+        # Normalised before the product: dividing afterwards is cheaper, but then rounding, amplified by scale,
+        # moves the scores by 4e-5 of their value against the golden files, and not by 2e-7.
         directions = torch.nn.functional.normalize(visual.float(), dim=-1)
         queries = torch.nn.functional.normalize(text.float(), dim=-1)
         cosine = queries @ directions.transpose(-1, -2)

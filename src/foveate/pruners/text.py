@@ -1,0 +1,89 @@
+"""Selection by the question alone, and what every method that reads the question shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate.functional import text_to_image_attention, top_k
+from foveate.pruners.base import TEXT_TO_IMAGE, Choice, Pruner
+from foveate.tokens import TextTokens, VisualTokens
+
+TEXT_SPANS = ("prompt", "turn")
+
+
+class ReadsText:
+    """Mixed into a ``Pruner`` that reads the question; the dataclass declares these three options itself.
+
+    Args:
+        text_span: which text guides the selection. ``"prompt"`` (as released): every token after the image,
+            to the end of the prompt. ``"turn"``: only those of the image's own user turn, so that later
+            turns of a conversation keep the same tokens.
+        temperature: of the softmax over the visual tokens, ``softmax(cos / temperature)``. Default 0.01.
+        special_tokens: False leaves special tokens (BOS, EOS, ...) out. Default True.
+
+    Raises:
+        ValueError: an unknown ``text_span``, a ``temperature`` that is not positive and finite.
+    """
+
+    text_span: str
+    temperature: float
+    special_tokens: bool
+
+    reads_text: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        if self.text_span not in TEXT_SPANS:
+            raise ValueError(f"unknown text_span {self.text_span!r}; known: {', '.join(TEXT_SPANS)}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
+
+    def text_to_image(self, visual: VisualTokens, text: TextTokens) -> Tensor:
+        """(N,) float32: how strongly the text of the chosen span points at each visual token.
+
+        Text is left out by a mask, not by indexing, which would need a host sync.
+
+        Raises:
+            ValueError: the options leave no text token (on an accelerator whose masks lie there too, the
+                result is -inf instead, for the caller's ``require_finite``).
+        """
+        mask = None
+        if self.text_span == "turn":
+            mask = text.turn
+        if not self.special_tokens:
+            mask = ~text.special if mask is None else mask & ~text.special
+        if mask is not None and mask.device.type == "cpu" and not bool(mask.any()):
+            raise ValueError(
+                f"text_span={self.text_span!r} with special_tokens={self.special_tokens} leaves none of the "
+                f"{len(text)} text tokens beside this image; put the question after the image, or use "
+                "text_span='prompt', special_tokens=True"
+            )
+        return text_to_image_attention(
+            text.embeddings.detach(), visual.features.detach(), 1 / self.temperature, text_mask=mask
+        )
+
+
+@dataclass
+class TextSimilarity(ReadsText, Pruner):
+    """The tokens that the question's own embeddings point at most: the text half of AdaFV (arXiv 2501.09532).
+
+    Args:
+        keep: as for ``Pruner``.
+        text_span, temperature, special_tokens: as for ``ReadsText``.
+    """
+
+    text_span: str = "prompt"  # type: ignore[misc]
+    temperature: float = 0.01
+    special_tokens: bool = True
+
+    name: ClassVar[str] = "text"
+
+    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
+        """The top ``budget`` by text-to-image attention."""
+        assert text is not None  # Pruner.select has refused an image without text
+        score = self.text_to_image(visual, text)
+        return Choice(top_k(score, budget), {TEXT_TO_IMAGE: score})
