@@ -1,0 +1,226 @@
+"""Putting a pruner on a model, and taking it off without a trace."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
+
+from foveate.call import Call, Options, Positions, deliver, fill_mask, is_inside
+from foveate.models import Family, family_for
+from foveate.models.base import Layout, Newlines, Patch
+from foveate.pruners.base import Pruner
+
+
+_SITE = "_foveate_site"
+
+
+class Attachment:
+    """A pruner on a model: what ``foveate.attach`` returns and ``with pruner(model) as ...`` gives.
+
+    Args:
+        model: a stock transformers model of a known family.
+        pruner: which tokens stay.
+        options: positions, newlines, layout, turn_end.
+    """
+
+    def __init__(self, model: Any, pruner: Pruner, options: Options) -> None:
+        self.model = model
+        self.pruner = pruner
+        self.options = options
+        self._site: Site | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the model is being pruned by this attachment."""
+        return self._site is not None
+
+    def activate(self) -> Attachment:
+        """Attaches. Raises RuntimeError when this thread has a pruner on the model already."""
+        if self._site is not None:
+            raise RuntimeError("this attachment is active already; remove() it first")
+        self._site = Site.enter(self.model, self)
+        return self
+
+    def remove(self) -> None:
+        """Detaches; the model object is as it was before. Calling it again does nothing."""
+        site, self._site = self._site, None
+        if site is not None:
+            site.leave(self)
+
+    def __enter__(self) -> Attachment:
+        return self if self.active else self.activate()
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+def attach(
+    model: Any,
+    pruner: Pruner,
+    *,
+    positions: Positions = "compact",
+    newlines: Newlines = "drop",
+    layout: Layout = "stock",
+    turn_end: Sequence[Sequence[int]] | None = None,
+) -> Attachment:
+    """Makes ``model.generate`` and ``model.forward`` prune images, until ``remove()`` is called on what is returned.
+
+    The attachment belongs to the thread that made it. A thread without one of its own (a streaming worker, say) uses
+    the model's only attachment; when there are several, it gets an error rather than a guess.
+
+    Args:
+        model: a stock transformers model of a known family (``foveate models`` lists them).
+        pruner: which tokens stay; see ``foveate.METHODS``.
+        positions: ``"compact"`` renumbers the shortened prompt; ``"original"`` leaves every kept token its position.
+        newlines: LLaVA-NeXT's ``image_newline`` tokens: ``"drop"`` them, or keep those of ``"rows"`` that keep a patch.
+            When every patch is kept, they all stay.
+        layout: ``"stock"`` sends what stock transformers would send; ``"released"`` (LLaVA-NeXT) chooses from every
+            view's full grid, as the published runs had it.
+        turn_end: token id sequences that end a user's turn, for pruners with ``text_span="turn"``; by default the
+            model's EOS tokens. ``foveate.turn_end(processor)`` reads them from a chat template.
+
+    Raises:
+        ValueError: unknown model family, unknown option, or a model that cannot be pruned faithfully.
+        TypeError: ``pruner`` is none.
+        RuntimeError: this thread has a pruner on the model already.
+    """
+    return prepare(
+        model, pruner, positions=positions, newlines=newlines, layout=layout, turn_end=turn_end
+    ).activate()
+
+
+def prepare(
+    model: Any,
+    pruner: Pruner,
+    *,
+    positions: Positions = "compact",
+    newlines: Newlines = "drop",
+    layout: Layout = "stock",
+    turn_end: Sequence[Sequence[int]] | None = None,
+) -> Attachment:
+    """``attach`` without activating: for ``with``."""
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
+    for name, value, known in (
+        ("positions", positions, get_args(Positions)),
+        ("newlines", newlines, get_args(Newlines)),
+        ("layout", layout, get_args(Layout)),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    if layout == "released" and positions == "original":
+        raise ValueError(
+            "layout='released' sends tokens that have no place in the stock prompt: use positions='compact' with it"
+        )
+    ends = None if turn_end is None else tuple(tuple(int(token) for token in end) for end in turn_end)
+    return Attachment(model, pruner, Options(positions, newlines, layout, ends))
+
+
+class Site:
+    """One model while somebody prunes it: its adapter, the patches, and who is attached from which thread."""
+
+    _lock = threading.Lock()
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.family: Family = family_for(model)
+        self.attachments: dict[int, Attachment] = {}
+        self.users = 0
+        self.originals: dict[str, Callable[..., Any]] = {"generate": model.generate, "forward": model.forward}
+        self.features: Callable[..., Any] = self.family.base.get_image_features
+        self._undo: list[tuple[Patch, bool, Any]] = []
+        self._patches = [
+            Patch(model, _SITE, self),
+            Patch(model, "generate", self._routed("generate")),
+            Patch(model, "forward", self._routed("forward")),
+            Patch(self.family.base, "get_image_features", deliver(self.features)),
+            *self.family.instruments(),
+        ]
+
+    @classmethod
+    def enter(cls, model: Any, attachment: Attachment | None = None) -> Site:
+        """The model's site, with one more user; the first one patches the model."""
+        with cls._lock:
+            site: Site = vars(model).get(_SITE) or cls(model)
+            if attachment is not None:
+                site._admit(attachment)
+            site.users += 1
+            if site.users == 1:
+                site._install()
+            return site
+
+    def leave(self, attachment: Attachment | None = None) -> None:
+        """One user less; the last one takes the patches along."""
+        with self._lock:
+            for thread in [thread for thread, other in self.attachments.items() if other is attachment]:
+                del self.attachments[thread]
+            self.users -= 1
+            if self.users == 0:
+                self._uninstall()
+
+    def _admit(self, attachment: Attachment) -> None:
+        layout, thread = attachment.options.layout, threading.get_ident()
+        if layout not in self.family.layouts:
+            raise ValueError(
+                f"{self.family.title} has no layout {layout!r}; known: {', '.join(self.family.layouts)}"
+            )
+        if thread in self.attachments:
+            raise RuntimeError(
+                f"this model has a pruner on it already ({self.attachments[thread].pruner}): leave its `with` block or "
+                "remove() it before attaching another"
+            )
+        self.attachments[thread] = attachment
+
+    def current(self) -> Attachment | None:
+        """The attachment that applies to the running thread; None when the model is only being looked through."""
+        attachments = dict(self.attachments)
+        own = attachments.get(threading.get_ident())
+        if own is not None or not attachments:
+            return own
+        if len(attachments) == 1:
+            return next(iter(attachments.values()))
+        raise RuntimeError(
+            f"{len(attachments)} threads have pruners on this model and this thread has none of its own: attach one here"
+        )
+
+    def _install(self) -> None:
+        for patch in self._patches:
+            present = patch.name in vars(patch.owner)
+            self._undo.append((patch, present, vars(patch.owner).get(patch.name)))
+            setattr(patch.owner, patch.name, patch.value)
+
+    def _uninstall(self) -> None:
+        while self._undo:
+            patch, present, old = self._undo.pop()
+            if present:
+                setattr(patch.owner, patch.name, old)
+            else:
+                delattr(patch.owner, patch.name)
+
+    def _routed(self, name: str) -> Callable[..., Any]:
+        original = self.originals[name]
+
+        @functools.wraps(original)  # generate() inspects forward's signature
+        def routed(*args: Any, **kwargs: Any) -> Any:
+            if is_inside():
+                return original(*args, **(fill_mask(kwargs) if name == "forward" else kwargs))
+            attachment = self.current()
+            if attachment is None:
+                return original(*args, **kwargs)
+            call = Call(self.family, attachment.pruner, attachment.options, self.features)
+            return getattr(call, name)(original, *args, **kwargs)
+
+        return routed
+
+
+@contextmanager
+def looking_through(model: Any) -> Iterator[Site]:
+    """The model's site without a pruner on it: what a session encodes and asks through."""
+    site = Site.enter(model)
+    try:
+        yield site
+    finally:
+        site.leave()

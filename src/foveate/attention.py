@@ -1,0 +1,173 @@
+"""One layer's attention, read while the encoder stays on SDPA or FlashAttention.
+
+``output_attentions`` would push the whole encoder to eager attention and materialise every (heads, N, N) matrix. Instead
+one layer's attention module gets a copied config that names a tapped attention function: it sees the queries and keys
+(after norms and rotary positions), keeps the one row that is wanted, and calls the real function. The encoder's output
+stays bit-identical. Everything here is inert unless the running thread has a ``Recorder`` open.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+Read = Literal["cls", "received"]
+
+# Queries per chunk when the mean received attention is read: bounds the working set to heads x 256 x N.
+QUERY_CHUNK = 256
+
+
+def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """The attention CLS pays to each patch, averaged over heads, CLS itself left out.
+
+    Args:
+        query: (V, H, 1 + P, d), CLS first.
+        key: (V, H, 1 + P, d).
+        scaling: factor on the dot products.
+
+    Returns:
+        (V, P) float32. Sums to 1 minus what CLS pays to itself. Source: FasterVLM (arXiv 2412.01818), eq. 4.
+    """
+    logits = query[:, :, :1].float() @ key.float().transpose(-1, -2) * scaling
+    return logits.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+
+
+def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """The attention each token receives, averaged over heads and queries: saliency for encoders without CLS.
+
+    Args:
+        query: (V, H, P, d).
+        key: (V, H, P, d).
+        scaling: factor on the dot products.
+        mask: additive, broadcastable to (V, H, P, P), or None.
+
+    Returns:
+        (V, P) float32, each row summing to 1. Queries go in chunks: no (P, P) matrix is ever whole.
+    """
+    queries = query.shape[2]
+    total = torch.zeros(key.shape[0], key.shape[2], dtype=torch.float32, device=key.device)
+    for start in range(0, queries, QUERY_CHUNK):
+        logits = (query[:, :, start : start + QUERY_CHUNK] @ key.transpose(-1, -2)).float() * scaling
+        if mask is not None:
+            logits = logits + mask[..., start : start + QUERY_CHUNK, :]
+        total += logits.softmax(dim=-1).mean(dim=1).sum(dim=1)
+    return total / queries
+
+
+class Recorder:
+    """What one ``encode`` wants from the instrumented encoder, and where it is put.
+
+    Args:
+        read: which attention to keep, or None to keep none.
+        at: the attention module it is read at.
+        skip: layers whose output nobody reads; they pass their input on.
+        project: the projector, whose output per view is kept before the model packs or unpads it.
+    """
+
+    def __init__(
+        self,
+        read: Read | None = None,
+        at: nn.Module | None = None,
+        skip: Iterable[nn.Module] = (),
+        project: nn.Module | None = None,
+    ) -> None:
+        self.read = read
+        self.at = at
+        self.skip = {id(layer) for layer in skip}
+        self.project = project
+        self.rows: list[Tensor] = []
+        self.projected: list[Tensor] = []
+
+    @property
+    def attention(self) -> Tensor:
+        """(V, P) float32: the rows of every tower call inside this recording, in order."""
+        return torch.cat(self.rows)
+
+
+# Per thread (and per async task): two threads may encode with one model at once.
+_recorder: ContextVar[Recorder | None] = ContextVar("foveate_recorder", default=None)
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[Recorder]:
+    """Opens ``recorder`` for the encoder calls made by this thread inside the block."""
+    token = _recorder.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorder.reset(token)
+
+
+def tapped_config(attention: nn.Module) -> Any:
+    """A copy of the attention module's config that routes it through the tap of its own implementation.
+
+    The name keeps the implementation's own as a prefix, since modelling code asks it whether it is flash.
+    """
+    config = copy.copy(attention.config)
+    implementation = attention.config._attn_implementation or "sdpa"
+    name = f"{implementation}_tap"
+    ALL_ATTENTION_FUNCTIONS.register(name, functools.partial(_tapped, implementation))
+    config._attn_implementation_internal = name
+    return config
+
+
+def _tapped(
+    implementation: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Any:
+    recorder = _recorder.get()
+    if recorder is not None and recorder.read is not None and recorder.at is module:
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        with torch.no_grad():
+            recorder.rows.append(
+                cls_attention(query, key, scaling)
+                if recorder.read == "cls"
+                else received_attention(query, key, scaling, attention_mask)
+            )
+    if implementation == "eager":  # each modelling file has its own
+        real = sys.modules[type(module).__module__].eager_attention_forward
+    else:
+        real = ALL_ATTENTION_FUNCTIONS[implementation]
+    return real(module, query, key, value, attention_mask, **kwargs)
+
+
+def skippable(layer: nn.Module) -> Callable[..., Any]:
+    """A forward for an encoder layer that passes its input on when the open recording says nobody reads it."""
+    forward = layer.forward
+
+    def maybe_skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        recorder = _recorder.get()
+        if recorder is not None and id(layer) in recorder.skip:
+            return hidden_states
+        return forward(hidden_states, *args, **kwargs)
+
+    return maybe_skip
+
+
+def projecting(module: nn.Module) -> Callable[..., Any]:
+    """A forward for the projector that leaves its output with the open recording."""
+    forward = module.forward
+
+    def keep_projected(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        recorder = _recorder.get()
+        if recorder is not None and recorder.project is module:
+            recorder.projected.append(output)
+        return output
+
+    return keep_projected

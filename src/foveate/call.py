@@ -1,0 +1,576 @@
+"""One pruned call: encode, select, shorten, the model's own generate or forward, restore."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from foveate.models.base import EncodedImage, Family, Layout, Newlines
+from foveate.prompts import (
+    CachedPrompt,
+    ImageSpan,
+    Plan,
+    cached_length,
+    locate_images,
+    make_plan,
+    recall,
+    remember,
+    text_after,
+    turn_mask,
+)
+from foveate.pruners.base import Pruner
+from foveate.tokens import Selection, TextTokens
+
+Positions = Literal["compact", "original"]
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``foveate.attach`` was told beside model and pruner; see there."""
+
+    positions: Positions = "compact"
+    newlines: Newlines = "drop"
+    layout: Layout = "stock"
+    turn_end: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The kept features of a call on their way into the model.
+
+    Args:
+        rows: for every row of the batch, the (m, D) features of its images, in order.
+        images: how many images there are.
+        fill_mask: whether a forward without cache and mask needs an explicit mask (original positions look like
+            packed sequences to the mask code).
+    """
+
+    rows: Sequence[Sequence[Tensor]]
+    images: int
+    fill_mask: bool
+
+
+# What the running thread's innermost pruned call delivers; None outside of one. Set also marks "inside": everything the
+# model's own generate does from there on (its forwards, an assistant's generate) passes through untouched.
+_delivery: ContextVar[Delivery | None] = ContextVar("foveate_delivery", default=None)
+
+
+def is_inside() -> bool:
+    """Whether the running thread is inside a pruned call."""
+    return _delivery.get() is not None
+
+
+@contextmanager
+def _delivering(delivery: Delivery) -> Iterator[None]:
+    token = _delivery.set(delivery)
+    try:
+        yield
+    finally:
+        _delivery.reset(token)
+
+
+def deliver(features: Callable[..., Any]) -> Callable[..., Any]:
+    """``get_image_features`` that hands out the kept features inside a pruned call, and is itself outside."""
+
+    @functools.wraps(features)
+    def delivered(*args: Any, **kwargs: Any) -> Any:
+        delivery = _delivery.get()
+        if delivery is None or delivery.images == 0:
+            return features(*args, **kwargs)
+        pixels = kwargs.get("pixel_values", args[0] if args else None)
+        # Before 5.19, generate() repeats pixel_values for beams and encodes afterwards; since then it repeats the
+        # features. A fresh list each time: beam search changes it in place.
+        times = len(pixels) // delivery.images
+        flat = [image for row in delivery.rows for _ in range(times) for image in row]
+        return BaseModelOutputWithPooling(pooler_output=flat)
+
+    return delivered
+
+
+def fill_mask(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Gives a forward inside a pruned generate the mask that generate dropped, where its absence would be misread."""
+    delivery = _delivery.get()
+    if (
+        delivery is not None
+        and delivery.fill_mask
+        and arguments.get("attention_mask") is None
+        and arguments.get("past_key_values") is None
+        and arguments.get("input_ids") is not None
+    ):
+        arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
+    return arguments
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A batch of prompts after pruning.
+
+    Args:
+        plan: how they were shortened.
+        rows: the kept features of every row's images.
+        touched: False when nothing was dropped and the inputs may go on as they came.
+    """
+
+    plan: Plan
+    rows: Sequence[Sequence[Tensor]]
+    touched: bool
+
+    def delivery(self, positions: Positions) -> Delivery:
+        return Delivery(self.rows, sum(map(len, self.rows)), positions == "original")
+
+
+class Call:
+    """One call of ``generate`` or ``forward`` under a pruner.
+
+    Args:
+        family: the model's adapter.
+        pruner: which tokens stay; its ``selections`` are those of this call afterwards.
+        options: see ``foveate.attach``.
+        features: the model's own ``get_image_features``.
+        images: the call's images when they are encoded already (a session); the pixels are not encoded then.
+
+    After ``generate``, ``prompt_tokens`` is the length of the prompt that reached the LLM (padding included), and
+    ``visual_tokens`` how many of every row's were visual.
+    """
+
+    # Inputs with one entry per prompt token, and what padding gets in them.
+    SEQUENCE_INPUTS: Mapping[str, int] = {
+        "token_type_ids": 0,
+        "mm_token_type_ids": 0,
+        "labels": IGNORED_LABEL,
+    }
+
+    def __init__(
+        self,
+        family: Family,
+        pruner: Pruner,
+        options: Options,
+        features: Callable[..., Any],
+        images: Sequence[EncodedImage] | None = None,
+    ) -> None:
+        self.family = family
+        self.model = family.model
+        self.pruner = pruner
+        self.options = options
+        self.features = features
+        self.images = images
+        self.prompt_tokens = 0
+        self.visual_tokens: list[int] = []
+
+    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``model.generate``: the same arguments, the same returns, the prompt as the user knows it in front."""
+        arguments = _bind(original, args, kwargs)
+        key = "inputs" if arguments.get("inputs") is not None else "input_ids"
+        ids = arguments.get(key)
+        if self._is_text_only(arguments, ids):
+            return self._bare(original, arguments)
+        refuse_generation(self.model, arguments)
+        pad = self._pad_id(arguments.get("generation_config"))
+        mask = arguments.get("attention_mask")
+        short = self._shorten(arguments, ids, self._infer_mask(ids) if mask is None else mask)
+        plan = short.plan
+        if short.touched:
+            arguments.update(self._short_inputs(arguments, ids, plan, pad, key))
+            arguments.update(self._positions(arguments, plan, from_mask=True))
+            dropped = ids.shape[1] - arguments[key].shape[1]
+            arguments.update(_shift_lengths(self.model.generation_config, arguments, dropped))
+        short_ids = arguments[key]
+        self.prompt_tokens = short_ids.shape[1]
+        self.visual_tokens = [sum(map(len, row)) for row in short.rows]
+        if arguments.get("streamer") is not None and short.touched:
+            arguments["streamer"] = PromptStreamer(arguments["streamer"], ids)
+        with _delivering(short.delivery(self.options.positions)):
+            result = original(**arguments)
+        remember(arguments.get("past_key_values"), plan)
+        if torch.is_tensor(result):
+            return _restore(result, ids, short_ids)
+        remember(getattr(result, "past_key_values", None), plan)
+        result.sequences = _restore(result.sequences, ids, short_ids)
+        return result
+
+    def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``model.forward``: logits are given for every token of the long prompt; a dropped token's are those of the
+        nearest kept one before it. Hidden states and attentions are those of the short prompt.
+        """
+        arguments = _bind(original, args, kwargs)
+        ids = arguments.get("input_ids")
+        if self._is_text_only(arguments, ids):
+            return self._bare(original, arguments)
+        mask = arguments.get("attention_mask")
+        if mask is None:
+            mask = torch.ones_like(ids)
+        short = self._shorten(arguments, ids, mask)
+        plan = short.plan
+        if not short.touched:
+            with _delivering(short.delivery(self.options.positions)):
+                output = original(**arguments)
+            remember(getattr(output, "past_key_values", None), plan)
+            return output
+        wanted_dict = arguments.pop("return_dict", None)
+        wanted_dict = self.model.config.return_dict if wanted_dict is None else wanted_dict
+        arguments.update(self._short_inputs(arguments, ids, plan, self._pad_id(None), "input_ids"))
+        arguments.update(self._positions(arguments, plan, from_mask=False))
+        nearest = plan.expand()[:, -ids.shape[1] :]
+        nearest, arguments["logits_to_keep"] = _wanted_logits(
+            nearest, arguments.get("logits_to_keep", 0), arguments["input_ids"].shape[1]
+        )
+        with _delivering(short.delivery(self.options.positions)):
+            output = original(**arguments, return_dict=True)
+        rows = torch.arange(len(nearest), device=output.logits.device)[:, None]
+        output.logits = output.logits[rows, nearest.to(output.logits.device)]
+        remember(getattr(output, "past_key_values", None), plan)
+        return output if wanted_dict else output.to_tuple()
+
+    def _is_text_only(self, arguments: Mapping[str, Any], ids: Tensor | None) -> bool:
+        """Whether the bare model answers this call; raises where pruning would silently not happen."""
+        if arguments.get("inputs_embeds") is not None:
+            raise ValueError(
+                "inputs_embeds hide which tokens are visual, so they cannot be pruned: pass input_ids and pixel_values"
+            )
+        if arguments.get("mm_encoder_outputs"):
+            raise ValueError(
+                "mm_encoder_outputs bring features without the saliency they were made with: pass pixel_values, or use "
+                "foveate.look(...) to encode once and ask often"
+            )
+        if any(arguments.get(name) is not None for name in self.family.image_inputs) or self.images:
+            if ids is None:
+                raise ValueError("images came without input_ids: pass all that the processor returned")
+            return False
+        if recall(arguments.get("past_key_values")) is not None:
+            return False
+        if ids is not None and bool((ids == self.family.image_token_id).any()):
+            raise ValueError(
+                "the prompt holds image placeholders, but no pixel_values came with it, and no cache that a pruned call "
+                "filled: pass all that the processor returned"
+            )
+        return True
+
+    def _bare(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        self.pruner.record([])
+        with _delivering(Delivery((), 0, False)):
+            return original(**arguments)
+
+    def _shorten(self, arguments: Mapping[str, Any], given: Tensor, given_mask: Tensor) -> Shortened:
+        ids, mask, cached = self._long_prompt(arguments, given.cpu(), given_mask)
+        start = 0 if cached is None else cached.long_length
+        images = self._encode(arguments)
+        fresh = mask.clone()
+        fresh[:, :start] = False
+        try:
+            spans = locate_images(
+                ids, fresh, self.family.image_token_id, [image.placeholders for image in images]
+            )
+        except ValueError as error:
+            hint = " With past_key_values, give only the images that are new." if cached is not None else ""
+            raise ValueError(f"{error}{hint}") from None
+        text = self._text(ids, fresh, arguments.get("labels"))
+        with torch.no_grad():
+            selections = [
+                self.pruner.select(image.tokens, self._text_tokens(span, ids, text))
+                for image, span in zip(images, spans, strict=True)
+            ]
+        rows: list[list[Tensor]] = [[] for _ in range(ids.shape[0])]
+        repeats = torch.ones_like(ids)
+        for image, span, selection, kept in zip(images, spans, selections, _fetch(selections), strict=True):
+            features, counts = image.keep(selection, kept, self.options.newlines)
+            rows[span.row].append(features)
+            repeats[span.row, span.positions] = counts
+        self.pruner.record(selections)
+        if cached is None and bool((repeats == 1).all()):
+            everything = torch.arange(ids.shape[1]).expand_as(ids)
+            return Shortened(Plan(everything, ids, mask), rows, touched=False)
+        return Shortened(make_plan(ids, mask, repeats, cached), rows, touched=True)
+
+    def _encode(self, arguments: Mapping[str, Any]) -> Sequence[EncodedImage]:
+        if self.images is not None:
+            return self.images
+        if arguments.get(self.family.image_inputs[0]) is None:
+            return []
+        return self.family.encode(
+            arguments, saliency=self.pruner.reads_saliency, layout=self.options.layout, features=self.features
+        )
+
+    def _long_prompt(
+        self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, CachedPrompt | None]:
+        """The whole prompt as the user knows it, cached part included: ids, mask (both on the CPU), and that part."""
+        if mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
+            raise ValueError(
+                f"attention_mask of shape {tuple(mask.shape)} does not go with input_ids of shape {tuple(ids.shape)}: "
+                "pruning needs the plain (batch, tokens) mask of the processor"
+            )
+        cache = arguments.get("past_key_values")
+        cached = recall(cache)
+        length = cached_length(cache)
+        if not length:
+            if mask.shape != ids.shape:
+                raise ValueError(
+                    f"attention_mask covers {mask.shape[1]} tokens and input_ids {ids.shape[1]}, without a cache between them"
+                )
+            return ids, mask.cpu().bool(), None
+        whole = mask.cpu().bool()
+        if mask.shape[1] == ids.shape[1] and ids.shape[1] <= (cached.long_length if cached else length):
+            # forward() with only the new tokens and no mask: everything cached counts
+            before = torch.ones(ids.shape[0], cached.long_length if cached else length, dtype=torch.bool)
+            if cached is not None:
+                before[:, : cached.ids.shape[1]] = _holds(cached)
+            whole = torch.cat([before, whole], dim=1)
+        missing = whole.shape[1] - ids.shape[1]
+        if cached is None:
+            if bool((ids[:, : max(0, length - missing)] == self.family.image_token_id).any()):
+                raise ValueError(
+                    "past_key_values holds an image that was not pruned by an attached call: fill the cache under the pruner "
+                    "too, or start without it"
+                )
+            index = torch.arange(length).expand(ids.shape[0], -1)
+            cached = CachedPrompt(index, index, length)
+        elif cached.index.shape[0] != ids.shape[0]:
+            raise ValueError(
+                f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache of beams or "
+                "of another batch cannot be continued under pruning"
+            )
+        elif missing == 0 and not torch.equal(ids[:, : cached.ids.shape[1]], cached.ids):
+            raise ValueError("these input_ids do not begin with the prompt that filled past_key_values")
+        if missing:
+            unknown = torch.full((ids.shape[0], missing), -1, dtype=ids.dtype)
+            known = min(missing, cached.ids.shape[1])
+            unknown[:, :known] = cached.ids[:, :known]
+            ids = torch.cat([unknown, ids], dim=1)
+        return ids, whole, cached
+
+    def _text(self, ids: Tensor, mask: Tensor, labels: Tensor | None) -> Tensor:
+        """(B, S) bool: the prompt's text. Labelled tokens are the answer to be learned, unless nothing else is left."""
+        text = mask & (ids != self.family.image_token_id) & (ids >= 0)
+        if labels is None or labels.shape != ids.shape:
+            return text
+        prompt = text & (labels.cpu() == IGNORED_LABEL)
+        return torch.where(prompt.any(dim=1, keepdim=True), prompt, text)
+
+    def _text_tokens(self, span: ImageSpan, ids: Tensor, text: Tensor) -> TextTokens | None:
+        if not self.pruner.reads_text:
+            return None
+        columns = text_after(span, ids, text)
+        if not len(columns):
+            raise ValueError(
+                f"{self.pruner.name} reads the question, and row {span.row} of the batch has no text: add the question to the "
+                "prompt, or use a method that does not read it (saliency, uniform, random)"
+            )
+        if columns[0] < span.positions[-1]:
+            warnings.warn(
+                f"no text follows the image in row {span.row}: the text before it guides the selection",
+                stacklevel=2,
+            )
+        words = ids[span.row, columns]
+        turn = torch.ones(len(words), dtype=torch.bool)
+        if self.pruner.text_span == "turn":
+            ends = self.options.turn_end or self.family.turn_end_ids
+            within = turn_mask(words.tolist(), ends)
+            if within is None:
+                raise ValueError(
+                    f"text_span='turn': none of the turn ends {list(ends)} follows the image in row {span.row}. Give the ids "
+                    "that end a user's turn: attach(..., turn_end=foveate.turn_end(processor))"
+                )
+            turn = torch.tensor(within)
+        special = torch.isin(words, torch.tensor(sorted(self.family.special_token_ids), dtype=words.dtype))
+        embeddings = self.family.embed(words)
+        return TextTokens(embeddings, turn.to(embeddings.device), special.to(embeddings.device))
+
+    def _short_inputs(
+        self, arguments: Mapping[str, Any], ids: Tensor, plan: Plan, pad: int, key: str
+    ) -> dict[str, Any]:
+        mask = arguments.get("attention_mask")
+        long_mask = plan.mask.to(ids.device, torch.int64 if mask is None else mask.dtype)
+        short: dict[str, Any] = {key: plan.short_ids(ids, pad), "attention_mask": plan.short_mask(long_mask)}
+        for name, fill in self.SEQUENCE_INPUTS.items():
+            if arguments.get(name) is not None:
+                short[name] = plan.short_ids(arguments[name], fill)
+        return short
+
+    def _positions(self, arguments: Mapping[str, Any], plan: Plan, *, from_mask: bool) -> dict[str, Any]:
+        given = arguments.get("position_ids")
+        if self.options.positions == "compact":
+            if given is not None:
+                raise ValueError(
+                    "position_ids were given, and positions='compact' renumbers the prompt: leave them out, or attach with "
+                    "positions='original'"
+                )
+            return {}
+        if given is not None:
+            return {"position_ids": plan.short_ids(given, 0)}
+        positions = plan.positions(plan.index.device, from_mask=from_mask)
+        return {
+            "position_ids": (positions if from_mask else positions[:, plan.start :]).to(self.model.device)
+        }
+
+    def _pad_id(self, generation_config: Any) -> int:
+        for config in (generation_config, self.model.generation_config, self.model.config.get_text_config()):
+            pad = getattr(config, "pad_token_id", None)
+            if pad is not None and pad != self.family.image_token_id:
+                return int(pad)
+        return 0
+
+    def _infer_mask(self, ids: Tensor) -> Tensor:
+        """As generate does: padding is what equals a pad token that is no EOS."""
+        pad = getattr(self.model.generation_config, "pad_token_id", None)
+        eos = getattr(self.model.generation_config, "eos_token_id", None)
+        if (
+            pad is None
+            or pad in (eos if isinstance(eos, (list, tuple)) else [eos])
+            or not bool((ids == pad).any())
+        ):
+            return torch.ones_like(ids)
+        return (ids != pad).to(ids.dtype)
+
+
+class PromptStreamer(BaseStreamer):
+    """Passes a streamer on, with the prompt as the user knows it in place of the shortened one."""
+
+    def __init__(self, streamer: BaseStreamer, ids: Tensor) -> None:
+        self._streamer = streamer
+        self._prompt: Tensor | None = ids
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt is not None:
+            value, self._prompt = self._prompt.cpu(), None
+        self._streamer.put(value)
+
+    def end(self) -> None:
+        self._streamer.end()
+
+
+def refuse_generation(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError for what stock transformers itself gets wrong with images."""
+
+    def setting(name: str) -> Any:
+        for value in (arguments.get(name), getattr(arguments.get("generation_config"), name, None)):
+            if value is not None:
+                return value
+        return getattr(model.generation_config, name, None)
+
+    if setting("prefill_chunk_size") is not None:
+        raise ValueError(
+            "prefill_chunk_size: stock transformers hands all image features to every chunk of the prompt, which fails or "
+            "misplaces them. Leave it out: a pruned prompt is short."
+        )
+    if setting("token_healing"):
+        raise ValueError(
+            "token_healing: stock transformers decodes the prompt without its image placeholders and loses them. Leave it out."
+        )
+    if setting("cache_implementation") == "paged":
+        raise ValueError(
+            "cache_implementation='paged' (continuous batching) takes text only in stock transformers. Use another cache."
+        )
+    if isinstance(arguments.get("custom_generate"), str):
+        raise ValueError(
+            "custom_generate from a repository replaces generate as a whole and cannot be pruned. Pass a callable, or none."
+        )
+
+
+def _bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments by name."""
+    names = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(args) > len(names):
+        raise TypeError(
+            f"{function.__name__} takes at most {len(names)} positional arguments, got {len(args)}"
+        )
+    named = dict(zip(names, args, strict=False))
+    twice = named.keys() & kwargs.keys()
+    if twice:
+        raise TypeError(f"{function.__name__} got several values for {', '.join(sorted(twice))}")
+    return {**named, **kwargs}
+
+
+def _fetch(selections: Sequence[Selection]) -> list[Tensor]:
+    """Every selection's indices on the CPU, in one transfer, after checking that all scores are numbers."""
+    if not selections:
+        return []
+    names = [(number, name) for number, one in enumerate(selections) for name in one.scores]
+    if names:
+        finite = torch.stack([torch.isfinite(selections[n].scores[name]).all() for n, name in names]).tolist()
+        for (number, name), fine in zip(names, finite, strict=True):
+            if not fine:
+                raise ValueError(
+                    f"{name} of image {number} holds NaN or infinite values: the vision tower overflowed or its weights are "
+                    "broken. Try dtype=torch.bfloat16 or float32."
+                )
+    together = torch.cat([selection.indices for selection in selections]).cpu()
+    return list(together.split([len(selection) for selection in selections]))
+
+
+def _holds(cached: CachedPrompt) -> Tensor:
+    """(B, S0) bool: False for the padding of the prompt that filled a cache, as far as its index tells."""
+    size = cached.ids.shape[1]
+    holds = torch.ones(cached.ids.shape, dtype=torch.bool)
+    for row, index in enumerate(cached.index):
+        kept = index[index >= 0]
+        holds[row, : int(kept[0])] = False
+        holds[row, size:] = True
+    return holds
+
+
+def _restore(sequences: Tensor, ids: Tensor, short_ids: Tensor) -> Tensor:
+    """Puts the long prompt back in front of what was generated; rows repeat for beams and several returns."""
+    if short_ids is ids:
+        return sequences
+    prompt = ids.to(sequences.device).repeat_interleave(sequences.shape[0] // ids.shape[0], dim=0)
+    return torch.cat([prompt, sequences[:, short_ids.shape[1] :]], dim=1)
+
+
+def _shift_lengths(config: Any, arguments: Mapping[str, Any], dropped: int) -> dict[str, Any]:
+    """``max_length`` and ``min_length`` count the prompt, which is shorter by ``dropped`` now."""
+    given = arguments.get("generation_config")
+    changed: dict[str, Any] = {}
+    for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if any(value is not None for value in (arguments.get(instead), getattr(given, instead, None))):
+            continue
+        if arguments.get(name) is not None:
+            changed[name] = max(0, arguments[name] - dropped)
+        elif getattr(given, name, None) is not None:
+            given = copy.deepcopy(given)
+            setattr(given, name, max(0, getattr(given, name) - dropped))
+            changed["generation_config"] = given
+        elif getattr(config, name, None) is not None and getattr(config, instead, None) is None:
+            if given is None:
+                changed[name] = max(0, getattr(config, name) - dropped)
+            else:
+                given = copy.deepcopy(given)
+                setattr(given, name, max(0, getattr(config, name) - dropped))
+                changed["generation_config"] = given
+    return changed
+
+
+def _wanted_logits(nearest: Tensor, keep: int | Tensor, short_length: int) -> tuple[Tensor, int]:
+    """Which of the short prompt's logits to compute, and where each wanted one is among them.
+
+    Args:
+        nearest: (B, S) int64: for every long column the short one that speaks for it.
+        keep: ``logits_to_keep`` as the user gave it, over the long prompt.
+        short_length: S'.
+
+    Returns:
+        (B, k) indices into the logits that will be computed, and ``logits_to_keep`` for the short prompt.
+    """
+    if torch.is_tensor(keep):
+        nearest = nearest[:, keep.cpu()]
+    elif keep:
+        nearest = nearest[:, -keep:]
+    first = int(nearest.min())
+    return nearest - first, short_length - first

@@ -1,0 +1,35 @@
+"""Families by ``config.model_type``. One family, one file; a new one is imported and listed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foveate.models.base import EncodedImage, Family
+from foveate.models.llava import Llava
+from foveate.models.llava_next import LlavaNext
+
+FAMILIES: dict[str, type[Family]] = {
+    model_type: family for family in (Llava, LlavaNext) for model_type in family.model_types
+}
+
+
+def family_for(model: Any) -> Family:
+    """The adapter for a model.
+
+    Raises:
+        ValueError: no adapter knows this model's type, or the model is not one that generates; the message names the
+            families there are.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise ValueError(f"model family {model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+    if not hasattr(model, "generate") or not hasattr(model, "model"):
+        raise ValueError(
+            f"{type(model).__name__} has no language-modelling head to generate with; "
+            f"load the {family.title} checkpoint with AutoModelForImageTextToText"
+        )
+    return family(model)
+
+
+__all__ = ["FAMILIES", "EncodedImage", "Family", "family_for"]

@@ -1,0 +1,178 @@
+"""LLaVA-NeXT: a base view and crops, unpadded, with ``image_newline`` among the placeholders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
+
+from foveate.attention import recording
+from foveate.models.base import NEWLINE, EncodedImage, Family, Layout, Patch
+from foveate.models.towers import Tower
+from foveate.tokens import Geometry, VisualTokens
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How one image was cut: the resolution it was fitted into, and where its pixels lie on it.
+
+    Args:
+        image: (height, width) of the original, pixels.
+        grid: (rows, columns) of crops.
+        fitted: (height, width) of the resized image on the canvas, pixels.
+        offset: (top, left) padding before it, pixels.
+    """
+
+    image: tuple[int, int]
+    grid: tuple[int, int]
+    fitted: tuple[int, int]
+    offset: tuple[int, int]
+
+
+class LlavaNext(Family):
+    """``LlavaNextForConditionalGeneration`` with a CLIP or SigLIP tower."""
+
+    title = "LLaVA-NeXT"
+    model_types = ("llava_next",)
+    layouts = ("stock", "released")
+    image_inputs = ("pixel_values", "image_sizes")
+
+    @classmethod
+    def traits(cls) -> Mapping[str, str]:
+        return {
+            "saliency": "CLS row (CLIP), mean received attention (SigLIP)",
+            "views": "1 + crops",
+            "positions": "compact, original",
+            "layouts": ", ".join(cls.layouts),
+            "video": "no",
+        }
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config)
+
+    def instruments(self) -> Sequence[Patch]:
+        return self.tower.instruments()
+
+    def encode(
+        self, inputs: Mapping[str, Any], *, saliency: bool, layout: Layout, features: Callable[..., Any]
+    ) -> list[EncodedImage]:
+        pixels, sizes = inputs["pixel_values"], inputs.get("image_sizes")
+        if sizes is None:
+            raise ValueError(
+                "LLaVA-NeXT needs image_sizes beside pixel_values: pass all that the processor returned"
+            )
+        if len(sizes) != len(pixels):
+            raise ValueError(f"{len(pixels)} images in pixel_values, but {len(sizes)} in image_sizes")
+        reading = self.tower.reading(inputs)
+        if self.tower.read == "cls" and reading.strategy == "full":
+            raise ValueError(
+                "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock LLaVA-NeXT "
+                "cannot arrange in a grid. Set it to 'default'."
+            )
+        # A few integers per image, read once for all of them.
+        canvases = [self._canvas((int(h), int(w))) for h, w in torch.as_tensor(sizes).tolist()]
+        with recording(self.tower.recorder(reading, saliency)) as record:
+            output = features(
+                pixel_values=pixels,
+                image_sizes=sizes,
+                vision_feature_layer=inputs.get("vision_feature_layer"),
+                vision_feature_select_strategy=inputs.get("vision_feature_select_strategy"),
+                return_dict=True,
+            )
+        views = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
+        attention: Sequence[Tensor | None] = (
+            record.attention.split(views) if saliency else [None] * len(views)
+        )
+        projected = torch.cat(record.projected).split(views)
+        return [
+            self._image(canvas, stream, full, rows, layout)
+            for canvas, stream, full, rows in zip(
+                canvases, output.pooler_output, projected, attention, strict=True
+            )
+        ]
+
+    def _image(
+        self, canvas: Canvas, stream: Tensor, full: Tensor, attention: Tensor | None, layout: Layout
+    ) -> EncodedImage:
+        device = stream.device
+        source = self._stream_sources(canvas)
+        patch = source >= 0
+        order = source[patch]
+        flat = attention.flatten().to(device) if attention is not None else None
+        if layout == "released":
+            everything = torch.arange(full.shape[0] * full.shape[1])
+            tokens = VisualTokens(
+                full.flatten(0, 1), self._geometry(canvas, everything, device), flat, full_grid=True
+            )
+            return EncodedImage(tokens, len(source))
+        slots = torch.where(patch, patch.cumsum(0) - 1, NEWLINE)
+        # A line is a row of the canvas: it ends with its newline. The base view has none.
+        lines = (source == NEWLINE).long().cumsum(0) - (source == NEWLINE).long()
+        lines[: self.tower.side**2] = -1
+        tokens = VisualTokens(
+            features=stream[patch.nonzero()[:, 0].to(device)],
+            geometry=self._geometry(canvas, order, device),
+            saliency=flat[order.to(device)] if flat is not None else None,
+        )
+        return EncodedImage(tokens, len(source), slots, lines, stream)
+
+    def _stream_sources(self, canvas: Canvas) -> Tensor:
+        """(n,) int64: for every placeholder its flat index over views x patches, or ``NEWLINE``.
+
+        Stock packing itself is asked, with indices in place of features, so that unpadding agrees to the last row.
+        """
+        views = 1 + canvas.grid[0] * canvas.grid[1]
+        # float64 holds every index exactly
+        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64).view(views, -1, 1)
+        packed, _ = self.base.pack_image_features(
+            [indices],
+            torch.tensor([canvas.image]),
+            vision_feature_select_strategy="default",
+            image_newline=torch.full((1,), float(NEWLINE), dtype=torch.float64),
+        )
+        return packed[0][:, 0].long()
+
+    def _canvas(self, image: tuple[int, int]) -> Canvas:
+        side = self.config.vision_config.image_size
+        best_height, best_width = select_best_resolution(image, self.config.image_grid_pinpoints)
+        height, width = image
+        # The processor's own rounding: the limiting edge fills the canvas, the other is rounded up.
+        across, down = best_width / width, best_height / height
+        if across < down:
+            fitted = (min(math.ceil(height * across), best_height), best_width)
+        else:
+            fitted = (best_height, min(math.ceil(width * down), best_width))
+        offset = ((best_height - fitted[0]) // 2, (best_width - fitted[1]) // 2)
+        return Canvas(image, (best_height // side, best_width // side), fitted, offset)
+
+    def _geometry(self, canvas: Canvas, order: Tensor, device: torch.device) -> Geometry:
+        side = self.tower.side
+        view, place = order // side**2, order % side**2
+        row, column = place // side, place % side
+        corners = torch.stack([column, row, column + 1, row + 1], dim=1).double()
+        height, width = canvas.image
+        base = corners * torch.tensor([width / side, height / side] * 2, dtype=torch.float64)
+        crop_row, crop_column = (view - 1) // canvas.grid[1], (view - 1) % canvas.grid[1]
+        shift = torch.stack([crop_column, crop_row, crop_column, crop_row], dim=1) * side
+        pixels = (corners + shift) * self.config.vision_config.patch_size
+        pixels = pixels - torch.tensor([canvas.offset[1], canvas.offset[0]] * 2)
+        crops = pixels * torch.tensor(
+            [width / canvas.fitted[1], height / canvas.fitted[0]] * 2, dtype=torch.float64
+        )
+        boxes = torch.where((view == 0)[:, None], base, crops)
+        limit = torch.tensor([width, height] * 2, dtype=torch.float64)
+        boxes = boxes.clamp(min=0).minimum(limit).float()
+        views = 1 + canvas.grid[0] * canvas.grid[1]
+        return Geometry(
+            view.to(device),
+            row.to(device),
+            column.to(device),
+            boxes.to(device),
+            canvas.image,
+            ((side, side),) * views,
+        )

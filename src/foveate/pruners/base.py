@@ -1,0 +1,111 @@
+"""What a pruning method is: one dataclass, one overridable ``choose``; it never sees a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.tokens import Keep, Selection, TextTokens, VisualTokens
+
+if TYPE_CHECKING:
+    from foveate.attach import Attachment
+
+SALIENCY = "saliency"
+TEXT_TO_IMAGE = "text_to_image"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method decided for one image.
+
+    Args:
+        indices: (K,) int64, ascending.
+        scores: by name, (N,) float32: what the choice was made from.
+        shares: by name, 0-d int64 tensors: how many of the K each side brought.
+    """
+
+    indices: Tensor
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Pruner(ABC):
+    """Chooses which visual tokens of an image reach the LLM.
+
+    A subclass is a dataclass of its options with a ``name``, the flags of what it reads, and ``choose``.
+
+    Args:
+        keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
+
+    Raises:
+        TypeError, ValueError: ``keep`` is neither.
+    """
+
+    keep: float | int = 0.1
+
+    name: ClassVar[str]
+    reads_saliency: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+    text_span: ClassVar[str] = "prompt"
+
+    def __post_init__(self) -> None:
+        self.keep = Keep(self.keep).value
+        self._selections: list[Selection] = []
+
+    @abstractmethod
+    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
+        """Picks ``budget`` of the N patch tokens of one image, budget < N.
+
+        Args:
+            visual: N tokens, with ``saliency`` when ``reads_saliency``.
+            text: T >= 1 text tokens when ``reads_text``, else None.
+            budget: K, 1 <= K < N.
+
+        Returns:
+            K distinct indices, ascending, and what they were chosen from. No host sync, no loop over tokens.
+        """
+
+    def select(self, visual: VisualTokens, text: TextTokens | None = None) -> Selection:
+        """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N.
+
+        Raises:
+            ValueError: the method reads saliency or text and there is none.
+        """
+        if self.reads_saliency and visual.saliency is None:
+            raise ValueError(f"{self.name} reads visual saliency, and these tokens carry none")
+        if self.reads_text and (text is None or len(text) == 0):
+            raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
+        budget = Keep(self.keep).budget(len(visual))
+        if budget == len(visual):
+            choice = self.keep_all(visual, text)
+        else:
+            choice = self.choose(visual, text, budget)
+        return Selection(choice.indices, visual.geometry, choice.scores, choice.shares)
+
+    def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
+        """The choice when the budget covers every token: all of them, in order, nothing scored."""
+        return Choice(torch.arange(len(visual), device=visual.features.device))
+
+    @property
+    def selections(self) -> list[Selection]:
+        """One ``Selection`` per image of the last call through this pruner, in prompt order."""
+        return self._selections
+
+    def record(self, selections: list[Selection]) -> None:
+        """Called by whoever ran ``select`` for a whole call."""
+        self._selections = selections
+
+    def __call__(self, model: Any, **options: Any) -> AbstractContextManager[Attachment]:
+        """``with pruner(model): model.generate(...)``. Options as for ``foveate.attach``."""
+        from foveate.attach import (
+            prepare,
+        )  # the one place where a method meets the model side, and only by name
+
+        return prepare(model, self, **options)

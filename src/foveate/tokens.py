@@ -1,0 +1,200 @@
+"""The few types that travel: what there is (``VisualTokens``, ``TextTokens``) and what stays (``Selection``)."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How much of an image stays: a fraction of its patch tokens, or a number of tokens.
+
+    Args:
+        value: a float in (0, 1], the fraction of each image's patch tokens; or an int >= 1, tokens per image.
+            ``1.0`` keeps everything, ``1`` keeps a single token.
+
+    Raises:
+        TypeError: ``value`` is no number (bool included).
+        ValueError: ``value`` is NaN, infinite, zero, negative, or a fraction above 1.
+    """
+
+    value: float | int
+
+    def __post_init__(self) -> None:
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"keep must be a float in (0, 1] or an int >= 1 (tokens per image), "
+                f"got {value!r} ({type(value).__name__})"
+            )
+        if isinstance(value, numbers.Integral):
+            if value < 1:
+                raise ValueError(f"keep={value} keeps no token: give an int >= 1 or a float in (0, 1]")
+            object.__setattr__(self, "value", int(value))
+            return
+        number = float(value)
+        if not 0.0 < number <= 1.0:  # NaN fails both comparisons
+            raise ValueError(
+                f"keep={value!r} is no fraction of an image's tokens: give a float in (0, 1], "
+                "or an int for tokens per image"
+            )
+        object.__setattr__(self, "value", number)
+
+    def budget(self, tokens: int) -> int:
+        """Tokens kept out of ``tokens``: ``max(1, ceil(keep * tokens))`` or the int, never above ``tokens``.
+
+        Raises:
+            ValueError: ``tokens`` < 1.
+        """
+        if tokens < 1:
+            raise ValueError(f"an image without patch tokens (got {tokens}) leaves nothing to keep")
+        if isinstance(self.value, int):
+            return min(self.value, tokens)
+        # 0.55 * 100 is 55.00000000000001 in binary: without the guard, ceil would keep a token too many.
+        return min(max(1, math.ceil(self.value * tokens - 1e-9)), tokens)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where each patch token of one image lies.
+
+    Args:
+        view: (N,) int64, the view a token belongs to (0 is the base view, crops follow row-major).
+        row: (N,) int64, its row in that view's own grid.
+        column: (N,) int64, its column in that view's own grid.
+        boxes: (N, 4) float32, its (x0, y0, x1, y1) in pixels of an image of ``image_size``.
+        image_size: (height, width) in pixels that ``boxes`` refer to.
+        grids: (rows, columns) of every view's full grid, in view order.
+        cropped: True when the model sees only the centre square of the image and ``image_size`` is that square
+            (LLaVA-1.5), so that the original's size must be given to find the original's pixels.
+    """
+
+    view: Tensor
+    row: Tensor
+    column: Tensor
+    boxes: Tensor
+    image_size: tuple[int, int]
+    grids: tuple[tuple[int, int], ...]
+    cropped: bool = False
+
+    def __len__(self) -> int:
+        return self.view.shape[0]
+
+    def boxes_in(self, height: int, width: int) -> Tensor:
+        """(N, 4) float32: each token's (x0, y0, x1, y1) in pixels of the original ``height`` x ``width`` image."""
+        if not self.cropped:
+            seen_height, seen_width = self.image_size
+            return self.boxes * self.boxes.new_tensor([width / seen_width, height / seen_height] * 2)
+        # Stock CLIP processing: shortest edge resized to the tower's square, the centre cut out.
+        scale = min(height, width) / min(self.image_size)
+        offset = [(width - self.image_size[1] * scale) / 2, (height - self.image_size[0] * scale) / 2]
+        return self.boxes * scale + self.boxes.new_tensor(offset * 2)
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The patch tokens of one image as its LLM would receive them; newlines and other structure left out.
+
+    Args:
+        features: (N, D) projected tokens, in the LLM's input space and in prompt order.
+        geometry: where each of them lies.
+        saliency: (N,) float32 >= 0, or None when the method does not read it.
+        full_grid: True when every view's whole grid is there, views one after the other (no unpadding): what the
+            released code assumes.
+    """
+
+    features: Tensor
+    geometry: Geometry
+    saliency: Tensor | None = None
+    full_grid: bool = False
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """The text that may guide the selection for one image: the tokens that follow it in the prompt.
+
+    Args:
+        embeddings: (T, D) the LLM's input embeddings.
+        turn: (T,) bool, True for tokens of the image's own user turn (always a prefix).
+        special: (T,) bool, True for special tokens (BOS, EOS, padding).
+    """
+
+    embeddings: Tensor
+    turn: Tensor
+    special: Tensor
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Selection:
+    """What stays of one image, and why.
+
+    Args:
+        indices: (K,) int64, kept patch tokens, ascending; with the released variant a token may stand twice.
+        geometry: where all N patch tokens lie.
+        scores: by name (``"saliency"``, ``"text_to_image"``, ...), (N,) float32 each, as far as the method read them.
+        shares: by name, how many of the K each side brought, as 0-d int64 tensors (``int(...)`` reads them; they
+            stay on the device until somebody does).
+    """
+
+    indices: Tensor
+    geometry: Geometry
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.indices.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self)} of {self.total} tokens)"
+
+    @property
+    def total(self) -> int:
+        """N, the patch tokens there were."""
+        return len(self.geometry)
+
+    @property
+    def ratio(self) -> float:
+        """K / N."""
+        return len(self) / self.total
+
+    @property
+    def view(self) -> Tensor:
+        """(K,) int64: each kept token's view."""
+        return self.geometry.view[self.indices]
+
+    @property
+    def row(self) -> Tensor:
+        """(K,) int64: its row in that view's grid."""
+        return self.geometry.row[self.indices]
+
+    @property
+    def column(self) -> Tensor:
+        """(K,) int64: its column in that view's grid."""
+        return self.geometry.column[self.indices]
+
+    @property
+    def boxes(self) -> Tensor:
+        """(K, 4) float32: its (x0, y0, x1, y1) in pixels of ``geometry.image_size``."""
+        return self.geometry.boxes[self.indices]
+
+    def boxes_in(self, height: int, width: int) -> Tensor:
+        """(K, 4) float32: its (x0, y0, x1, y1) in pixels of the original ``height`` x ``width`` image."""
+        return self.geometry.boxes_in(height, width)[self.indices]
+
+    def mask(self) -> Tensor:
+        """(N,) bool: True where a token stays."""
+        kept = torch.zeros(self.total, dtype=torch.bool, device=self.indices.device)
+        kept[self.indices] = True
+        return kept
