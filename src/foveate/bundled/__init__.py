@@ -1,0 +1,67 @@
+"""The small model that ships with Foveate: a stock LLaVA-NeXT checkpoint trained on drawn scenes (see its MODEL_CARD.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+
+#: What a complete checkpoint folder holds.
+PARTS = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+)
+
+
+def path() -> Path:
+    """The checkpoint's folder, as ``from_pretrained`` and vLLM take it."""
+    return Path(__file__).with_name("checkpoint")
+
+
+def load(
+    dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
+) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    """Load the bundled model, offline, on the CPU.
+
+    The image processor is the one that uses Pillow, with which the model was trained; torchvision is not needed.
+
+    Args:
+        dtype: of the weights; they are stored in float16.
+        attn_implementation: as for ``from_pretrained``.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        FileNotFoundError: the checkpoint folder, or a part of it, is missing.
+    """
+    folder = path()
+    missing = [part for part in PARTS if not (folder / part).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"the bundled model in {folder} lacks {', '.join(missing)}: install foveate again, "
+            "or make the model with `python -m training` in a checkout"
+        )
+    from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+
+    model = LlavaNextForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+    )
+    return model.eval(), _pillow_processor(LlavaNextProcessor.from_pretrained(folder, local_files_only=True))
+
+
+def _pillow_processor(processor: LlavaNextProcessor) -> LlavaNextProcessor:
+    """With torchvision installed, some releases of transformers choose its resizing, which gives other pixels."""
+    import transformers
+
+    pillow = getattr(transformers, "LlavaNextImageProcessorPil", None) or transformers.LlavaNextImageProcessor
+    if not isinstance(processor.image_processor, pillow):
+        processor.image_processor = pillow.from_pretrained(path(), local_files_only=True)
+    return processor

@@ -1,0 +1,116 @@
+"""Train the bundled model: ``python -m training [--preset cpu|gpu|smoke] [--out DIR]``. See training/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+STAGES = ("vision", "language", "joint", "export")
+
+#: glibc gives memory back to the system and asks for it again at every step, which makes training on a CPU several times
+#: slower than it need be. It reads these once, when the process starts.
+_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(512 << 20),
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+}
+
+
+def _with_environment() -> None:
+    """Start this command again with the environment it needs, unless it has it."""
+    if any(name not in os.environ for name in _ENVIRONMENT):
+        os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+        os.execv(sys.executable, [sys.executable, "-m", "training", *sys.argv[1:]])
+
+
+def _arguments() -> argparse.Namespace:
+    from training.presets import PRESETS
+
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="size and schedule (default: cpu)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of states, log and record (default: training/runs/PRESET); a run goes on where it was",
+    )
+    parser.add_argument(
+        "--stage", choices=STAGES, nargs="+", default=STAGES, help="which stages (default: all)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="where the export goes (default: the package for the presets cpu and gpu, else OUT)",
+    )
+    parser.add_argument(
+        "--no-token-dropout",
+        action="store_true",
+        help="the control: language model and finish always see all visual tokens; exported to OUT/checkpoint-control",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    import torch
+
+    from foveate import bundled
+    from training import language, vision
+    from training.export import export
+    from training.model import build
+    from training.presets import PRESETS
+    from training.runs import load_state, log, write_record
+
+    preset = PRESETS[arguments.preset]
+    out = arguments.out or Path(__file__).parent / "runs" / preset.name
+    out.mkdir(parents=True, exist_ok=True)
+    handlers = [logging.StreamHandler(), logging.FileHandler(out / "log.txt", encoding="utf-8")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    dropout = not arguments.no_token_dropout
+    model = build(preset)
+    log.info(
+        "preset %s on %s, %.1f M parameters",
+        preset.name,
+        device,
+        sum(p.numel() for p in model.parameters()) / 1e6,
+    )
+    machine = {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    write_record(out / "training.json", {"preset": asdict(preset), "machine": machine})
+    suffix = "" if dropout else "-control"
+    if "vision" in arguments.stage:
+        vision.train_vision(model, preset, out, device)
+    if "language" in arguments.stage:
+        _restore(model, load_state(out / "vision.pt"), "vision")
+        language.train_language(model, preset, out, device, dropout=dropout)
+    if "joint" in arguments.stage:
+        _restore(model, load_state(out / f"language{suffix}.pt"), "language")
+        language.train_joint(model, preset, out, device, dropout=dropout)
+    if "export" in arguments.stage:
+        states = (load_state(out / f"{stage}{suffix}.pt") for stage in ("joint", "language", "vision"))
+        _restore(model, next((state for state in states if state), None), "any")
+        shipped = bundled.path() if dropout and preset.name != "smoke" else out / f"checkpoint{suffix}"
+        folder = arguments.checkpoint or shipped
+        export(model, folder)
+        (folder / "training.json").write_text((out / "training.json").read_text("utf-8"), encoding="utf-8")
+        log.info("checkpoint written to %s", folder)
+
+
+def _restore(model, state, stage: str) -> None:  # type: ignore[no-untyped-def]
+    if state is None:
+        sys.exit(f"no state of stage {stage} in the output folder: train it first")
+    model.load_state_dict(state["model"])
+    model.tie_weights()
+
+
+if __name__ == "__main__":
+    _with_environment()
+    main()

@@ -1,0 +1,433 @@
+"""Stage 2 and the joint finish: the language model learns to answer from the visual tokens, then all learn together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlavaNextForConditionalGeneration
+
+from training.data import IGNORE, NOTHING, View, ahead, make_batch
+from training.model import embeddings, normalise, see
+from training.presets import Preset, Stage
+from training.runs import Averages, Clock, adamw, learning_rate, load_state, log, save_state, write_record
+from training.views import TOKENS
+from training.vision import Heads, vision_losses
+from training.words import (
+    BEFORE_ANSWER,
+    BEFORE_IMAGE,
+    END,
+    ID,
+    PAD,
+    PLURALS,
+    THINGS,
+    VISUAL_WORDS,
+    VOCABULARY,
+    encode,
+)
+
+#: Directions in which the visual tokens vary least, where words that name nothing visible are put.
+_QUIET_DIRECTIONS = 72
+#: How much of a plural's embedding is the mark of the plural.
+_PLURAL_MARK = 0.25
+#: Budgets of token dropout, and how they grow.
+_BUDGETS = ((0.15, (12, 16, 16, 24)), (0.3, (16, 24, 32, 48)), (1.0, (16, 32, 48, 80, 80, 128)))
+_MASKED = -1e9
+
+
+@torch.no_grad()
+def settle_words(
+    model: LlavaNextForConditionalGeneration, preset: Preset, device: torch.device
+) -> dict[str, float]:
+    """Give the words that stage 1 did not train their embeddings, and all words length one.
+
+    Function words go where visual tokens hardly are, so that they find nothing in a picture. A plural lies by its singular.
+
+    Returns:
+        The largest cosine of a function word with a visual token, before and after.
+    """
+    words = embeddings(model)
+    scenes = make_batch(preset.seed + 2, 0, 40, preset.canvases, 0.5)
+    pixels = torch.cat([torch.from_numpy(scene.pixels) for scene in scenes]).to(device)
+    tokens = F.normalize(see(model, normalise(pixels))[1].float().flatten(0, 1), dim=-1)
+    others = [ID[word] for word in VOCABULARY if word not in {*VISUAL_WORDS, *PLURALS}]
+    cosines = {"before": float((tokens @ F.normalize(words[others], dim=-1).T).abs().max())}
+    _, directions = torch.linalg.eigh((tokens.T @ tokens / len(tokens)).double().cpu())
+    quiet = directions[:, : min(_QUIET_DIRECTIONS, words.shape[1] // 2)].float().T
+    generator = torch.Generator().manual_seed(preset.seed)
+    drawn = F.normalize(torch.randn(len(others) + 1, len(quiet), generator=generator) @ quiet, dim=-1).to(
+        device
+    )
+    words[others] = drawn[:-1]
+    words.copy_(F.normalize(words, dim=-1))
+    singulars, plurals = [ID[name] for name in THINGS], [ID[name] for name in PLURALS]
+    words[plurals] = F.normalize(words[singulars] + _PLURAL_MARK * drawn[-1], dim=-1)
+    cosines["after"] = float((tokens @ words[others].T).abs().max())
+    return cosines
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture's visual tokens and the questions about it, as stage 2 sees them.
+
+    Attributes:
+        view: the picture, without its pixels.
+        tokens: (views * TOKENS, D) its projected patches.
+    """
+
+    view: View
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Questions of a batch of pictures in one row per picture, each question seeing the picture and itself only.
+
+    Attributes:
+        ids, block, place, target: (B, Q): token, question (0: padding), place within its question, what comes next.
+        right: (B, Q) what the token that answers is to be; ``IGNORE`` elsewhere.
+        question: (B, Q) number of the question in ``kinds``.
+        kinds: kind of each question of the batch.
+    """
+
+    ids: Tensor
+    block: Tensor
+    place: Tensor
+    target: Tensor
+    right: Tensor
+    question: Tensor
+    kinds: list[str]
+
+
+def pack_questions(views: list[View], answerable: list[list[bool]]) -> Packed:
+    """Put the answerable questions of each picture into one row."""
+    rows: list[list[tuple[int, ...]]] = []
+    kinds: list[str] = []
+    for view, usable in zip(views, answerable, strict=True):
+        row: list[tuple[int, ...]] = []
+        for number, (question, use) in enumerate(zip(view.questions, usable, strict=True), 1):
+            if not use:
+                continue
+            answer = ID[question.answers[0]]
+            asked = [*encode(question.text), *BEFORE_ANSWER]
+            for place, token in enumerate(asked[:-1]):
+                row.append((token, number, place, IGNORE, IGNORE, len(kinds)))
+            row.append((asked[-1], number, len(asked) - 1, answer, answer, len(kinds)))
+            row.append((answer, number, len(asked), END, IGNORE, len(kinds)))
+            kinds.append(question.kind)
+        rows.append(row)
+    longest = max(1, *(len(row) for row in rows))
+    padding = (PAD, 0, 0, IGNORE, IGNORE, 0)
+    table = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    return Packed(*table.unbind(-1), kinds)
+
+
+def answerable(view: View, kept: np.ndarray, everything: bool) -> list[bool]:
+    """Which questions can be answered from the patches that are kept.
+
+    Something of what is asked about must be left: of its colour or its number if that is asked, and in the base view, which
+    alone knows the place in the picture, if it is asked where it is. Counting needs everything.
+    """
+    in_base = kept < TOKENS
+    out = []
+    for question in view.questions:
+        wanted = [THINGS.index(view.names[i]) for i in question.things]
+        things = view.thing[kept]
+        if everything or not wanted:
+            out.append(True)
+        elif question.kind == "counting":
+            out.append(False)
+        elif question.kind in ("position", "relation"):
+            out.append(all(bool(((things == name) & in_base).any()) for name in wanted))
+        elif question.kind == "attribute":
+            out.append(bool(((things == wanted[0]) & (view.color[kept] >= 0)).any()))
+        elif question.kind == "reading":
+            out.append(bool((view.digit[kept] >= 0).any()))
+        else:
+            out.append(bool((things == wanted[0]).any()))
+    return out
+
+
+def drop_tokens(view: View, budget: int, rng: np.random.Generator) -> np.ndarray:
+    """Places in the prompt's order of ``budget`` visual tokens, drawn so that most things keep a few."""
+    order = view.order
+    label = np.where(order >= 0, view.thing[order], -1)
+    weight = np.full(len(order), 1e-4)
+    for value in np.unique(label[label != -1]):
+        members = label == value
+        share = 1.0 if value == NOTHING else 0.5 if value == IGNORE else 2.0
+        weight[members] = share / members.sum()
+    noise = rng.gumbel(size=len(order)) * rng.choice([0.6, 1.0, 1.5])
+    kept = np.argsort(-(np.log(weight) + noise), kind="stable")[:budget]
+    return np.sort(kept)
+
+
+def answer_loss(
+    model: LlavaNextForConditionalGeneration,
+    asked: list[Asked],
+    budget: int | None,
+    rng: np.random.Generator,
+    autocast: torch.autocast,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of the answers, and the share of right ones by kind.
+
+    Args:
+        asked: pictures with their tokens.
+        budget: how many visual tokens are left of each, None for all.
+    """
+    device = asked[0].tokens.device
+    words, newline = embeddings(model), model.model.image_newline
+    kept, places, extents = [], [], []
+    original = bool(rng.random() < 0.5)
+    for item in asked:
+        count = len(item.view.order)
+        keep = np.arange(count) if budget is None else drop_tokens(item.view, budget, rng)
+        kept.append(keep)
+        places.append(keep if budget is None or original else np.arange(len(keep)))
+        extents.append(count if budget is None or original else len(keep))
+    usable = [
+        answerable(item.view, item.view.order[keep][item.view.order[keep] >= 0], budget is None)
+        for item, keep in zip(asked, kept, strict=True)
+    ]
+    packed = pack_questions([item.view for item in asked], usable)
+    longest, before = max(len(keep) for keep in kept), len(BEFORE_IMAGE)
+    place = torch.zeros(len(asked), longest, dtype=torch.long)
+    real = torch.zeros(len(asked), longest, dtype=torch.bool)
+    rows = []
+    for i, (item, keep) in enumerate(zip(asked, kept, strict=True)):
+        source = torch.cat([item.tokens, newline[None].to(item.tokens.dtype)])  # index -1 is the newline
+        rows.append(
+            F.pad(source[torch.from_numpy(item.view.order[keep]).to(device)], (0, 0, 0, longest - len(keep)))
+        )
+        place[i, : len(keep)] = torch.from_numpy(places[i])
+        real[i, : len(keep)] = True
+    visual = torch.stack(rows)
+    start = words[list(BEFORE_IMAGE)].expand(len(asked), -1, -1)
+    hidden = torch.cat([start, visual.to(start.dtype), words[packed.ids.to(device)]], 1)
+    positions = torch.cat(
+        [
+            torch.arange(before).expand(len(asked), -1),
+            place + before,
+            packed.place + before + torch.tensor(extents)[:, None],
+        ],
+        1,
+    ).to(device)
+    mask = _question_mask(real, packed.block, before).to(device)
+    with autocast:
+        states = model.model.language_model(
+            inputs_embeds=hidden, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state[:, before + longest :]
+    target, right = packed.target.to(device), packed.right.to(device)
+    logits = states[target != IGNORE].float() @ words.T
+    wanted, answers = target[target != IGNORE], right[target != IGNORE]
+    is_answer = answers != IGNORE
+    # The end after the answer is learned at once: a fifth of the weight.
+    each = F.cross_entropy(logits, wanted, reduction="none") * torch.where(is_answer, 1.0, 0.2)
+    loss = each.sum() / is_answer.sum().clamp(min=1)
+    good = (logits.argmax(-1) == wanted)[is_answer].tolist()
+    numbers = packed.question[packed.right != IGNORE].tolist()
+    by_kind: dict[str, list[bool]] = {}
+    for number, ok in zip(numbers, good, strict=True):
+        by_kind.setdefault(packed.kinds[number], []).append(ok)
+    suffix = "/all" if budget is None else "/kept"
+    return loss, {"loss": float(loss)} | {kind + suffix: float(np.mean(oks)) for kind, oks in by_kind.items()}
+
+
+def _question_mask(real: Tensor, block: Tensor, before: int) -> Tensor:
+    """(B, 1, S, S), added to attention scores: causal, and a question sees the start, the picture and itself."""
+    batch, visual = real.shape
+    everyone = torch.cat(
+        [torch.ones(batch, before, dtype=torch.bool), real, torch.zeros_like(block, dtype=torch.bool)], 1
+    )
+    owner = torch.cat([torch.zeros(batch, before + visual, dtype=torch.long), block], 1)
+    length = owner.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = (owner[:, :, None] == owner[:, None, :]) & (owner[:, None, :] > 0)
+    allowed = causal & (everyone[:, None, :] | same)
+    allowed |= torch.eye(length, dtype=torch.bool)
+    return torch.zeros(allowed.shape).masked_fill_(~allowed, _MASKED)[:, None]
+
+
+def _budget(stage: Stage, step: int, dropout: bool, rng: np.random.Generator) -> int | None:
+    """How many tokens a batch keeps. All of them ever more often, as counting and the like need."""
+    progress = step / stage.steps
+    if not dropout or rng.random() < np.interp(progress, (0.2, 0.4, 0.8), (0.0, 0.25, 0.55)):
+        return None
+    budgets = next(choice for until, choice in _BUDGETS if progress <= until)
+    return int(rng.choice(budgets))
+
+
+def _without_pixels(view: View) -> View:
+    return View(**{**view.__dict__, "pixels": view.pixels[:, :0]})
+
+
+def train_language(
+    model: LlavaNextForConditionalGeneration,
+    preset: Preset,
+    out: Path,
+    device: torch.device,
+    *,
+    dropout: bool,
+) -> None:
+    """Stage 2: the language model alone, on frozen visual tokens of pictures asked about several times."""
+    stage, name = preset.language, "language" if dropout else "language-control"
+    model.to(device)
+    state = load_state(out / f"{name}.pt")
+    averages, first, clock, cosines = Averages(), 0, Clock(), {}
+    model.requires_grad_(False)
+    trained = [
+        weight for part, weight in model.model.language_model.named_parameters() if "embed_tokens" not in part
+    ]
+    trained.append(model.model.image_newline)
+    for weight in trained:
+        weight.requires_grad_(True)
+    optimizer = adamw(trained, decay=0.05)
+    if state is None:
+        cosines = settle_words(model, preset, device)
+        log.info("function words' largest cosine with a visual token: %s", cosines)
+    else:
+        model.load_state_dict(state["model"])
+        model.tie_weights()
+        optimizer.load_state_dict(state["optimizer"])
+        averages.values, first, clock, cosines = (
+            state["averages"],
+            state["step"],
+            Clock(state["seconds"]),
+            state["cosines"],
+        )
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
+    memory: list[Asked] = []
+
+    def save(step: int) -> None:
+        entry = {"step": step, "averages": averages.values, "seconds": clock.seconds, "cosines": cosines}
+        save_state(
+            out / f"{name}.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **entry}
+        )
+
+    # At the start, and after a resumption, the memory is filled first.
+    filling = min(stage.batch, preset.memory)
+    tasks = (
+        (
+            preset.seed + 100,
+            _first_scene(step, preset, filling),
+            filling if step < first else preset.fresh,
+            preset.canvases,
+            0.5,
+        )
+        for step in range(first - 1, stage.steps)
+    )
+    for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first - 1):
+        with torch.no_grad(), autocast:
+            pixels = torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)
+            tokens = see(model, normalise(pixels))[1].float()
+        fresh = [
+            Asked(_without_pixels(view), part.flatten(0, 1))
+            for view, part in zip(batch, tokens.split([len(view.pixels) for view in batch]), strict=True)
+        ]
+        rng = np.random.default_rng([preset.seed, 2, step + 1])
+        again = [memory[i] for i in rng.integers(0, len(memory), stage.batch - len(fresh))] if memory else []
+        memory = (memory + fresh)[-preset.memory :]
+        if step < first:
+            continue
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        loss, seen = answer_loss(model, fresh + again, _budget(stage, step, dropout, rng), rng, autocast)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        averages.update(seen)
+        if (step + 1) % preset.log_every == 0:
+            log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
+        if (step + 1) % preset.save_every == 0:
+            save(step + 1)
+    if first < stage.steps:
+        save(stage.steps)
+        figures = {
+            "seconds": round(clock.seconds),
+            "function_word_cosine": cosines,
+            "figures": averages.values,
+        }
+        write_record(out / "training.json", {name: figures})
+    model.requires_grad_(True)
+
+
+def _first_scene(step: int, preset: Preset, filling: int) -> int:
+    return 10_000_000 + step if step < 0 else filling + step * preset.fresh
+
+
+def train_joint(
+    model: LlavaNextForConditionalGeneration,
+    preset: Preset,
+    out: Path,
+    device: torch.device,
+    *,
+    dropout: bool,
+) -> None:
+    """The finish: all but the word embeddings learn from the answers and from stage 1's losses together."""
+    stage, name = preset.joint, "joint" if dropout else "joint-control"
+    heads = Heads(preset.vision_width, preset.text_width)
+    heads.load_state_dict(torch.load(out / "vision.pt", weights_only=False, map_location="cpu")["heads"])
+    model.to(device), heads.to(device)
+    model.requires_grad_(True)
+    embeddings(model).requires_grad_(False)
+    trained = [weight for weight in (*model.parameters(), *heads.parameters()) if weight.requires_grad]
+    optimizer = adamw(trained, decay=0.02)
+    averages, first, clock = Averages(), 0, Clock()
+    state = load_state(out / f"{name}.pt")
+    if state is not None:
+        model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
+        model.tie_weights()
+        optimizer.load_state_dict(state["optimizer"])
+        averages.values, first, clock = state["averages"], state["step"], Clock(state["seconds"])
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
+
+    def save(step: int) -> None:
+        modules = {
+            "model": model.state_dict(),
+            "heads": heads.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        save_state(
+            out / f"{name}.pt",
+            {**modules, "step": step, "averages": averages.values, "seconds": clock.seconds},
+        )
+
+    tasks = (
+        (preset.seed + 200, step * stage.batch, stage.batch, preset.canvases, 0.5)
+        for step in range(first, stage.steps)
+    )
+    for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        rng = np.random.default_rng([preset.seed, 3, step])
+        with autocast:
+            cls, tokens = see(
+                model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device))
+            )
+        parts = tokens.float().split([len(view.pixels) for view in batch])
+        asked = [Asked(view, part.flatten(0, 1)) for view, part in zip(batch, parts, strict=True)]
+        budget = int(rng.choice(_BUDGETS[-1][1])) if dropout and rng.random() < 0.4 else None
+        answered, seen = answer_loss(model, asked, budget, rng, autocast)
+        aligned, watched = vision_losses(cls.float(), tokens.float(), batch, embeddings(model), heads)
+        loss = answered + 0.5 * aligned
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        averages.update(
+            {**seen, **{f"vision/{key}": value for key, value in watched.items() if "/" not in key}}
+        )
+        if (step + 1) % preset.log_every == 0:
+            log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
+        if (step + 1) % preset.save_every == 0:
+            save(step + 1)
+    if first < stage.steps:
+        save(stage.steps)
+        write_record(
+            out / "training.json", {name: {"seconds": round(clock.seconds), "figures": averages.values}}
+        )

@@ -1,0 +1,77 @@
+"""Running a stage: learning rate, running averages, log and resumable state."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.presets import Stage
+
+log = logging.getLogger("training")
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Linear warm-up, then a cosine."""
+    falling = 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    return stage.rate * min(1.0, (step + 1) / stage.warmup) * (stage.floor + (1 - stage.floor) * falling)
+
+
+def adamw(parameters: list[nn.Parameter], decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+
+
+class Averages:
+    """Running averages of what is worth watching."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def update(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.values[name] = 0.97 * self.values.get(name, value) + 0.03 * value
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value:.3f}" for name, value in sorted(self.values.items()))
+
+
+class Clock:
+    """Seconds of this stage, over all its resumptions."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write so that a kill at any moment leaves the old state or the new one."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """A stage's saved state, if there is one."""
+    return torch.load(path, weights_only=False, map_location="cpu") if path.exists() else None
+
+
+def write_record(path: Path, entry: Mapping[str, Any]) -> None:
+    """Merge entries into a JSON record."""
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    record.update(entry)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

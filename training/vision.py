@@ -1,0 +1,208 @@
+"""Stage 1: the vision tower learns to see, and its projected tokens to lie along the words for what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlavaNextForConditionalGeneration
+
+from training.data import COLOR_IDS, DIGIT_IDS, IGNORE, NOTHING, THING_IDS, View, ahead, make_batch
+from training.model import embeddings, normalise, see
+from training.presets import Preset
+from training.runs import Averages, Clock, adamw, learning_rate, load_state, log, save_state, write_record
+from training.views import GRID, TOKENS
+
+#: Scale of the text-to-image softmax, as AdaFV uses it.
+SCALE = 100.0
+_READOUT = 4  # row, column, middle of a thing, side
+
+
+class Heads(nn.Module):
+    """What stage 1 needs beside the model and what is thrown away after it."""
+
+    def __init__(self, vision_width: int, text_width: int) -> None:
+        super().__init__()
+        self.cls = nn.Linear(vision_width, text_width)
+        self.nothing = nn.Parameter(torch.randn(text_width) / text_width**0.5)
+        self.readout = nn.Linear(text_width, _READOUT)
+        self.log_scale = nn.Parameter(torch.tensor(15.0).log())
+        own = (torch.arange(GRID) + 0.5) / GRID * 2 - 1
+        self.register_buffer("places", torch.cartesian_prod(own, own))
+
+
+def train_vision(
+    model: LlavaNextForConditionalGeneration, preset: Preset, out: Path, device: torch.device
+) -> None:
+    """Train, or go on training, and leave the model's trained parts in place."""
+    stage = preset.vision
+    torch.manual_seed(preset.seed + 1)
+    heads = Heads(preset.vision_width, preset.text_width)
+    model.to(device), heads.to(device)
+    parts = [model.model.vision_tower, model.model.multi_modal_projector, heads]
+    parameters = [p for part in parts for p in part.parameters()] + [embeddings(model)]
+    optimizer = adamw(parameters, decay=0.02)
+    averages, first, clock = Averages(), 0, Clock()
+    state = load_state(out / "vision.pt")
+    if state is not None:
+        model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
+        model.tie_weights()
+        optimizer.load_state_dict(state["optimizer"])
+        averages.values, first, clock = state["averages"], state["step"], Clock(state["seconds"])
+
+    def save(step: int) -> None:
+        modules = {
+            "model": model.state_dict(),
+            "heads": heads.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        save_state(
+            out / "vision.pt",
+            {**modules, "step": step, "averages": averages.values, "seconds": clock.seconds},
+        )
+
+    tasks = (
+        (preset.seed, step * stage.batch, stage.batch, preset.canvases, _clutter(step / stage.steps))
+        for step in range(first, stage.steps)
+    )
+    for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16):
+            cls, tokens = see(
+                model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device))
+            )
+        loss, seen = vision_losses(cls.float(), tokens.float(), batch, embeddings(model), heads)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        averages.update(seen)
+        if (step + 1) % preset.log_every == 0:
+            log.info("vision %d/%d %.0f s %s", step + 1, stage.steps, clock.seconds, averages)
+        if (step + 1) % preset.save_every == 0:
+            save(step + 1)
+    if first < stage.steps:
+        save(stage.steps)
+        write_record(
+            out / "training.json", {"vision": {"seconds": round(clock.seconds), "figures": averages.values}}
+        )
+
+
+def _clutter(progress: float) -> float:
+    """Cluttered pictures teach most things at once; towards the end they are as many as in the suite."""
+    return 0.85 if progress < 0.6 else 0.85 - 0.35 * (progress - 0.6) / 0.4
+
+
+def vision_losses(
+    cls: Tensor, tokens: Tensor, batch: list[View], words: Tensor, heads: Heads
+) -> tuple[Tensor, dict[str, float]]:
+    """All of stage 1's losses, and what to watch.
+
+    Args:
+        cls: (V, width) CLS states of all views of the batch.
+        tokens: (V, TOKENS, D) their projected patches.
+        words: (words, D) embeddings.
+    """
+    device = tokens.device
+
+    def gathered(name: str) -> Tensor:
+        return torch.cat([torch.from_numpy(getattr(view, name)) for view in batch]).to(device)
+
+    thing, color, digit = gathered("thing"), gathered("color"), gathered("digit")
+    named = F.normalize(
+        torch.cat([words[THING_IDS], heads.nothing[None], words[COLOR_IDS], words[DIGIT_IDS]]), dim=-1
+    )
+    flat = tokens.flatten(0, 1)
+    cosine = F.normalize(flat, dim=-1) @ named.T
+    scale = heads.log_scale.exp().clamp(max=60)
+    of_things, of_colors, of_digits = cosine.split([NOTHING + 1, len(COLOR_IDS), len(DIGIT_IDS)], 1)
+
+    # Background is most of the patches and the easiest: it counts a quarter.
+    weight = torch.ones(NOTHING + 1, device=device)
+    weight[NOTHING] = 0.25
+    losses = {
+        "thing": F.cross_entropy(scale * of_things, thing, weight, ignore_index=IGNORE),
+        "color": _cross_entropy(scale * of_colors, color),
+        "digit": _cross_entropy(scale * of_digits, digit),
+    }
+    # Saliency: what CLS attends to is what it needs to say which things fill the view, by area.
+    share = gathered("share")
+    guess = scale * F.normalize(heads.cls(F.layer_norm(cls, cls.shape[-1:])), dim=-1) @ named[: NOTHING + 1].T
+    losses["cls"] = -(share * guess.log_softmax(-1)).sum(-1).mean()
+    losses["found"], losses["flat"] = _text_to_image(cosine, (thing, color, digit), batch)
+    # Where a patch is, whether it holds the middle of its thing, and how large that is, can be read off its token:
+    # position, relation, counting and "biggest" need it, and no word says it.
+    read = heads.readout(F.normalize(flat, dim=-1) * flat.shape[-1] ** 0.5)
+    of_thing = (thing >= 0) & (thing < NOTHING)
+    places = heads.places.repeat(len(tokens), 1)
+    losses["place"] = F.mse_loss(read[:, :2], places)
+    losses["center"] = F.binary_cross_entropy_with_logits(read[:, 2], gathered("center"))
+    losses["side"] = F.mse_loss(read[of_thing, 3], gathered("side")[of_thing])
+    losses["norm"] = (flat.norm(dim=-1) - 1).square().mean()
+    weights = {
+        "color": 0.5,
+        "digit": 0.7,
+        "cls": 0.3,
+        "found": 0.3,
+        "flat": 0.3,
+        "place": 0.3,
+        "center": 0.5,
+        "norm": 0.02,
+    }
+    total = sum((weights.get(name, 1.0) * loss for name, loss in losses.items()), tokens.new_zeros(()))
+    seen = {f"loss/{name}": float(loss) for name, loss in losses.items()}
+    with torch.no_grad():
+        right = of_things.argmax(-1) == thing
+        seen |= {
+            "thing": float(right[of_thing].float().mean()),
+            "nothing": float(right[thing == NOTHING].float().mean()),
+        }
+        crops = of_thing.clone().view(-1, TOKENS)
+        crops[_bases(batch)] = False
+        seen["thing/crops"] = float(right[crops.flatten()].float().mean())
+        for name, logits, target in (("color", of_colors, color), ("digit", of_digits, digit)):
+            if (target >= 0).any():
+                seen[name] = float((logits.argmax(-1) == target)[target >= 0].float().mean())
+        seen["cls"] = float((guess.argmax(-1) == share.argmax(-1)).float().mean())
+    return total, seen
+
+
+def _bases(batch: list[View]) -> list[int]:
+    """Which views of the batch are base views."""
+    starts = [0]
+    for view in batch[:-1]:
+        starts.append(starts[-1] + len(view.pixels))
+    return starts
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    used = target >= 0
+    return F.cross_entropy(logits[used], target[used]) if used.any() else logits.sum() * 0
+
+
+def _text_to_image(
+    cosine: Tensor, labels: tuple[Tensor, Tensor, Tensor], batch: list[View]
+) -> tuple[Tensor, Tensor]:
+    """AdaFV's own softmax over a picture's tokens: on the tokens of what a word names, flat when that is not there."""
+    offsets = (0, NOTHING + 1, NOTHING + 1 + len(COLOR_IDS))
+    shown = torch.zeros_like(cosine, dtype=torch.bool)
+    for label, offset in zip(labels, offsets, strict=True):
+        rows = (label >= 0).nonzero()[:, 0]
+        shown[rows, label[rows] + offset] = True
+    shown[:, NOTHING] = False
+    found, flat, start = [], [], 0
+    for view in batch:
+        order = torch.from_numpy(view.order[view.order >= 0]).to(cosine.device) + start
+        attention = (SCALE * cosine[order]).log_softmax(0)
+        there = shown[order]
+        present = there.any(0)
+        found.append(attention[:, present].masked_fill(~there[:, present], -torch.inf).logsumexp(0))
+        absent = ~present
+        absent[NOTHING] = False
+        # Kullback-Leibler divergence of the uniform distribution from the attention.
+        flat.append(-attention[:, absent].mean(0) - torch.log(torch.tensor(float(len(order)))))
+        start += len(view.pixels) * TOKENS
+    return -torch.cat(found).mean(), torch.cat(flat).mean()
