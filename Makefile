@@ -1,0 +1,56 @@
+# Every target installs what it needs into $(VENV) first; a second call finds it there.
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= auto
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.foveate-installed
+
+# glibc hands large blocks back to the system after every layer, and faulting them in again costs more than the
+# arithmetic of a small vision tower. Keep them.
+export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
+export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+export MALLOC_TOP_PAD_        ?= 134217728
+# Nothing here needs a hub.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format train eval clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+venv: $(STAMP)  ## Install the package with everything for development into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Foveate needs Python 3.10 or later: make PYTHON=/path/to/python3")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Ask about three pictures with all and with a tenth of the visual tokens
+	$(BIN)/python examples/demo.py
+
+test: export OMP_NUM_THREADS ?= 1
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Bring the code into style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(STAMP)  ## Train the bundled model again (ARGS="--help" for the presets)
+	$(BIN)/python -m training $(ARGS)
+
+eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled model
+	$(BIN)/foveate eval --suite scenes $(ARGS)
+
+clean:  ## Remove what the targets made, the environment included
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""The ``foveate`` command. The library itself needs no command-line packages; this module says so when they lack."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+NEEDED = ("typer", "rich", "matplotlib")
+
+
+def main() -> int | None:
+    """Runs the command, or says how to install what it needs and returns 1."""
+    missing = [package for package in NEEDED if find_spec(package) is None]
+    if missing:
+        print(
+            f"the foveate command needs {', '.join(missing)}, which the library alone does not install:\n"
+            '    pip install "foveate[cli]"',
+            file=sys.stderr,
+        )
+        return 1
+    from foveate.cli import main as command
+
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
