@@ -171,6 +171,7 @@ class Call:
         self.prompt_tokens = 0
         self.visual_tokens: list[int] = []
 
+    @torch.no_grad()
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``model.generate``: the same arguments, the same returns, the prompt as the user knows it in front."""
         arguments = _bind(original, args, kwargs)
@@ -277,10 +278,12 @@ class Call:
         except ValueError as error:
             hint = " With past_key_values, give only the images that are new." if cached is not None else ""
             raise ValueError(f"{error}{hint}") from None
-        text = self._text(ids, fresh, arguments.get("labels"))
+        text = fresh & (ids != self.family.image_token_id) & (ids >= 0)
+        labels = arguments.get("labels")
+        answer = text & (labels.cpu() != IGNORED_LABEL) if labels is not None else torch.zeros_like(text)
         with torch.no_grad():
             selections = [
-                self.pruner.select(image.tokens, self._text_tokens(span, ids, text))
+                self.pruner.select(image.tokens, self._text_tokens(span, ids, text, answer))
                 for image, span in zip(images, spans, strict=True)
             ]
         rows: list[list[Tensor]] = [[] for _ in range(ids.shape[0])]
@@ -352,18 +355,10 @@ class Call:
             ids = torch.cat([unknown, ids], dim=1)
         return ids, whole, cached
 
-    def _text(self, ids: Tensor, mask: Tensor, labels: Tensor | None) -> Tensor:
-        """(B, S) bool: the prompt's text. Labelled tokens are the answer to be learned, unless nothing else is left."""
-        text = mask & (ids != self.family.image_token_id) & (ids >= 0)
-        if labels is None or labels.shape != ids.shape:
-            return text
-        prompt = text & (labels.cpu() == IGNORED_LABEL)
-        return torch.where(prompt.any(dim=1, keepdim=True), prompt, text)
-
-    def _text_tokens(self, span: ImageSpan, ids: Tensor, text: Tensor) -> TextTokens | None:
+    def _text_tokens(self, span: ImageSpan, ids: Tensor, text: Tensor, answer: Tensor) -> TextTokens | None:
         if not self.pruner.reads_text:
             return None
-        columns = text_after(span, ids, text)
+        columns = text_after(span, text, answer)
         if not len(columns):
             raise ValueError(
                 f"{self.pruner.name} reads the question, and row {span.row} of the batch has no text: add the question to the "
@@ -386,8 +381,7 @@ class Call:
                 )
             turn = torch.tensor(within)
         special = torch.isin(words, torch.tensor(sorted(self.family.special_token_ids), dtype=words.dtype))
-        embeddings = self.family.embed(words)
-        return TextTokens(embeddings, turn.to(embeddings.device), special.to(embeddings.device))
+        return TextTokens(self.family.embed(words), turn, special)
 
     def _short_inputs(
         self, arguments: Mapping[str, Any], ids: Tensor, plan: Plan, pad: int, key: str

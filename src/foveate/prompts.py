@@ -65,21 +65,25 @@ def locate_images(
     return spans
 
 
-def text_after(span: ImageSpan, ids: Tensor, text: Tensor) -> Tensor:
+def text_after(span: ImageSpan, text: Tensor, answer: Tensor) -> Tensor:
     """(T,) int64 columns of the text that follows an image up to the prompt's end (METHOD: the released choice).
 
     Args:
         span: the image.
-        ids: (B, S) int64 on the CPU.
-        text: (B, S) bool on the CPU, True for tokens that are text of the prompt.
+        text: (B, S) bool on the CPU, True for text.
+        answer: (B, S) bool on the CPU, True for text with a label: the answer to be learned, which must not choose.
 
     Returns:
-        The columns; when an image ends its prompt, all of the row's text instead. Empty when there is none.
+        The columns. Where nothing but labelled text follows, that; where nothing follows, all of the row's text;
+        empty when the row has none.
     """
-    columns = torch.arange(ids.shape[1])
     row = text[span.row]
-    following = (row & (columns > span.positions[-1])).nonzero()[:, 0]
-    return following if len(following) else row.nonzero()[:, 0]
+    following = row & (torch.arange(len(row)) > span.positions[-1])
+    for candidates in (following & ~answer[span.row], following, row):
+        columns = candidates.nonzero()[:, 0]
+        if len(columns):
+            break
+    return columns
 
 
 def turn_mask(ids: Sequence[int], ends: Sequence[Sequence[int]]) -> list[bool] | None:

@@ -124,8 +124,8 @@ class TextTokens:
 
     Args:
         embeddings: (T, D) the LLM's input embeddings.
-        turn: (T,) bool, True for tokens of the image's own user turn (always a prefix).
-        special: (T,) bool, True for special tokens (BOS, EOS, padding).
+        turn: (T,) bool on the CPU, True for tokens of the image's own user turn (always a prefix).
+        special: (T,) bool on the CPU, True for special tokens (BOS, EOS, padding).
     """
 
     embeddings: Tensor

@@ -151,7 +151,6 @@ def test_registry():
         get_pruner("saliency", seed=1)
 
 
-@pytest.mark.xfail(reason="the annotation of Pruner.text_span puts that option second", strict=False)
 def test_options_in_their_order():
     assert AdaFV(0.2, 0.1, "paper", "turn", 0.02, False) == AdaFV(
         keep=0.2, min_share=0.1, variant="paper", text_span="turn", temperature=0.02, special_tokens=False

@@ -53,7 +53,7 @@ class Pruner(ABC):
     name: ClassVar[str]
     reads_saliency: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
-    text_span: ClassVar[str] = "prompt"
+    text_span = "prompt"  # no annotation: a field only where a method has the choice
 
     def __post_init__(self) -> None:
         self.keep = Keep(self.keep).value

@@ -1,0 +1,267 @@
+"""Every family x generation mode x image count x attention x keep. A new family joins by a row in ``tests.tiny``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.generation.streamers import BaseStreamer
+
+import foveate
+from tests import reference
+from tests.tiny import BATCHES, BOS, IMAGE, ROWS, Row, assistant, prompts
+
+NEW = 6
+GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": [IMAGE]}
+
+# How each mode is asked for, and how the same is asked of the reference (None: it must equal greedy decoding).
+MODES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "greedy": (GREEDY, None),
+    "no_cache": (GREEDY | {"use_cache": False}, None),
+    "static_cache": (GREEDY | {"cache_implementation": "static", "disable_compile": True}, None),
+    "beams": (GREEDY | {"num_beams": 3, "num_return_sequences": 2}, GREEDY | {"num_beams": 3, "num_return_sequences": 2}),
+    "sampling": (GREEDY | {"do_sample": True, "top_k": 20}, GREEDY | {"do_sample": True, "top_k": 20}),
+}
+KEEPS = [1.0, 0.4, 3]
+
+
+@pytest.fixture(params=list(ROWS))
+def row(request: pytest.FixtureRequest) -> Row:
+    return ROWS[request.param]
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def attention(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(row: Row, attention: str) -> Any:
+    return row.make(attention)
+
+
+@pytest.fixture(params=list(BATCHES))
+def inputs(request: pytest.FixtureRequest, row: Row, model: Any) -> dict[str, Tensor]:
+    return prompts(row, model, request.param)
+
+
+def indices(pruner: foveate.Pruner) -> list[Tensor]:
+    return [selection.indices for selection in pruner.selections]
+
+
+def new_tokens(result: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """Checks that the prompt stands in front as it was, and cuts it off."""
+    ids = inputs["input_ids"]
+    times = len(result) // len(ids)
+    assert torch.equal(result[:, : ids.shape[1]], ids.repeat_interleave(times, dim=0))
+    return result[:, ids.shape[1] :]
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("mode", list(MODES))
+def test_generate(model: Any, inputs: dict[str, Tensor], mode: str, keep: float | int) -> None:
+    options, wanted = MODES[mode]
+    pruner = foveate.AdaFV(keep=keep)
+    torch.manual_seed(11)
+    with pruner(model):
+        result = model.generate(**inputs, **options)
+    torch.manual_seed(11)
+    if keep == 1.0:
+        assert torch.equal(result, model.generate(**inputs, **options))
+        return
+    assembled = reference.assemble(model, inputs, indices(pruner))
+    expected = reference.greedy(model, assembled, NEW)[0] if wanted is None else None
+    if expected is None:
+        expected = reference.generate(model, assembled, **wanted)
+    assert torch.equal(new_tokens(result, inputs), expected)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("newlines", ["drop", "rows"])
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_positions_and_newlines(
+    model: Any, inputs: dict[str, Tensor], positions: str, newlines: str, keep: float | int, use_cache: bool
+) -> None:
+    pruner = foveate.AdaFV(keep=keep)
+    with pruner(model, positions=positions, newlines=newlines):
+        result = model.generate(
+            **inputs, **GREEDY, use_cache=use_cache, return_dict_in_generate=True, output_logits=True
+        )
+    if keep == 1.0:
+        stock = model.generate(
+            **inputs, **GREEDY, use_cache=use_cache, return_dict_in_generate=True, output_logits=True
+        )
+        assert torch.equal(result.sequences, stock.sequences)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(result.logits, stock.logits, strict=True))
+        return
+    assembled = reference.assemble(model, inputs, indices(pruner), newlines, positions)
+    tokens, _ = reference.greedy(model, assembled, NEW)
+    assert torch.equal(new_tokens(result.sequences, inputs), tokens)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_scores(model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
+    pruner = foveate.AdaFV(keep=keep)
+    options = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    with pruner(model):
+        result = model.generate(**inputs, **options, output_scores=True)
+    assembled = reference.assemble(model, inputs, indices(pruner))
+    tokens, logits = reference.greedy(model, assembled, NEW, suppress=None)
+    assert torch.equal(new_tokens(result.sequences, inputs), tokens)
+    torch.testing.assert_close(torch.stack(result.logits, dim=1), logits, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.stack(result.scores, dim=1), logits, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_lengths(model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
+    """max_length and min_length count the prompt as the user knows it."""
+    length = inputs["input_ids"].shape[1]
+    with foveate.AdaFV(keep=keep)(model):
+        bounded = model.generate(**inputs, max_length=length + 4, do_sample=False)
+        given = model.generate(
+            **inputs,
+            generation_config=type(model.generation_config)(max_length=length + 3, do_sample=False, pad_token_id=0),
+        )
+        free = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        # Every row's first choice as EOS: only min_length keeps generation going.
+        ends = free[:, length].tolist()
+        held = model.generate(
+            **inputs, min_length=length + 3, max_length=length + 5, do_sample=False, eos_token_id=ends
+        )
+    assert bounded.shape[1] == length + 4
+    assert given.shape[1] == length + 3
+    assert torch.equal(bounded, free[:, : length + 4])
+    assert held.shape[1] >= length + 3
+    assert not torch.isin(held[:, length : length + 3], torch.tensor(ends)).any()
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("batch", ["one", "several"])  # both take one sequence only, in stock transformers
+def test_speculative(row: Row, model: Any, batch: str, keep: float | int) -> None:
+    """Assisted decoding and prompt lookup give what greedy decoding gives."""
+    inputs = prompts(row, model, batch)
+    with foveate.AdaFV(keep=keep)(model):
+        alone = model.generate(**inputs, **GREEDY)
+        assisted = model.generate(**inputs, **GREEDY, assistant_model=assistant())
+        looked_up = model.generate(**inputs, **GREEDY, prompt_lookup_num_tokens=3)
+    assert torch.equal(alone, assisted)
+    assert torch.equal(alone, looked_up)
+
+
+class Collector(BaseStreamer):
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.seen.append(value)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_streamer(row: Row, model: Any, keep: float | int) -> None:
+    inputs = prompts(row, model, "several")
+    streamer = Collector()
+    with foveate.AdaFV(keep=keep)(model):
+        result = model.generate(**inputs, **GREEDY, streamer=streamer)
+    assert streamer.ended
+    assert torch.equal(streamer.seen[0], inputs["input_ids"])
+    assert torch.equal(torch.cat([piece.flatten() for piece in streamer.seen]), result[0])
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_forward(model: Any, inputs: dict[str, Tensor], positions: str, keep: float | int) -> None:
+    """Loss and logits of a direct forward; logits for every token of the long prompt."""
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill((ids == IMAGE) | (ids == BOS) | (inputs["attention_mask"] == 0), -100)
+    pruner = foveate.AdaFV(keep=keep)
+    with torch.no_grad(), pruner(model, positions=positions):
+        output = model(**inputs, labels=labels)
+        last = model(**inputs, logits_to_keep=2).logits
+        as_tuple = model(**inputs, labels=labels, return_dict=False)
+    assert output.logits.shape[:2] == labels.shape
+    torch.testing.assert_close(last, output.logits[:, -2:])
+    assert torch.equal(as_tuple[0], output.loss)
+    if keep == 1.0:
+        with torch.no_grad():
+            stock = model(**inputs, labels=labels)
+        assert torch.equal(output.logits, stock.logits)
+        assert torch.equal(output.loss, stock.loss)
+        return
+    assembled = reference.assemble(model, inputs, indices(pruner), positions=positions)
+    with torch.no_grad():
+        hidden = model.model.language_model(
+            inputs_embeds=assembled.embeddings,
+            attention_mask=assembled.mask,
+            position_ids=assembled.positions,
+            use_cache=False,
+        ).last_hidden_state
+        logits = model.lm_head(hidden)
+    losses = []
+    for number, columns in enumerate(assembled.columns):
+        row = logits[number, logits.shape[1] - len(columns) :]
+        torch.testing.assert_close(output.logits[number, columns], row, atol=2e-4, rtol=1e-4)
+        targets = labels[number, columns]
+        wanted = targets[1:] != -100
+        losses.append(torch.nn.functional.cross_entropy(row[:-1][wanted], targets[1:][wanted], reduction="none"))
+    torch.testing.assert_close(output.loss, torch.cat(losses).mean(), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
+@pytest.mark.parametrize("only_new", [False, True])
+def test_second_turn(
+    row: Row, model: Any, cache: type, positions: str, keep: float | int, only_new: bool
+) -> None:
+    """A second turn with the first one's cache and the long ids equals answering it in one go."""
+    inputs = prompts(row, model, "mixed")
+    store = (
+        DynamicCache(config=model.config.get_text_config())
+        if cache is DynamicCache
+        else StaticCache(config=model.config.get_text_config(), max_cache_len=300)
+    )
+    # "prompt" text would change between the turns; saliency does not read it
+    pruner = foveate.Saliency(keep=keep)
+    options = {"disable_compile": True, **GREEDY}
+    with pruner(model, positions=positions):
+        first = model.generate(**inputs, **options, past_key_values=store, return_dict_in_generate=True)
+        grown = torch.cat([first.sequences, torch.tensor([[50, 51, 52]] * 3)], dim=1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(3, grown.shape[1] - inputs["input_ids"].shape[1]).long()], 1)
+        # the cache holds everything but the last generated token
+        given = grown[:, first.sequences.shape[1] - 1 :] if only_new else grown
+        second = model.generate(
+            input_ids=given, attention_mask=mask, past_key_values=first.past_key_values, **options
+        )
+        whole = model.generate(**{**inputs, "input_ids": grown, "attention_mask": mask}, **options)
+    assert torch.equal(second[:, : given.shape[1]], given)
+    assert torch.equal(second[:, given.shape[1] :], whole[:, grown.shape[1] :])
+
+
+@pytest.mark.parametrize("method", list(foveate.METHODS))
+@pytest.mark.parametrize("keep", KEEPS)
+def test_methods(row: Row, method: str, keep: float | int) -> None:
+    """Every family x every method; a batch gives what its rows give alone."""
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "mixed")
+    pruner = foveate.get_pruner(method, keep=keep)
+    with pruner(model):
+        result = model.generate(**inputs, **GREEDY)
+        chosen = indices(pruner)
+    if keep == 1.0:
+        assert torch.equal(result, model.generate(**inputs, **GREEDY))
+    assembled = reference.assemble(model, inputs, chosen)
+    assert torch.equal(new_tokens(result, inputs), reference.greedy(model, assembled, NEW)[0])
+    for batch, rows, images in (("one", slice(0, 1), slice(0, 1)), ("several", slice(2, 3), slice(1, 3))):
+        alone = {name: value[rows if name in ("input_ids", "attention_mask") else images] for name, value in inputs.items()}
+        with pruner(model):
+            single = model.generate(**alone, **GREEDY)
+        assert torch.equal(single, result[rows]), batch
+        assert all(torch.equal(a, b) for a, b in zip(indices(pruner), chosen[images], strict=True))
