@@ -105,9 +105,7 @@ def assemble(
 
 
 @torch.no_grad()
-def greedy(
-    model: Any, assembled: Assembled, steps: int, suppress: int | None = IMAGE
-) -> tuple[Tensor, Tensor]:
+def greedy(model: Any, assembled: Assembled, steps: int, suppress: int | None = IMAGE) -> tuple[Tensor, Tensor]:
     """(B, steps) tokens and (B, steps, V) logits: the language model run on the embeddings, without a cache.
 
     The token ``suppress`` is never chosen.

@@ -22,7 +22,10 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "greedy": (GREEDY, None),
     "no_cache": (GREEDY | {"use_cache": False}, None),
     "static_cache": (GREEDY | {"cache_implementation": "static", "disable_compile": True}, None),
-    "beams": (GREEDY | {"num_beams": 3, "num_return_sequences": 2}, GREEDY | {"num_beams": 3, "num_return_sequences": 2}),
+    "beams": (
+        GREEDY | {"num_beams": 3, "num_return_sequences": 2},
+        GREEDY | {"num_beams": 3, "num_return_sequences": 2},
+    ),
     "sampling": (GREEDY | {"do_sample": True, "top_k": 20}, GREEDY | {"do_sample": True, "top_k": 20}),
 }
 KEEPS = [1.0, 0.4, 3]
@@ -106,7 +109,12 @@ def test_positions_and_newlines(
 @pytest.mark.parametrize("keep", KEEPS)
 def test_scores(model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
     pruner = foveate.AdaFV(keep=keep)
-    options = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    options = {
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     with pruner(model):
         result = model.generate(**inputs, **options, output_scores=True)
     assembled = reference.assemble(model, inputs, indices(pruner))
@@ -218,9 +226,7 @@ def test_forward(model: Any, inputs: dict[str, Tensor], positions: str, keep: fl
 @pytest.mark.parametrize("positions", ["compact", "original"])
 @pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
 @pytest.mark.parametrize("only_new", [False, True])
-def test_second_turn(
-    row: Row, model: Any, cache: type, positions: str, keep: float | int, only_new: bool
-) -> None:
+def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: float | int, only_new: bool) -> None:
     """A second turn with the first one's cache and the long ids equals answering it in one go."""
     inputs = prompts(row, model, "mixed")
     store = (
@@ -234,12 +240,12 @@ def test_second_turn(
     with pruner(model, positions=positions):
         first = model.generate(**inputs, **options, past_key_values=store, return_dict_in_generate=True)
         grown = torch.cat([first.sequences, torch.tensor([[50, 51, 52]] * 3)], dim=1)
-        mask = torch.cat([inputs["attention_mask"], torch.ones(3, grown.shape[1] - inputs["input_ids"].shape[1]).long()], 1)
+        mask = torch.cat(
+            [inputs["attention_mask"], torch.ones(3, grown.shape[1] - inputs["input_ids"].shape[1]).long()], 1
+        )
         # the cache holds everything but the last generated token
         given = grown[:, first.sequences.shape[1] - 1 :] if only_new else grown
-        second = model.generate(
-            input_ids=given, attention_mask=mask, past_key_values=first.past_key_values, **options
-        )
+        second = model.generate(input_ids=given, attention_mask=mask, past_key_values=first.past_key_values, **options)
         whole = model.generate(**{**inputs, "input_ids": grown, "attention_mask": mask}, **options)
     assert torch.equal(second[:, : given.shape[1]], given)
     assert torch.equal(second[:, given.shape[1] :], whole[:, grown.shape[1] :])
@@ -260,7 +266,9 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
     assembled = reference.assemble(model, inputs, chosen)
     assert torch.equal(new_tokens(result, inputs), reference.greedy(model, assembled, NEW)[0])
     for batch, rows, images in (("one", slice(0, 1), slice(0, 1)), ("several", slice(2, 3), slice(1, 3))):
-        alone = {name: value[rows if name in ("input_ids", "attention_mask") else images] for name, value in inputs.items()}
+        alone = {
+            name: value[rows if name in ("input_ids", "attention_mask") else images] for name, value in inputs.items()
+        }
         with pruner(model):
             single = model.generate(**alone, **GREEDY)
         assert torch.equal(single, result[rows]), batch

@@ -87,9 +87,7 @@ def attach(
         TypeError: ``pruner`` is none.
         RuntimeError: this thread has a pruner on the model already.
     """
-    return prepare(
-        model, pruner, positions=positions, newlines=newlines, layout=layout, turn_end=turn_end
-    ).activate()
+    return prepare(model, pruner, positions=positions, newlines=newlines, layout=layout, turn_end=turn_end).activate()
 
 
 def prepare(
@@ -144,7 +142,7 @@ class Site:
     def enter(cls, model: Any, attachment: Attachment | None = None) -> Site:
         """The model's site, with one more user; the first one patches the model."""
         with cls._lock:
-            site: Site = vars(model).get(_SITE) or cls(model)
+            site: Site = getattr(model, _SITE, None) or cls(model)
             if attachment is not None:
                 site._admit(attachment)
             site.users += 1
@@ -164,9 +162,7 @@ class Site:
     def _admit(self, attachment: Attachment) -> None:
         layout, thread = attachment.options.layout, threading.get_ident()
         if layout not in self.family.layouts:
-            raise ValueError(
-                f"{self.family.title} has no layout {layout!r}; known: {', '.join(self.family.layouts)}"
-            )
+            raise ValueError(f"{self.family.title} has no layout {layout!r}; known: {', '.join(self.family.layouts)}")
         if thread in self.attachments:
             raise RuntimeError(
                 f"this model has a pruner on it already ({self.attachments[thread].pruner}): leave its `with` block or "

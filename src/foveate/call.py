@@ -214,7 +214,7 @@ class Call:
         mask = arguments.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(ids)
-        short = self._shorten(arguments, ids, mask)
+        short = self._shorten(arguments, ids, mask, only_new=cached_length(arguments.get("past_key_values")) > 0)
         plan = short.plan
         if not short.touched:
             with _delivering(short.delivery(self.options.positions)):
@@ -265,22 +265,32 @@ class Call:
         with _delivering(Delivery((), 0, False)):
             return original(**arguments)
 
-    def _shorten(self, arguments: Mapping[str, Any], given: Tensor, given_mask: Tensor) -> Shortened:
-        ids, mask, cached = self._long_prompt(arguments, given.cpu(), given_mask)
+    def _shorten(
+        self, arguments: Mapping[str, Any], given: Tensor, given_mask: Tensor, only_new: bool = False
+    ) -> Shortened:
+        """Encodes, selects and plans.
+
+        Args:
+            arguments: the call's.
+            given: (B, S) its ids; with a cache, the whole prompt or only what is not cached.
+            given_mask: (B, S) or, for the whole prompt, wider.
+            only_new: ``given`` is never the whole prompt (a bare ``forward`` does not cut it).
+        """
+        ids, mask, cached = self._long_prompt(arguments, given.cpu(), given_mask, only_new)
         start = 0 if cached is None else cached.long_length
         images = self._encode(arguments)
         fresh = mask.clone()
         fresh[:, :start] = False
         try:
-            spans = locate_images(
-                ids, fresh, self.family.image_token_id, [image.placeholders for image in images]
-            )
+            spans = locate_images(ids, fresh, self.family.image_token_id, [image.placeholders for image in images])
         except ValueError as error:
             hint = " With past_key_values, give only the images that are new." if cached is not None else ""
             raise ValueError(f"{error}{hint}") from None
         text = fresh & (ids != self.family.image_token_id) & (ids >= 0)
         labels = arguments.get("labels")
-        answer = text & (labels.cpu() != IGNORED_LABEL) if labels is not None else torch.zeros_like(text)
+        answer = torch.zeros_like(text)
+        if labels is not None:
+            answer[:, -labels.shape[1] :] = labels.cpu() != IGNORED_LABEL
         with torch.no_grad():
             selections = [
                 self.pruner.select(image.tokens, self._text_tokens(span, ids, text, answer))
@@ -308,7 +318,7 @@ class Call:
         )
 
     def _long_prompt(
-        self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor
+        self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, only_new: bool
     ) -> tuple[Tensor, Tensor, CachedPrompt | None]:
         """The whole prompt as the user knows it, cached part included: ids, mask (both on the CPU), and that part."""
         if mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
@@ -326,11 +336,10 @@ class Call:
                 )
             return ids, mask.cpu().bool(), None
         whole = mask.cpu().bool()
-        if mask.shape[1] == ids.shape[1] and ids.shape[1] <= (cached.long_length if cached else length):
-            # forward() with only the new tokens and no mask: everything cached counts
+        if mask.shape[1] == ids.shape[1] and only_new:  # no mask was given: everything cached counts
             before = torch.ones(ids.shape[0], cached.long_length if cached else length, dtype=torch.bool)
             if cached is not None:
-                before[:, : cached.ids.shape[1]] = _holds(cached)
+                before[:, : cached.ids.shape[1]] = cached.mask
             whole = torch.cat([before, whole], dim=1)
         missing = whole.shape[1] - ids.shape[1]
         if cached is None:
@@ -340,7 +349,7 @@ class Call:
                     "too, or start without it"
                 )
             index = torch.arange(length).expand(ids.shape[0], -1)
-            cached = CachedPrompt(index, index, length)
+            cached = CachedPrompt(index, index, whole[:, :length], length)
         elif cached.index.shape[0] != ids.shape[0]:
             raise ValueError(
                 f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache of beams or "
@@ -406,9 +415,7 @@ class Call:
         if given is not None:
             return {"position_ids": plan.short_ids(given, 0)}
         positions = plan.positions(plan.index.device, from_mask=from_mask)
-        return {
-            "position_ids": (positions if from_mask else positions[:, plan.start :]).to(self.model.device)
-        }
+        return {"position_ids": (positions if from_mask else positions[:, plan.start :]).to(self.model.device)}
 
     def _pad_id(self, generation_config: Any) -> int:
         for config in (generation_config, self.model.generation_config, self.model.config.get_text_config()):
@@ -421,11 +428,7 @@ class Call:
         """As generate does: padding is what equals a pad token that is no EOS."""
         pad = getattr(self.model.generation_config, "pad_token_id", None)
         eos = getattr(self.model.generation_config, "eos_token_id", None)
-        if (
-            pad is None
-            or pad in (eos if isinstance(eos, (list, tuple)) else [eos])
-            or not bool((ids == pad).any())
-        ):
+        if pad is None or pad in (eos if isinstance(eos, (list, tuple)) else [eos]) or not bool((ids == pad).any()):
             return torch.ones_like(ids)
         return (ids != pad).to(ids.dtype)
 
@@ -482,9 +485,7 @@ def _bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     if len(args) > len(names):
-        raise TypeError(
-            f"{function.__name__} takes at most {len(names)} positional arguments, got {len(args)}"
-        )
+        raise TypeError(f"{function.__name__} takes at most {len(names)} positional arguments, got {len(args)}")
     named = dict(zip(names, args, strict=False))
     twice = named.keys() & kwargs.keys()
     if twice:
@@ -507,17 +508,6 @@ def _fetch(selections: Sequence[Selection]) -> list[Tensor]:
                 )
     together = torch.cat([selection.indices for selection in selections]).cpu()
     return list(together.split([len(selection) for selection in selections]))
-
-
-def _holds(cached: CachedPrompt) -> Tensor:
-    """(B, S0) bool: False for the padding of the prompt that filled a cache, as far as its index tells."""
-    size = cached.ids.shape[1]
-    holds = torch.ones(cached.ids.shape, dtype=torch.bool)
-    for row, index in enumerate(cached.index):
-        kept = index[index >= 0]
-        holds[row, : int(kept[0])] = False
-        holds[row, size:] = True
-    return holds
 
 
 def _restore(sequences: Tensor, ids: Tensor, short_ids: Tensor) -> Tensor:

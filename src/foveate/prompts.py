@@ -26,9 +26,7 @@ class ImageSpan:
     positions: Tensor
 
 
-def locate_images(
-    ids: Tensor, mask: Tensor, image_token_id: int, placeholders: Sequence[int]
-) -> list[ImageSpan]:
+def locate_images(ids: Tensor, mask: Tensor, image_token_id: int, placeholders: Sequence[int]) -> list[ImageSpan]:
     """Assigns placeholders to images, row by row, in order.
 
     Args:
@@ -119,9 +117,7 @@ def turn_end(processor: Any) -> tuple[tuple[int, ...], ...]:
     with_suffix = tokenizer(probe + suffix, add_special_tokens=False)["input_ids"]
     alone = tokenizer(probe, add_special_tokens=False)["input_ids"]
     if with_suffix[: len(alone)] != alone or len(with_suffix) == len(alone):
-        raise ValueError(
-            "this chat template puts nothing recognisable after a user's text; give turn_end yourself"
-        )
+        raise ValueError("this chat template puts nothing recognisable after a user's text; give turn_end yourself")
     return (tuple(with_suffix[len(alone) :]),)
 
 
@@ -249,11 +245,13 @@ class CachedPrompt:
     Args:
         index: (B, c) int64: for each cached position its column in the long prompt, -1 for padding.
         ids: (B, S0) int64, the long prompt of the call that filled it.
+        mask: (B, S0) bool, False where that prompt was padded.
         long_length: columns of the long prompt that the cache stands for.
     """
 
     index: Tensor
     ids: Tensor
+    mask: Tensor
     long_length: int
 
     def grown_to(self, cached: int) -> CachedPrompt:
@@ -268,12 +266,8 @@ class CachedPrompt:
                 f"this cache holds {cached} positions, fewer than the {known} of the pruned prompt that filled it: a cropped "
                 "cache cannot be continued under pruning. Start without past_key_values."
             )
-        new = torch.arange(self.long_length, self.long_length + cached - known).expand(
-            self.index.shape[0], -1
-        )
-        return replace(
-            self, index=torch.cat([self.index, new], dim=1), long_length=self.long_length + cached - known
-        )
+        new = torch.arange(self.long_length, self.long_length + cached - known).expand(self.index.shape[0], -1)
+        return replace(self, index=torch.cat([self.index, new], dim=1), long_length=self.long_length + cached - known)
 
 
 _CACHE_ATTRIBUTE = "_foveate_prompt"
@@ -282,7 +276,7 @@ _CACHE_ATTRIBUTE = "_foveate_prompt"
 def remember(cache: Any, plan: Plan) -> None:
     """Leaves on a cache which prompt it holds, so that a later turn can go on from the long ids."""
     if cache is not None and not isinstance(cache, tuple):
-        setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.length))
+        setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.mask, plan.length))
 
 
 def recall(cache: Any) -> CachedPrompt | None:

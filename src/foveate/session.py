@@ -178,8 +178,6 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     }
     with looking_through(model) as site, torch.no_grad():
         if layout not in site.family.layouts:
-            raise ValueError(
-                f"{site.family.title} has no layout {layout!r}; known: {', '.join(site.family.layouts)}"
-            )
+            raise ValueError(f"{site.family.title} has no layout {layout!r}; known: {', '.join(site.family.layouts)}")
         encoded = site.family.encode(inputs, saliency=True, layout=layout, features=site.features)
     return Session(model, processor, encoded, layout)

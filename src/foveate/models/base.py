@@ -154,9 +154,7 @@ class Family(ABC):
         found: list[tuple[int, ...]] = []
         for config in (getattr(self.model, "generation_config", None), self.config.get_text_config()):
             value = getattr(config, "eos_token_id", None)
-            values: Iterable[int] = (
-                value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-            )
+            values: Iterable[int] = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
             found.extend((token,) for token in values if (token,) not in found)
         return tuple(found)
 

@@ -75,6 +75,4 @@ class Llava(Family):
         )
         row, column = row.flatten(), column.flatten()
         boxes = torch.stack([column, row, column + 1, row + 1], dim=1).float() * size
-        return Geometry(
-            torch.zeros_like(row), row, column, boxes, (height, width), ((rows, columns),), cropped=True
-        )
+        return Geometry(torch.zeros_like(row), row, column, boxes, (height, width), ((rows, columns),), cropped=True)

@@ -63,9 +63,7 @@ class LlavaNext(Family):
     ) -> list[EncodedImage]:
         pixels, sizes = inputs["pixel_values"], inputs.get("image_sizes")
         if sizes is None:
-            raise ValueError(
-                "LLaVA-NeXT needs image_sizes beside pixel_values: pass all that the processor returned"
-            )
+            raise ValueError("LLaVA-NeXT needs image_sizes beside pixel_values: pass all that the processor returned")
         if len(sizes) != len(pixels):
             raise ValueError(f"{len(pixels)} images in pixel_values, but {len(sizes)} in image_sizes")
         reading = self.tower.reading(inputs)
@@ -85,15 +83,11 @@ class LlavaNext(Family):
                 return_dict=True,
             )
         views = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
-        attention: Sequence[Tensor | None] = (
-            record.attention.split(views) if saliency else [None] * len(views)
-        )
+        attention: Sequence[Tensor | None] = record.attention.split(views) if saliency else [None] * len(views)
         projected = torch.cat(record.projected).split(views)
         return [
             self._image(canvas, stream, full, rows, layout)
-            for canvas, stream, full, rows in zip(
-                canvases, output.pooler_output, projected, attention, strict=True
-            )
+            for canvas, stream, full, rows in zip(canvases, output.pooler_output, projected, attention, strict=True)
         ]
 
     def _image(
@@ -106,9 +100,7 @@ class LlavaNext(Family):
         flat = attention.flatten().to(device) if attention is not None else None
         if layout == "released":
             everything = torch.arange(full.shape[0] * full.shape[1])
-            tokens = VisualTokens(
-                full.flatten(0, 1), self._geometry(canvas, everything, device), flat, full_grid=True
-            )
+            tokens = VisualTokens(full.flatten(0, 1), self._geometry(canvas, everything, device), flat, full_grid=True)
             return EncodedImage(tokens, len(source))
         slots = torch.where(patch, patch.cumsum(0) - 1, NEWLINE)
         # A line is a row of the canvas: it ends with its newline. The base view has none.
@@ -161,9 +153,7 @@ class LlavaNext(Family):
         shift = torch.stack([crop_column, crop_row, crop_column, crop_row], dim=1) * side
         pixels = (corners + shift) * self.config.vision_config.patch_size
         pixels = pixels - torch.tensor([canvas.offset[1], canvas.offset[0]] * 2)
-        crops = pixels * torch.tensor(
-            [width / canvas.fitted[1], height / canvas.fitted[0]] * 2, dtype=torch.float64
-        )
+        crops = pixels * torch.tensor([width / canvas.fitted[1], height / canvas.fitted[0]] * 2, dtype=torch.float64)
         boxes = torch.where((view == 0)[:, None], base, crops)
         limit = torch.tensor([width, height] * 2, dtype=torch.float64)
         boxes = boxes.clamp(min=0).minimum(limit).float()
