@@ -1,7 +1,7 @@
 """Asks about the shipped pictures with all visual tokens and with a tenth of them. ``make demo`` runs this.
 
-The questions stand in ``pictures/questions.json``; each is one call of the ``foveate`` command, printed before it
-runs so that it can be repeated by hand. Overlays (what was kept) go to ``build/demo``.
+The questions stand in ``pictures/questions.json``. Each is a call of the ``foveate`` command, printed before
+it runs so that it can be repeated by hand. Overlays (what was kept) go to ``build/demo``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ def main() -> int:
     overlays = []
     for number, entry in enumerate(questions, start=1):
         overlay = OUT / f"{number}-{Path(entry['image']).stem}.png"
-        arguments = ["ask", str(PICTURES / entry["image"]), entry["question"], "--compare", "--show", str(overlay)]
+        picture = PICTURES / entry["image"]
+        arguments = ["ask", str(picture), entry["question"], "--compare", "--show", str(overlay)]
         print(f"\n$ foveate {shlex.join(arguments)}", flush=True)
         status = subprocess.run([sys.executable, "-m", "foveate", *arguments], cwd=ROOT).returncode
         if status:
             print(f"demo: that call ended with status {status}", file=sys.stderr)
             return status
         overlays.append(overlay)
-    print(f"\n{len(overlays)} questions in {time.monotonic() - began:.0f} s. What was kept, clear among what was not:")
+    print(f"\n{len(overlays)} questions in {time.monotonic() - began:.0f} s. What was kept of each picture:")
     for overlay in overlays:
         if not (ROOT / overlay).is_file():
             print(f"demo: {overlay} was not written", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The ``foveate`` command. The library itself needs no command-line packages; this module says so when they lack."""
+"""The ``foveate`` command; without the packages it needs, it says how to install them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,85 @@
+"""The pages say what is true: their Python runs, their tables and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image, ImageDraw
+
+import foveate
+from foveate.models import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+NOT_RUN = "<!-- not run"
+
+
+def python_blocks(page: Path) -> list[tuple[int, str, bool]]:
+    """(line, code, whether it can run offline) of every Python block."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    blocks, start = [], None
+    for number, line in enumerate(lines):
+        if line == "```python":
+            start = number
+        elif line == "```" and start is not None:
+            runs = not lines[start - 1].startswith(NOT_RUN)
+            blocks.append((start + 2, "\n".join(lines[start + 1 : number]), runs))
+            start = None
+    return blocks
+
+
+WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
+
+
+@pytest.fixture
+def beside_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with the picture the pages speak of."""
+    photo = Image.new("RGB", (300, 200), "lightsteelblue")
+    ImageDraw.Draw(photo).ellipse((60, 50, 130, 120), fill="orange")
+    photo.save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+@pytest.mark.usefixtures("beside_a_photo")
+def test_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run one after the other, as a reader would type them; the rest compiles."""
+    module = ModuleType("page")  # dataclasses look their module up by name
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for line, code, runs in python_blocks(page):
+        compiled = compile("\n" * (line - 1) + code, str(page), "exec")
+        if runs:
+            exec(compiled, vars(module))
+
+
+def test_the_pages_hold_the_examples() -> None:
+    """Guards the test above against a page whose blocks are no longer found."""
+    assert {"README.md", "adding_a_pruner.md"} <= {page.name for page in WITH_PYTHON}
+
+
+def table_column(page: Path, heading: str, column: int) -> set[str]:
+    """The backquoted entries of a column of the first table under a heading."""
+    section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1]
+    rows = [line for line in section.split("\n## ", 1)[0].splitlines() if line.startswith("|")][2:]
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[column + 1])}
+
+
+def test_readme_lists_every_method_by_its_class() -> None:
+    readme = ROOT / "README.md"
+    assert table_column(readme, "Methods", 0) == set(foveate.METHODS)
+    assert table_column(readme, "Methods", 1) == {method.__name__ for method in foveate.METHODS.values()}
+
+
+def test_readme_lists_every_family() -> None:
+    assert table_column(ROOT / "README.md", "Model families", 1) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if target and not (page.parent / target).exists()]
+    assert not missing

@@ -1,0 +1,63 @@
+"""What ships, what is installed and what is promised about it agree."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import foveate
+from foveate import __main__ as entry
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_version_is_the_same_wherever_it_is_written() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(\d[^\]]*)\]", changelog, re.MULTILINE)
+    assert newest is not None
+    assert foveate.__version__ == metadata.version("foveate") == citation["version"] == newest[1]
+
+
+def test_constraints_satisfy_what_the_package_asks_for() -> None:
+    """A requirement raised in pyproject without its pin would make every make target fail, slowly."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    for text in metadata.requires("foveate") or []:
+        requirement = Requirement(text)
+        if requirement.name == "foveate":
+            continue
+        assert requirement.name.lower() in pins, f"{requirement.name} is not pinned"
+        assert pins[requirement.name.lower()] in requirement.specifier
+
+
+def test_torch_is_not_pinned_for_users() -> None:
+    (torch,) = [r for r in map(Requirement, metadata.requires("foveate") or []) if r.name == "torch"]
+    assert {clause.operator for clause in torch.specifier} == {">="}
+
+
+def test_readme_names_the_make_targets_there_are() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"(?:^|`)make ([a-z]+)", readme, re.MULTILINE))
+    listed = readme.split("lists the targets:", 1)[1].split("[CONTRIBUTING", 1)[0]
+    assert used <= targets
+    assert set(re.findall(r"`([a-z]+)`", listed)) == targets - {"help"}
+
+
+def test_command_without_its_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(entry, "find_spec", lambda package: None if package == "typer" else object())
+    assert entry.main() == 1
+    captured = capsys.readouterr()
+    assert 'pip install "foveate[cli]"' in captured.err
+    assert "needs typer," in captured.err
+    assert captured.out == ""
