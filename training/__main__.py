@@ -11,8 +11,8 @@ from pathlib import Path
 
 STAGES = ("vision", "language", "joint", "export")
 
-#: glibc gives memory back to the system and asks for it again at every step, which makes training on a CPU several times
-#: slower than it need be. It reads these once, when the process starts.
+#: glibc gives memory back to the system and asks for it again at every step, which makes training on a CPU several
+#: times slower than it need be. It reads these once, when the process starts.
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
@@ -40,9 +40,7 @@ def _arguments() -> argparse.Namespace:
         type=Path,
         help="folder of states, log and record (default: training/runs/PRESET); a run goes on where it was",
     )
-    parser.add_argument(
-        "--stage", choices=STAGES, nargs="+", default=STAGES, help="which stages (default: all)"
-    )
+    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, help="which stages (default: all)")
     parser.add_argument(
         "--checkpoint",
         type=Path,

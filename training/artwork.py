@@ -20,24 +20,18 @@ COLUMNS = 8
 
 def make_sheet(package: Path, vendor: str, out: Path) -> None:
     """Write one sheet of 64-pixel pictures, in the order of ``SHORT_NAMES``, as an optimised PNG."""
-    entries = {
-        entry["short_name"]: entry for entry in json.loads((package / "emoji.json").read_text("utf-8"))
-    }
+    entries = {entry["short_name"]: entry for entry in json.loads((package / "emoji.json").read_text("utf-8"))}
     rows = -(-len(SHORT_NAMES) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SPRITE, rows * SPRITE))
     for i, short_name in enumerate(SHORT_NAMES.values()):
-        picture = Image.open(package / "img" / vendor / str(SPRITE) / entries[short_name]["image"]).convert(
-            "RGBA"
-        )
+        picture = Image.open(package / "img" / vendor / str(SPRITE) / entries[short_name]["image"]).convert("RGBA")
         sheet.paste(picture, (i % COLUMNS * SPRITE, i // COLUMNS * SPRITE))
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out, optimize=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--google", type=Path, required=True, help="unpacked emoji-datasource-google")
     parser.add_argument("--twitter", type=Path, required=True, help="unpacked emoji-datasource-twitter")
     arguments = parser.parse_args()

@@ -82,12 +82,8 @@ def make_view(seed: int, index: int, canvases: tuple[Canvas, ...], clutter: floa
         held = centers(sample.scene, layout)
         for i, thing in enumerate(things):
             # The fullest patch is looked for in the base view and in the crops apart.
-            fullest = np.repeat(
-                [covered[i, :TOKENS].max(), covered[i, TOKENS:].max()], [TOKENS, tokens - TOKENS]
-            )
-            own = (owner == i) & (
-                most >= np.minimum(_COVERED, np.maximum(_OF_FULLEST * fullest, _LEAST_CENTER))
-            )
+            fullest = np.repeat([covered[i, :TOKENS].max(), covered[i, TOKENS:].max()], [TOKENS, tokens - TOKENS])
+            own = (owner == i) & (most >= np.minimum(_COVERED, np.maximum(_OF_FULLEST * fullest, _LEAST_CENTER)))
             label[own] = _THING_INDEX[thing.name]
             side[own] = thing.side / 100
             if thing.color is not None:

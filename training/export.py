@@ -1,4 +1,4 @@
-"""Write the trained model as a stock LLaVA-NeXT checkpoint: weights, configuration, tokenizer, processor, chat template."""
+"""Write the trained model as a stock LLaVA-NeXT checkpoint, with tokenizer, processor and chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.model import MEAN, STD
 from training.views import PATCH, VIEW
 from training.words import BEGIN, END, ID, PAD, SPECIAL
 
-#: "user: <image> What ...? assistant:" after the start token, the words of training. An answer ends with the end token.
+#: "user: <image> What ...? assistant:" after the start token, as in training. The end token ends an answer.
 CHAT_TEMPLATE = """\
 {{ '<s>' }}{% for message in messages %}{{ message['role'] }}: \
 {% if message['content'] is string %}{{ message['content'] }}\
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = """\
 {% endif %}\
 {{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
 
-#: The names that checkpoints on the hub have, which every transformers release and vLLM read.
+#: Names as in the checkpoints on the hub, which every transformers release and vLLM read.
 _HUB_NAMES = (
     ("model.vision_tower.", "vision_tower.vision_model."),
     ("model.language_model.", "language_model.model."),
@@ -70,9 +70,7 @@ def make_processor(pinpoints: list[list[int]]) -> LlavaNextProcessor:
     )
 
 
-def export(
-    model: LlavaNextForConditionalGeneration, folder: Path, dtype: torch.dtype = torch.float16
-) -> None:
+def export(model: LlavaNextForConditionalGeneration, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write the checkpoint to ``folder``; what else lies there (the model card) stays."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -86,7 +84,5 @@ def export(
     config.architectures = [type(model).__name__]
     config.dtype = str(dtype).removeprefix("torch.")
     config.save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=BEGIN, eos_token_id=END, pad_token_id=PAD, max_new_tokens=8
-    ).save_pretrained(folder)
+    GenerationConfig(bos_token_id=BEGIN, eos_token_id=END, pad_token_id=PAD, max_new_tokens=8).save_pretrained(folder)
     make_processor(config.image_grid_pinpoints).save_pretrained(folder)

@@ -14,7 +14,7 @@ from transformers import LlavaNextForConditionalGeneration
 from training.data import IGNORE, NOTHING, View, ahead, make_batch
 from training.model import embeddings, normalise, see
 from training.presets import Preset, Stage
-from training.runs import Averages, Clock, adamw, learning_rate, load_state, log, save_state, write_record
+from training.runs import Averages, Clock, Threads, adamw, learning_rate, load_state, log, save_state, write_record
 from training.views import TOKENS
 from training.vision import Heads, vision_losses
 from training.words import (
@@ -40,12 +40,11 @@ _MASKED = -1e9
 
 
 @torch.no_grad()
-def settle_words(
-    model: LlavaNextForConditionalGeneration, preset: Preset, device: torch.device
-) -> dict[str, float]:
+def settle_words(model: LlavaNextForConditionalGeneration, preset: Preset, device: torch.device) -> dict[str, float]:
     """Give the words that stage 1 did not train their embeddings, and all words length one.
 
-    Function words go where visual tokens hardly are, so that they find nothing in a picture. A plural lies by its singular.
+    Function words go where visual tokens hardly are, so that they find nothing in a picture. A plural lies by its
+    singular.
 
     Returns:
         The largest cosine of a function word with a visual token, before and after.
@@ -59,9 +58,7 @@ def settle_words(
     _, directions = torch.linalg.eigh((tokens.T @ tokens / len(tokens)).double().cpu())
     quiet = directions[:, : min(_QUIET_DIRECTIONS, words.shape[1] // 2)].float().T
     generator = torch.Generator().manual_seed(preset.seed)
-    drawn = F.normalize(torch.randn(len(others) + 1, len(quiet), generator=generator) @ quiet, dim=-1).to(
-        device
-    )
+    drawn = F.normalize(torch.randn(len(others) + 1, len(quiet), generator=generator) @ quiet, dim=-1).to(device)
     words[others] = drawn[:-1]
     words.copy_(F.normalize(words, dim=-1))
     singulars, plurals = [ID[name] for name in THINGS], [ID[name] for name in PLURALS]
@@ -129,8 +126,8 @@ def pack_questions(views: list[View], answerable: list[list[bool]]) -> Packed:
 def answerable(view: View, kept: np.ndarray, everything: bool) -> list[bool]:
     """Which questions can be answered from the patches that are kept.
 
-    Something of what is asked about must be left: of its colour or its number if that is asked, and in the base view, which
-    alone knows the place in the picture, if it is asked where it is. Counting needs everything.
+    Something of what is asked about must be left: of its colour or its number if that is asked, and in the base view,
+    which alone knows the place in the picture, if it is asked where it is. Counting needs everything.
     """
     in_base = kept < TOKENS
     out = []
@@ -200,9 +197,7 @@ def answer_loss(
     rows = []
     for i, (item, keep) in enumerate(zip(asked, kept, strict=True)):
         source = torch.cat([item.tokens, newline[None].to(item.tokens.dtype)])  # index -1 is the newline
-        rows.append(
-            F.pad(source[torch.from_numpy(item.view.order[keep]).to(device)], (0, 0, 0, longest - len(keep)))
-        )
+        rows.append(F.pad(source[torch.from_numpy(item.view.order[keep]).to(device)], (0, 0, 0, longest - len(keep))))
         place[i, : len(keep)] = torch.from_numpy(places[i])
         real[i, : len(keep)] = True
     visual = torch.stack(rows)
@@ -278,10 +273,9 @@ def train_language(
     model.to(device)
     state = load_state(out / f"{name}.pt")
     averages, first, clock, cosines = Averages(), 0, Clock(), {}
+    threads = Threads(device)
     model.requires_grad_(False)
-    trained = [
-        weight for part, weight in model.model.language_model.named_parameters() if "embed_tokens" not in part
-    ]
+    trained = [weight for part, weight in model.model.language_model.named_parameters() if "embed_tokens" not in part]
     trained.append(model.model.image_newline)
     for weight in trained:
         weight.requires_grad_(True)
@@ -304,9 +298,7 @@ def train_language(
 
     def save(step: int) -> None:
         entry = {"step": step, "averages": averages.values, "seconds": clock.seconds, "cosines": cosines}
-        save_state(
-            out / f"{name}.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **entry}
-        )
+        save_state(out / f"{name}.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **entry})
 
     # At the start, and after a resumption, the memory is filled first.
     filling = min(stage.batch, preset.memory)
@@ -340,6 +332,7 @@ def train_language(
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        threads.step()
         averages.update(seen)
         if (step + 1) % preset.log_every == 0:
             log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
@@ -378,6 +371,7 @@ def train_joint(
     trained = [weight for weight in (*model.parameters(), *heads.parameters()) if weight.requires_grad]
     optimizer = adamw(trained, decay=0.02)
     averages, first, clock = Averages(), 0, Clock()
+    threads = Threads(device)
     state = load_state(out / f"{name}.pt")
     if state is not None:
         model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
@@ -398,17 +392,14 @@ def train_joint(
         )
 
     tasks = (
-        (preset.seed + 200, step * stage.batch, stage.batch, preset.canvases, 0.5)
-        for step in range(first, stage.steps)
+        (preset.seed + 200, step * stage.batch, stage.batch, preset.canvases, 0.5) for step in range(first, stage.steps)
     )
     for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
         rng = np.random.default_rng([preset.seed, 3, step])
         with autocast:
-            cls, tokens = see(
-                model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device))
-            )
+            cls, tokens = see(model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)))
         parts = tokens.float().split([len(view.pixels) for view in batch])
         asked = [Asked(view, part.flatten(0, 1)) for view, part in zip(batch, parts, strict=True)]
         budget = int(rng.choice(_BUDGETS[-1][1])) if dropout and rng.random() < 0.4 else None
@@ -419,15 +410,12 @@ def train_joint(
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        averages.update(
-            {**seen, **{f"vision/{key}": value for key, value in watched.items() if "/" not in key}}
-        )
+        threads.step()
+        averages.update({**seen, **{f"vision/{key}": value for key, value in watched.items() if "/" not in key}})
         if (step + 1) % preset.log_every == 0:
             log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
         if (step + 1) % preset.save_every == 0:
             save(step + 1)
     if first < stage.steps:
         save(stage.steps)
-        write_record(
-            out / "training.json", {name: {"seconds": round(clock.seconds), "figures": averages.values}}
-        )
+        write_record(out / "training.json", {name: {"seconds": round(clock.seconds), "figures": averages.values}})

@@ -1,4 +1,4 @@
-"""The model: a stock LLaVA-NeXT of a CLIP vision tower and a Llama, built from a preset and initialised to learn fast."""
+"""The model: a stock LLaVA-NeXT of a CLIP vision tower and a Llama, initialised to learn fast."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _initialise(model: LlavaNextForConditionalGeneration, preset: Preset) -> Non
             if weight.ndim == 2:
                 out = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(weight, std=(0.5 if out else 1.0) / math.sqrt(weight.shape[1]))
-    # Half of the heads of the first two layers begin by attending to equal content (queries = keys): with weak gain this
-    # lets a question's word find its visual tokens early; with a strong one the model never leaves it.
+    # Half of the heads of the first two layers begin by attending to equal content (queries = keys): with weak gain
+    # this lets a question's word find its visual tokens early; with a strong one the model never leaves it.
     half = max(TEXT_HEAD_WIDTH, width // 2)
     for layer in model.model.language_model.layers[:2]:
         rotation = torch.linalg.qr(torch.randn(width, width))[0][:half] * 0.75
@@ -95,13 +95,7 @@ def _whiten_patches(model: LlavaNextForConditionalGeneration, preset: Preset) ->
     weight = model.model.vision_tower.embeddings.patch_embedding.weight
     scenes = make_batch(preset.seed + 1, 0, 40, preset.canvases, 0.8)
     pixels = normalise(torch.cat([torch.from_numpy(scene.pixels) for scene in scenes]))
-    patches = (
-        pixels.unfold(2, PATCH, PATCH)
-        .unfold(3, PATCH, PATCH)
-        .permute(0, 2, 3, 1, 4, 5)
-        .flatten(3)
-        .flatten(0, 2)
-    )
+    patches = pixels.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
     values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
     values, vectors = values.flip(0), vectors.flip(1)
     count = weight.shape[0]

@@ -9,7 +9,7 @@ from training.views import Canvas
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's schedule: steps of ``batch`` pictures, learning rate ``rate`` falling as a cosine to ``floor`` of it."""
+    """A schedule: steps of ``batch`` pictures, a learning rate that falls from ``rate`` to ``floor`` of it."""
 
     steps: int
     batch: int
@@ -58,7 +58,7 @@ PRESETS: dict[str, Preset] = {
         text_width=256,
         text_layers=4,
         canvases=_TWO_BY_TWO,
-        vision=Stage(steps=4400, batch=16, rate=1.5e-3),
+        vision=Stage(steps=2400, batch=16, rate=1.5e-3),
         language=Stage(steps=3000, batch=14, rate=1.5e-3, warmup=100),
         joint=Stage(steps=500, batch=10, rate=2e-4),
         fresh=5,

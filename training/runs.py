@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,41 @@ class Clock:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._start
+
+
+class Threads:
+    """Chooses how many threads compute: all cores, or one.
+
+    On cores shared with other work every operation waits for the slowest thread, and one thread can be twice as fast
+    as two. Both are tried for a few steps now and then. Call ``step`` after every step.
+    """
+
+    _TRIAL, _PERIOD = 6, 90
+
+    def __init__(self, device: torch.device) -> None:
+        cores = os.cpu_count() or 1
+        self._choices = [cores, 1] if device.type == "cpu" and cores > 1 else []
+        self._steps = 0
+        self._times: list[float] = []
+        self._last = time.monotonic()
+
+    def step(self) -> None:
+        now = time.monotonic()
+        if self._choices:
+            place = self._steps % self._PERIOD
+            if place == 0:
+                self._times = []
+            if place < self._TRIAL * len(self._choices):
+                choice, trial = divmod(place, self._TRIAL)
+                if trial == 0:
+                    torch.set_num_threads(self._choices[choice])
+                    self._times.append(0.0)
+                else:
+                    self._times[-1] += now - self._last
+            elif place == self._TRIAL * len(self._choices):
+                torch.set_num_threads(self._choices[self._times.index(min(self._times))])
+        self._steps += 1
+        self._last = now
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

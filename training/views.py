@@ -1,7 +1,7 @@
 """A picture as the model sees it: LLaVA-NeXT's views, and what lies under each patch of them.
 
-The geometry is that of the stock ``LlavaNextImageProcessor`` (a test compares the two): the base view is the whole picture
-squashed to a square, the crops are tiles of the picture resized into the best canvas and padded.
+The geometry is that of the stock ``LlavaNextImageProcessor`` (a test compares the two): the base view is the whole
+picture squashed to a square, the crops are tiles of the picture resized into the best canvas and padded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -67,9 +67,7 @@ def lay_out(width: int, height: int, canvases: Sequence[Canvas]) -> Layout:
         resized = min(math.ceil(height * across), canvas[0]), canvas[1]
     else:
         resized = canvas[0], min(math.ceil(width * down), canvas[1])
-    return Layout(
-        width, height, canvas, resized, ((canvas[0] - resized[0]) // 2, (canvas[1] - resized[1]) // 2)
-    )
+    return Layout(width, height, canvas, resized, ((canvas[0] - resized[0]) // 2, (canvas[1] - resized[1]) // 2))
 
 
 def views(picture: Image.Image, layout: Layout) -> np.ndarray:
@@ -77,9 +75,7 @@ def views(picture: Image.Image, layout: Layout) -> np.ndarray:
     base = picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC)
     canvas = np.zeros((*layout.canvas, 3), np.uint8)
     (height, width), (y, x) = layout.resized, layout.offset
-    canvas[y : y + height, x : x + width] = np.asarray(
-        picture.resize((width, height), Image.Resampling.BICUBIC)
-    )
+    canvas[y : y + height, x : x + width] = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     rows, columns = layout.crops
     tiles = canvas.reshape(rows, VIEW, columns, VIEW, 3).transpose(0, 2, 1, 3, 4).reshape(-1, VIEW, VIEW, 3)
     return np.concatenate([np.asarray(base)[None], tiles])
@@ -112,7 +108,7 @@ def coverage(scene: Scene, layout: Layout) -> np.ndarray:
 
 
 def centers(scene: Scene, layout: Layout) -> np.ndarray:
-    """Which patch holds the middle of each thing: (things, views * TOKENS), bool, one in the base view, one in the crops."""
+    """Which patches hold the middle of each thing, one in the base view, one in the crops: (things, patches), bool."""
     (x_base, x_grid), (y_base, y_grid) = _edges(scene, layout)
     held = []
     for thing in scene.things:
@@ -126,9 +122,7 @@ def centers(scene: Scene, layout: Layout) -> np.ndarray:
     return np.stack(held) if held else np.zeros((0, layout.views * TOKENS), bool)
 
 
-def _edges(
-    scene: Scene, layout: Layout
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _edges(scene: Scene, layout: Layout) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Patch edges in units, across and down, each for the base view and for the canvas."""
     pairs = []
     for axis, extent in ((1, scene.width), (0, scene.height)):
@@ -161,7 +155,7 @@ def _cover(
     return out[0], out[1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _summed(name: str | None) -> np.ndarray:
     """Summed-area table of what a sprite covers (a full square without a name), (SPRITE + 1, SPRITE + 1)."""
     shape = np.ones((SPRITE, SPRITE)) if name is None else opacity("noto", name)

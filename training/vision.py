@@ -12,7 +12,7 @@ from transformers import LlavaNextForConditionalGeneration
 from training.data import COLOR_IDS, DIGIT_IDS, IGNORE, NOTHING, THING_IDS, View, ahead, make_batch
 from training.model import embeddings, normalise, see
 from training.presets import Preset
-from training.runs import Averages, Clock, adamw, learning_rate, load_state, log, save_state, write_record
+from training.runs import Averages, Clock, Threads, adamw, learning_rate, load_state, log, save_state, write_record
 from training.views import GRID, TOKENS
 
 #: Scale of the text-to-image softmax, as AdaFV uses it.
@@ -28,14 +28,13 @@ class Heads(nn.Module):
         self.cls = nn.Linear(vision_width, text_width)
         self.nothing = nn.Parameter(torch.randn(text_width) / text_width**0.5)
         self.readout = nn.Linear(text_width, _READOUT)
-        self.log_scale = nn.Parameter(torch.tensor(15.0).log())
+        # Begun at 15, things are told apart several times more slowly: the cosines stay small for SCALE's sake.
+        self.log_scale = nn.Parameter(torch.tensor(40.0).log())
         own = (torch.arange(GRID) + 0.5) / GRID * 2 - 1
         self.register_buffer("places", torch.cartesian_prod(own, own))
 
 
-def train_vision(
-    model: LlavaNextForConditionalGeneration, preset: Preset, out: Path, device: torch.device
-) -> None:
+def train_vision(model: LlavaNextForConditionalGeneration, preset: Preset, out: Path, device: torch.device) -> None:
     """Train, or go on training, and leave the model's trained parts in place."""
     stage = preset.vision
     torch.manual_seed(preset.seed + 1)
@@ -45,6 +44,7 @@ def train_vision(
     parameters = [p for part in parts for p in part.parameters()] + [embeddings(model)]
     optimizer = adamw(parameters, decay=0.02)
     averages, first, clock = Averages(), 0, Clock()
+    threads = Threads(device)
     state = load_state(out / "vision.pt")
     if state is not None:
         model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
@@ -71,14 +71,13 @@ def train_vision(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16):
-            cls, tokens = see(
-                model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device))
-            )
+            cls, tokens = see(model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)))
         loss, seen = vision_losses(cls.float(), tokens.float(), batch, embeddings(model), heads)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        threads.step()
         averages.update(seen)
         if (step + 1) % preset.log_every == 0:
             log.info("vision %d/%d %.0f s %s", step + 1, stage.steps, clock.seconds, averages)
@@ -86,9 +85,7 @@ def train_vision(
             save(step + 1)
     if first < stage.steps:
         save(stage.steps)
-        write_record(
-            out / "training.json", {"vision": {"seconds": round(clock.seconds), "figures": averages.values}}
-        )
+        write_record(out / "training.json", {"vision": {"seconds": round(clock.seconds), "figures": averages.values}})
 
 
 def _clutter(progress: float) -> float:
@@ -112,12 +109,10 @@ def vision_losses(
         return torch.cat([torch.from_numpy(getattr(view, name)) for view in batch]).to(device)
 
     thing, color, digit = gathered("thing"), gathered("color"), gathered("digit")
-    named = F.normalize(
-        torch.cat([words[THING_IDS], heads.nothing[None], words[COLOR_IDS], words[DIGIT_IDS]]), dim=-1
-    )
+    named = F.normalize(torch.cat([words[THING_IDS], heads.nothing[None], words[COLOR_IDS], words[DIGIT_IDS]]), dim=-1)
     flat = tokens.flatten(0, 1)
     cosine = F.normalize(flat, dim=-1) @ named.T
-    scale = heads.log_scale.exp().clamp(max=60)
+    scale = heads.log_scale.exp().clamp(max=SCALE)
     of_things, of_colors, of_digits = cosine.split([NOTHING + 1, len(COLOR_IDS), len(DIGIT_IDS)], 1)
 
     # Background is most of the patches and the easiest: it counts a quarter.
@@ -144,10 +139,10 @@ def vision_losses(
     losses["norm"] = (flat.norm(dim=-1) - 1).square().mean()
     weights = {
         "color": 0.5,
-        "digit": 0.7,
+        "digit": 1.0,
         "cls": 0.3,
         "found": 0.3,
-        "flat": 0.3,
+        "flat": 0.1,
         "place": 0.3,
         "center": 0.5,
         "norm": 0.02,
@@ -183,9 +178,7 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits[used], target[used]) if used.any() else logits.sum() * 0
 
 
-def _text_to_image(
-    cosine: Tensor, labels: tuple[Tensor, Tensor, Tensor], batch: list[View]
-) -> tuple[Tensor, Tensor]:
+def _text_to_image(cosine: Tensor, labels: tuple[Tensor, Tensor, Tensor], batch: list[View]) -> tuple[Tensor, Tensor]:
     """AdaFV's own softmax over a picture's tokens: on the tokens of what a word names, flat when that is not there."""
     offsets = (0, NOTHING + 1, NOTHING + 1 + len(COLOR_IDS))
     shown = torch.zeros_like(cosine, dtype=torch.bool)

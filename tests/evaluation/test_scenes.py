@@ -97,9 +97,7 @@ def test_answers_are_true(scenes: list) -> None:
             things = [scene.things[i] for i in q.things]
             if q.kind == "presence":
                 asked = [
-                    n
-                    for n in (*CLASSES, "sign")
-                    if f" {with_article(n)}" in q.text.rstrip("?").replace(" in the", "")
+                    n for n in (*CLASSES, "sign") if f" {with_article(n)}" in q.text.rstrip("?").replace(" in the", "")
                 ]
                 assert any((names[n] > 0) == (q.answers[0] == "yes") for n in asked)
             elif q.kind == "attribute":
@@ -108,8 +106,7 @@ def test_answers_are_true(scenes: list) -> None:
                 assert q.answers[0] == str(things[0].number) and names["sign"] == 1
             elif q.kind == "counting":
                 assert (
-                    q.answers[0] == str(len(things)) == str(names[things[0].name])
-                    and plural(things[0].name) in q.text
+                    q.answers[0] == str(len(things)) == str(names[things[0].name]) and plural(things[0].name) in q.text
                 )
             elif q.kind == "biggest":
                 assert not scene.clutter and things[0].side == max(thing.side for thing in scene.things)
@@ -171,9 +168,7 @@ def test_splits_and_seeds_differ() -> None:
 def test_style_draws_the_same_things_otherwise() -> None:
     thing = Thing("dog", 100.0, (20.0, 20.0, 120.0, 120.0))
     scene = Scene(224, 168, False, (thing,))
-    noto, twemoji = (
-        np.asarray(draw(scene, 2.0, s, np.random.default_rng(0))[0], int) for s in ("noto", "twemoji")
-    )
+    noto, twemoji = (np.asarray(draw(scene, 2.0, s, np.random.default_rng(0))[0], int) for s in ("noto", "twemoji"))
     inside = np.abs(noto - twemoji)[40:240, 40:240].mean()
     assert inside > 10 and np.abs(noto - twemoji)[:40].max() == 0
 

@@ -1,4 +1,4 @@
-"""The small model that ships with Foveate: a stock LLaVA-NeXT checkpoint trained on drawn scenes (see its MODEL_CARD.md)."""
+"""The small model that ships with Foveate: a stock LLaVA-NeXT checkpoint, trained on drawn scenes (MODEL_CARD.md)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,7 +133,7 @@ def _relation(scene: Scene, single: list[int], count: Counter[str], rng: np.rand
     axis = int(rng.integers(2))
     extent = (scene.width, scene.height)[axis]
     before, after = (("to the left of", "to the right of"), ("above", "below"))[axis]
-    for i, j in zip(single, single[1:], strict=False):
+    for i, j in itertools.pairwise(single):
         apart = (scene.things[j].center[axis] - scene.things[i].center[axis]) / extent
         if abs(apart) < _CLEARLY_APART:
             continue
@@ -140,6 +141,3 @@ def _relation(scene: Scene, single: list[int], count: Counter[str], rng: np.rand
         text = f"Is the {scene.things[i].name} {word} the {scene.things[j].name}?"
         yield text, ("yes" if true else "no",), "relation", i, j
         return
-
-
-Asker = Callable[[Scene, list[int], "Counter[str]", np.random.Generator], _Parts]

@@ -1,8 +1,9 @@
 """Where things go: a scene is composed in *units* before anything is drawn.
 
-A scene's plane measures about 224 x 224 units, the resolution at which small vision-language models look at a picture. A
-thing is small (36 to 52 units) or large (75 to 130), never in between, so that "small" and "large" mean what they say. A
-picture is the plane times a zoom, so the same scene exists at many pixel sizes. Places and sizes are continuous.
+A scene's plane measures about 224 x 224 units, the resolution at which small vision-language models look at a
+picture. A thing is small (36 to 52 units) or large (75 to 130), never in between, so that "small" and "large" mean what
+they say. A picture is the plane times a zoom, so the same scene exists at many pixel sizes. Places and sizes are
+continuous.
 """
 
 from __future__ import annotations

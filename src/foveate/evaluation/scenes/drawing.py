@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,9 +16,7 @@ _INK = (15, 15, 15)
 _GRAIN_TILE = 256
 
 
-def draw(
-    scene: Scene, zoom: float, style: str, rng: np.random.Generator
-) -> tuple[Image.Image, list[list[int]]]:
+def draw(scene: Scene, zoom: float, style: str, rng: np.random.Generator) -> tuple[Image.Image, list[list[int]]]:
     """Draw a scene.
 
     Args:
@@ -41,9 +39,7 @@ def draw(
     return picture, boxes
 
 
-def _draw_thing(
-    picture: Image.Image, thing: Thing, box: list[int], style: str, rng: np.random.Generator
-) -> None:
+def _draw_thing(picture: Image.Image, thing: Thing, box: list[int], style: str, rng: np.random.Generator) -> None:
     x0, y0, x1, y1 = box
     side = min(x1 - x0, y1 - y0)
     if thing.number is not None:
@@ -65,14 +61,12 @@ def _sign(side: int, number: int, color: tuple[int, int, int]) -> Image.Image:
     pen = ImageDraw.Draw(plate)
     top = round(side * 0.04)
     edge = max(1, side // 14)
-    pen.rounded_rectangle(
-        (0, top, side - 1, side - 1 - top), max(2, side // 8), (*color, 255), (*_INK, 255), edge
-    )
+    pen.rounded_rectangle((0, top, side - 1, side - 1 - top), max(2, side // 8), (*color, 255), (*_INK, 255), edge)
     pen.text((side / 2, side / 2), str(number), font=_font(round(side * 0.8)), fill=(*_INK, 255), anchor="mm")
     return plate
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
@@ -92,9 +86,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
         base = np.clip(base.mean() + rng.uniform(-15, 15, 3), 0, 255)
     cells = int(rng.integers(2, 9))
     strength = rng.uniform(8, 45) if rng.random() < 0.6 else 0.0
-    blobs = np.clip(base + rng.uniform(-strength, strength + 1e-6, (cells, cells, 3)), 0, 255).astype(
-        np.uint8
-    )
+    blobs = np.clip(base + rng.uniform(-strength, strength + 1e-6, (cells, cells, 3)), 0, 255).astype(np.uint8)
     picture = Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
     if rng.random() < 0.35:
         _add_pattern(picture, rng)
@@ -124,7 +116,5 @@ def _add_pattern(picture: Image.Image, rng: np.random.Generator) -> None:
 def _add_grain(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     width, height = picture.size
     tile = np.roll(_grain(), rng.integers(0, _GRAIN_TILE, 2), (0, 1)) * rng.uniform(2, 16)
-    grain = np.tile(tile.astype(np.int16), (height // _GRAIN_TILE + 1, width // _GRAIN_TILE + 1))[
-        :height, :width
-    ]
+    grain = np.tile(tile.astype(np.int16), (height // _GRAIN_TILE + 1, width // _GRAIN_TILE + 1))[:height, :width]
     return Image.fromarray(np.clip(np.asarray(picture, np.int16) + grain[..., None], 0, 255).astype(np.uint8))

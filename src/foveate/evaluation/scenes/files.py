@@ -59,7 +59,7 @@ class Sample:
 
 
 def make_sample(split: str, seed: int, index: int, *, clutter: bool | None = None) -> Sample:
-    """The scene number ``index`` of a split and seed. Every second one is cluttered unless ``clutter`` says otherwise."""
+    """Scene number ``index`` of a split and seed. Every second one is cluttered, unless ``clutter`` says otherwise."""
     stream, style = SPLITS[split]
     rng = np.random.default_rng([stream, seed, index])
     scene = compose(rng, index % 2 == 1 if clutter is None else clutter)
@@ -76,8 +76,8 @@ def write_scenes(
 ) -> Path:
     """Write pictures and their questions.
 
-    Half of the pictures are sparse, half cluttered. The same arguments give the same bytes (with the same Pillow). No seed
-    of one split gives the scenes of another.
+    Half of the pictures are sparse, half cluttered. The same arguments give the same bytes (with the same Pillow). No
+    seed of one split gives the scenes of another.
 
     Args:
         out: folder, made if it is not there.

@@ -32,9 +32,7 @@ def sprites(style: str) -> dict[str, Image.Image]:
     sheet = Image.open(sheet_path(style)).convert("RGBA")
     columns = sheet.width // SPRITE
     boxes = ((i % columns * SPRITE, i // columns * SPRITE) for i in range(len(CLASSES)))
-    return {
-        name: sheet.crop((x, y, x + SPRITE, y + SPRITE)) for name, (x, y) in zip(CLASSES, boxes, strict=True)
-    }
+    return {name: sheet.crop((x, y, x + SPRITE, y + SPRITE)) for name, (x, y) in zip(CLASSES, boxes, strict=True)}
 
 
 @lru_cache(maxsize=2 * len(CLASSES))
