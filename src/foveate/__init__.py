@@ -1,6 +1,8 @@
 """Foveate: vision-language models look where the question points. Training-free visual token pruning."""
 
+from foveate import functional
 from foveate.attach import Attachment, attach
+from foveate.prompts import turn_end
 from foveate.pruners import (
     METHODS,
     AdaFV,
@@ -12,7 +14,6 @@ from foveate.pruners import (
     Uniform,
     get_pruner,
 )
-from foveate.prompts import turn_end
 from foveate.session import Answer, Session, look
 from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
 
@@ -36,6 +37,7 @@ __all__ = [
     "Uniform",
     "VisualTokens",
     "attach",
+    "functional",
     "get_pruner",
     "look",
     "turn_end",

@@ -1,9 +1,9 @@
 """One layer's attention, read while the encoder stays on SDPA or FlashAttention.
 
-``output_attentions`` would push the whole encoder to eager attention and materialise every (heads, N, N) matrix. Instead
-one layer's attention module gets a copied config that names a tapped attention function: it sees the queries and keys
-(after norms and rotary positions), keeps the one row that is wanted, and calls the real function. The encoder's output
-stays bit-identical. Everything here is inert unless the running thread has a ``Recorder`` open.
+``output_attentions`` would push the whole encoder to eager attention and materialise every (heads, N, N) matrix.
+Instead one layer's attention module gets a copied config that names a tapped attention function: it sees the queries
+and keys (after norms and rotary positions), keeps the one row that is wanted, and calls the real function. The
+encoder's output stays bit-identical. Everything here is inert unless the running thread has a ``Recorder`` open.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
         _recorder.reset(token)
 
 
-def tapped_config(attention: nn.Module) -> Any:
+def tapped_config(attention: Any) -> Any:
     """A copy of the attention module's config that routes it through the tap of its own implementation.
 
     The name keeps the implementation's own as a prefix, since modelling code asks it whether it is flash.

@@ -91,12 +91,12 @@ def deliver(features: Callable[..., Any]) -> Callable[..., Any]:
         delivery = _delivery.get()
         if delivery is None or delivery.images == 0:
             return features(*args, **kwargs)
-        pixels = kwargs.get("pixel_values", args[0] if args else None)
+        pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
         # Before 5.19, generate() repeats pixel_values for beams and encodes afterwards; since then it repeats the
         # features. A fresh list each time: beam search changes it in place.
         times = len(pixels) // delivery.images
         flat = [image for row in delivery.rows for _ in range(times) for image in row]
-        return BaseModelOutputWithPooling(pooler_output=flat)
+        return BaseModelOutputWithPooling(pooler_output=flat)  # type: ignore[arg-type]  # a list, as stock gives it
 
     return delivered
 
@@ -176,9 +176,9 @@ class Call:
         """``model.generate``: the same arguments, the same returns, the prompt as the user knows it in front."""
         arguments = _bind(original, args, kwargs)
         key = "inputs" if arguments.get("inputs") is not None else "input_ids"
-        ids = arguments.get(key)
-        if self._is_text_only(arguments, ids):
+        if self._is_text_only(arguments, arguments.get(key)):
             return self._bare(original, arguments)
+        ids: Tensor = arguments[key]
         refuse_generation(self.model, arguments)
         pad = self._pad_id(arguments.get("generation_config"))
         mask = arguments.get("attention_mask")
@@ -208,9 +208,9 @@ class Call:
         nearest kept one before it. Hidden states and attentions are those of the short prompt.
         """
         arguments = _bind(original, args, kwargs)
-        ids = arguments.get("input_ids")
-        if self._is_text_only(arguments, ids):
+        if self._is_text_only(arguments, arguments.get("input_ids")):
             return self._bare(original, arguments)
+        ids: Tensor = arguments["input_ids"]
         mask = arguments.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(ids)
@@ -255,7 +255,8 @@ class Call:
             return False
         if ids is not None and bool((ids == self.family.image_token_id).any()):
             raise ValueError(
-                "the prompt holds image placeholders, but no pixel_values came with it, and no cache that a pruned call "
+                "the prompt holds image placeholders, but no pixel_values came with it, and no cache that a "
+                "pruned call "
                 "filled: pass all that the processor returned"
             )
         return True
@@ -332,7 +333,8 @@ class Call:
         if not length:
             if mask.shape != ids.shape:
                 raise ValueError(
-                    f"attention_mask covers {mask.shape[1]} tokens and input_ids {ids.shape[1]}, without a cache between them"
+                    f"attention_mask covers {mask.shape[1]} tokens and input_ids {ids.shape[1]}, without a cache "
+                    f"between them"
                 )
             return ids, mask.cpu().bool(), None
         whole = mask.cpu().bool()
@@ -345,14 +347,16 @@ class Call:
         if cached is None:
             if bool((ids[:, : max(0, length - missing)] == self.family.image_token_id).any()):
                 raise ValueError(
-                    "past_key_values holds an image that was not pruned by an attached call: fill the cache under the pruner "
+                    "past_key_values holds an image that was not pruned by an attached call: fill the cache "
+                    "under the pruner "
                     "too, or start without it"
                 )
             index = torch.arange(length).expand(ids.shape[0], -1)
             cached = CachedPrompt(index, index, whole[:, :length], length)
         elif cached.index.shape[0] != ids.shape[0]:
             raise ValueError(
-                f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache of beams or "
+                f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache "
+                f"of beams or "
                 "of another batch cannot be continued under pruning"
             )
         elif missing == 0 and not torch.equal(ids[:, : cached.ids.shape[1]], cached.ids):
@@ -370,7 +374,8 @@ class Call:
         columns = text_after(span, text, answer)
         if not len(columns):
             raise ValueError(
-                f"{self.pruner.name} reads the question, and row {span.row} of the batch has no text: add the question to the "
+                f"{self.pruner.name} reads the question, and row {span.row} of the batch has no text: add the "
+                f"question to the "
                 "prompt, or use a method that does not read it (saliency, uniform, random)"
             )
         if columns[0] < span.positions[-1]:
@@ -385,7 +390,8 @@ class Call:
             within = turn_mask(words.tolist(), ends)
             if within is None:
                 raise ValueError(
-                    f"text_span='turn': none of the turn ends {list(ends)} follows the image in row {span.row}. Give the ids "
+                    f"text_span='turn': none of the turn ends {list(ends)} follows the image in row {span.row}. "
+                    f"Give the ids "
                     "that end a user's turn: attach(..., turn_end=foveate.turn_end(processor))"
                 )
             turn = torch.tensor(within)
@@ -408,7 +414,8 @@ class Call:
         if self.options.positions == "compact":
             if given is not None:
                 raise ValueError(
-                    "position_ids were given, and positions='compact' renumbers the prompt: leave them out, or attach with "
+                    "position_ids were given, and positions='compact' renumbers the prompt: leave them out, or "
+                    "attach with "
                     "positions='original'"
                 )
             return {}
@@ -460,20 +467,24 @@ def refuse_generation(model: Any, arguments: Mapping[str, Any]) -> None:
 
     if setting("prefill_chunk_size") is not None:
         raise ValueError(
-            "prefill_chunk_size: stock transformers hands all image features to every chunk of the prompt, which fails or "
+            "prefill_chunk_size: stock transformers hands all image features to every chunk of the prompt, which "
+            "fails or "
             "misplaces them. Leave it out: a pruned prompt is short."
         )
     if setting("token_healing"):
         raise ValueError(
-            "token_healing: stock transformers decodes the prompt without its image placeholders and loses them. Leave it out."
+            "token_healing: stock transformers decodes the prompt without its image placeholders and loses them. "
+            "Leave it out."
         )
     if setting("cache_implementation") == "paged":
         raise ValueError(
-            "cache_implementation='paged' (continuous batching) takes text only in stock transformers. Use another cache."
+            "cache_implementation='paged' (continuous batching) takes text only in stock transformers. Use "
+            "another cache."
         )
     if isinstance(arguments.get("custom_generate"), str):
         raise ValueError(
-            "custom_generate from a repository replaces generate as a whole and cannot be pruned. Pass a callable, or none."
+            "custom_generate from a repository replaces generate as a whole and cannot be pruned. Pass a "
+            "callable, or none."
         )
 
 
@@ -503,7 +514,8 @@ def _fetch(selections: Sequence[Selection]) -> list[Tensor]:
         for (number, name), fine in zip(names, finite, strict=True):
             if not fine:
                 raise ValueError(
-                    f"{name} of image {number} holds NaN or infinite values: the vision tower overflowed or its weights are "
+                    f"{name} of image {number} holds NaN or infinite values: the vision tower overflowed or its "
+                    f"weights are "
                     "broken. Try dtype=torch.bfloat16 or float32."
                 )
     together = torch.cat([selection.indices for selection in selections]).cpu()

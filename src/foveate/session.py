@@ -12,8 +12,8 @@ from torch import Tensor
 
 from foveate.attach import looking_through
 from foveate.attach import prepare as prepare_attachment
-from foveate.call import Call
-from foveate.models.base import EncodedImage, Layout
+from foveate.call import Call, Positions
+from foveate.models.base import EncodedImage, Layout, Newlines
 from foveate.pruners.base import Pruner
 from foveate.pruners.uniform import Uniform
 from foveate.tokens import Selection
@@ -73,8 +73,8 @@ class Session:
         questions: Sequence[str],
         pruner: Pruner | None = None,
         *,
-        positions: str = "compact",
-        newlines: str = "drop",
+        positions: Positions = "compact",
+        newlines: Newlines = "drop",
         turn_end: Sequence[Sequence[int]] | None = None,
         max_new_tokens: int = 64,
         **generate_options: Any,
@@ -135,7 +135,8 @@ class Session:
             parts = prompt.split(mark)
             if len(parts) != len(self.images) + 1:
                 raise ValueError(
-                    f"the prompt has {len(parts) - 1} image tokens for {len(self.images)} images; the question must not "
+                    f"the prompt has {len(parts) - 1} image tokens for {len(self.images)} images; the question "
+                    f"must not "
                     f"contain {mark!r} itself"
                 )
             runs = [mark * image.placeholders for image in self.images]

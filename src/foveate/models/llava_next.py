@@ -69,7 +69,8 @@ class LlavaNext(Family):
         reading = self.tower.reading(inputs)
         if self.tower.read == "cls" and reading.strategy == "full":
             raise ValueError(
-                "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock LLaVA-NeXT "
+                "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock "
+                "LLaVA-NeXT "
                 "cannot arrange in a grid. Set it to 'default'."
             )
         # A few integers per image, read once for all of them.

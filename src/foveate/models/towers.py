@@ -38,7 +38,7 @@ class Tower:
         ValueError: the tower is neither CLIP nor SigLIP.
     """
 
-    def __init__(self, base: nn.Module, config: Any) -> None:
+    def __init__(self, base: Any, config: Any) -> None:
         kind = config.vision_config.model_type
         if kind not in TOWERS:
             raise ValueError(
@@ -70,14 +70,15 @@ class Tower:
         strategy = self.config.vision_feature_select_strategy if strategy is None else strategy
         if self.read == "received" and strategy == "default":
             raise ValueError(
-                "vision_feature_select_strategy='default' drops the first token as CLS, and a SigLIP tower has none: stock "
+                "vision_feature_select_strategy='default' drops the first token as CLS, and a SigLIP tower has "
+                "none: stock "
                 "transformers would lose the top-left patch of every view. Set it to 'full' in the model's and the "
                 "processor's config."
             )
         return Reading(max(states) - 1, strategy)
 
     def instruments(self) -> list[Patch]:
-        """A tapped config on every attention, a skippable forward on every layer, a projector that leaves its output."""
+        """A tapped config on every attention, a skippable forward on every layer, a projector that shows its output."""
         patches = [Patch(self.projector, "forward", projecting(self.projector))]
         patches += [Patch(layer, "forward", skippable(layer)) for layer in self.layers]
         patches += [Patch(layer.self_attn, "config", tapped_config(layer.self_attn)) for layer in self.layers]

@@ -83,10 +83,8 @@ class Pruner(ABC):
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
         budget = Keep(self.keep).budget(len(visual))
-        if budget == len(visual):
-            choice = self.keep_all(visual, text)
-        else:
-            choice = self.choose(visual, text, budget)
+        everything = budget == len(visual)
+        choice = self.keep_all(visual, text) if everything else self.choose(visual, text, budget)
         return Selection(choice.indices, visual.geometry, choice.scores, choice.shares)
 
     def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:

@@ -1,0 +1,193 @@
+"""Saliency through the one-layer tap: exact, without a trace in the encoder's output, and without the unread layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveate
+from foveate.attach import looking_through
+from foveate.attention import QUERY_CHUNK, cls_attention, received_attention
+from tests.tiny import IMAGE, ROWS, prompts
+
+
+@pytest.fixture(params=list(ROWS))
+def row(request: pytest.FixtureRequest) -> Any:
+    return ROWS[request.param]
+
+
+def images_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
+
+
+def layers_of(model: Any) -> Any:
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower).encoder.layers
+
+
+def views(inputs: dict[str, Tensor], encoded: Any) -> Tensor:
+    """The views the tower saw, without batch padding."""
+    pixels = inputs["pixel_values"]
+    if pixels.ndim == 4:
+        return pixels
+    counts = [len(image.tokens.geometry.grids) for image in encoded]
+    return torch.cat([pixels[number, :count] for number, count in enumerate(counts)])
+
+
+@torch.no_grad()
+def materialised(model: Any, pixels: Tensor) -> Tensor:
+    """(V, P) float64: the read layer's attention, every matrix whole, in double precision."""
+    double = {name: value.double() for name, value in model.model.vision_tower.state_dict().items()}
+    tower = type(model.model.vision_tower)(model.config.vision_config).double().eval()
+    tower.load_state_dict(double)
+    tower.set_attn_implementation("eager")
+    attentions = tower(pixels.double(), output_attentions=True, output_hidden_states=True).attentions
+    layer = model.config.vision_feature_layer
+    whole = attentions[layer if layer < 0 else layer - 1].mean(dim=1)
+    if model.config.vision_config.model_type == "clip_vision_model":
+        return whole[:, 0, 1:]
+    return whole.mean(dim=1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_equals_materialised_attention(row: Any, attention: str, record_property: Any) -> None:
+    model = row.make(attention)
+    inputs = prompts(row, model, "mixed")
+    with looking_through(model) as site, torch.no_grad():
+        encoded = site.family.encode(images_of(inputs), saliency=True, layout="stock", features=site.features)
+    expected = materialised(model, views(inputs, encoded))
+    start = 0
+    worst = 0.0
+    for image in encoded:
+        geometry = image.tokens.geometry
+        side = geometry.grids[0][1]
+        flat = expected[start : start + len(geometry.grids)]
+        wanted = flat[geometry.view, geometry.row * side + geometry.column]
+        start += len(geometry.grids)
+        worst = max(worst, float((image.tokens.saliency - wanted).abs().max()))
+    record_property("largest_error", worst)
+    assert worst < 1e-6
+
+
+def test_encoder_output_is_bit_identical(row: Any) -> None:
+    model = row.make("sdpa")
+    inputs = images_of(prompts(row, model, "mixed"))
+    with torch.no_grad():
+        stock = model.get_image_features(**inputs, return_dict=True).pooler_output
+        with looking_through(model) as site:
+            encoded = site.family.encode(inputs, saliency=True, layout="stock", features=site.features)
+    assert all(torch.equal(image.stream, theirs) for image, theirs in zip(encoded, stock, strict=True))
+
+
+def test_unread_layers_are_not_computed(row: Any) -> None:
+    """With vision_feature_layer=-2 nobody reads the last layer; with -1 everybody does."""
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "one")
+    layers = layers_of(model)
+    ran: list[int] = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        with foveate.AdaFV(keep=0.3)(model):
+            model.generate(**inputs, max_new_tokens=1)
+        read = len(layers) + 1 + model.config.vision_feature_layer
+        assert ran == list(range(read))
+        ran.clear()
+        model.generate(**inputs, max_new_tokens=1)
+        assert ran == list(range(len(layers)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_nothing_is_tapped_for_methods_that_do_not_read_it(row: Any) -> None:
+    model = row.make("sdpa")
+    inputs = images_of(prompts(row, model, "one"))
+    with looking_through(model) as site, torch.no_grad():
+        (image,) = site.family.encode(inputs, saliency=False, layout="stock", features=site.features)
+    assert image.tokens.saliency is None
+
+
+def test_the_calls_own_feature_layer_wins(row: Any) -> None:
+    model = row.make("sdpa")
+    inputs = images_of(prompts(row, model, "one"))
+    with looking_through(model) as site, torch.no_grad():
+        first, last = (
+            site.family.encode(
+                {**inputs, "vision_feature_layer": layer}, saliency=True, layout="stock", features=site.features
+            )[0]
+            for layer in (1, -1)
+        )
+        with pytest.raises(ValueError, match="before any attention"):
+            site.family.encode(
+                {**inputs, "vision_feature_layer": 0}, saliency=True, layout="stock", features=site.features
+            )
+        stock = model.get_image_features(**inputs, vision_feature_layer=-1, return_dict=True).pooler_output[0]
+    assert torch.equal(last.stream, stock)
+    assert not torch.equal(first.tokens.saliency, last.tokens.saliency)
+
+
+@pytest.mark.parametrize("length", [7, QUERY_CHUNK, QUERY_CHUNK + 3])
+def test_received_attention_in_chunks(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    query, key = (torch.randn(2, 3, length, 8, generator=generator) for _ in range(2))
+    mask = torch.zeros(2, 1, length, length)
+    mask[..., -2:] = -torch.inf
+    whole = ((query @ key.transpose(-1, -2)) * 0.3).double()
+    torch.testing.assert_close(received_attention(query, key, 0.3).double(), whole.softmax(-1).mean((1, 2)))
+    masked = received_attention(query, key, 0.3, mask).double()
+    torch.testing.assert_close(masked, (whole + mask).softmax(-1).mean((1, 2)))
+    assert not masked[:, -2:].any()
+
+
+def test_cls_attention_leaves_cls_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, 3, 6, 8, generator=generator) for _ in range(2))
+    row = ((query @ key.transpose(-1, -2)) * 0.3).double().softmax(-1).mean(1)[:, 0, 1:]
+    torch.testing.assert_close(cls_attention(query, key, 0.3).double(), row)
+
+
+def test_selection_is_the_functions_choice(row: Any) -> None:
+    """End to end: what a pruner keeps in a model is what the pure functions keep on the materialised tensors."""
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "one")
+    pruner = foveate.AdaFV(keep=0.4)
+    with pruner(model):
+        model.generate(**inputs, max_new_tokens=1)
+    (selection,) = pruner.selections
+    with looking_through(model) as site, torch.no_grad():
+        (image,) = site.family.encode(images_of(inputs), saliency=True, layout="stock", features=site.features)
+    ids = inputs["input_ids"][0]
+    text = ids[int((ids == IMAGE).nonzero()[-1]) + 1 :]
+    attention = foveate.functional.text_to_image_attention(model.get_input_embeddings()(text), image.tokens.features)
+    kept = foveate.functional.adafv(image.tokens.saliency, attention, len(selection))
+    assert torch.equal(selection.indices, kept)
+    torch.testing.assert_close(selection.scores["text_to_image"], attention)
+    assert set(selection.shares) == {"saliency", "text"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("implementation", ["sdpa", "flash_attention_2"])
+def test_on_the_gpu(row: Any, implementation: str) -> None:
+    if implementation != "sdpa":
+        pytest.importorskip("flash_attn")
+    import copy
+
+    model = copy.deepcopy(row.make("sdpa")).to("cuda", torch.bfloat16)
+    model.set_attn_implementation(implementation)
+    inputs = {name: value.to("cuda") for name, value in prompts(row, row.make("sdpa"), "mixed").items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    with foveate.AdaFV(keep=1.0)(model):
+        ours = model.generate(**inputs, **options)
+    assert torch.equal(ours, model.generate(**inputs, **options))
+    pruner = foveate.AdaFV(keep=0.3)
+    with pruner(model):
+        model.generate(**inputs, **options)
+    assert all(len(one) < one.total for one in pruner.selections)
