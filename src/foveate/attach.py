@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
-from foveate.call import Call, Options, Positions, deliver, fill_mask, is_inside
+from foveate.call import Call, Options, Positions
+from foveate.delivery import deliver, fill_mask, is_inside
 from foveate.models import Family, family_for
 from foveate.models.base import Layout, Newlines, Patch
 from foveate.pruners.base import Pruner
-
 
 _SITE = "_foveate_site"
 
@@ -179,7 +179,8 @@ class Site:
         if len(attachments) == 1:
             return next(iter(attachments.values()))
         raise RuntimeError(
-            f"{len(attachments)} threads have pruners on this model and this thread has none of its own: attach one here"
+            f"{len(attachments)} threads have pruners on this model and this thread has none of its own: attach "
+            f"one here"
         )
 
     def _install(self) -> None:

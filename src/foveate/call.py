@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from foveate.arguments import PromptStreamer, bind, refuse_generation, restore, shift_lengths, wanted_logits
+from foveate.delivery import Delivery, delivering
 from foveate.models.base import EncodedImage, Family, Layout, Newlines
 from foveate.prompts import (
     CachedPrompt,
@@ -46,73 +41,6 @@ class Options:
     newlines: Newlines = "drop"
     layout: Layout = "stock"
     turn_end: tuple[tuple[int, ...], ...] | None = None
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """The kept features of a call on their way into the model.
-
-    Args:
-        rows: for every row of the batch, the (m, D) features of its images, in order.
-        images: how many images there are.
-        fill_mask: whether a forward without cache and mask needs an explicit mask (original positions look like
-            packed sequences to the mask code).
-    """
-
-    rows: Sequence[Sequence[Tensor]]
-    images: int
-    fill_mask: bool
-
-
-# What the running thread's innermost pruned call delivers; None outside of one. Set also marks "inside": everything the
-# model's own generate does from there on (its forwards, an assistant's generate) passes through untouched.
-_delivery: ContextVar[Delivery | None] = ContextVar("foveate_delivery", default=None)
-
-
-def is_inside() -> bool:
-    """Whether the running thread is inside a pruned call."""
-    return _delivery.get() is not None
-
-
-@contextmanager
-def _delivering(delivery: Delivery) -> Iterator[None]:
-    token = _delivery.set(delivery)
-    try:
-        yield
-    finally:
-        _delivery.reset(token)
-
-
-def deliver(features: Callable[..., Any]) -> Callable[..., Any]:
-    """``get_image_features`` that hands out the kept features inside a pruned call, and is itself outside."""
-
-    @functools.wraps(features)
-    def delivered(*args: Any, **kwargs: Any) -> Any:
-        delivery = _delivery.get()
-        if delivery is None or delivery.images == 0:
-            return features(*args, **kwargs)
-        pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        # Before 5.19, generate() repeats pixel_values for beams and encodes afterwards; since then it repeats the
-        # features. A fresh list each time: beam search changes it in place.
-        times = len(pixels) // delivery.images
-        flat = [image for row in delivery.rows for _ in range(times) for image in row]
-        return BaseModelOutputWithPooling(pooler_output=flat)  # type: ignore[arg-type]  # a list, as stock gives it
-
-    return delivered
-
-
-def fill_mask(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Gives a forward inside a pruned generate the mask that generate dropped, where its absence would be misread."""
-    delivery = _delivery.get()
-    if (
-        delivery is not None
-        and delivery.fill_mask
-        and arguments.get("attention_mask") is None
-        and arguments.get("past_key_values") is None
-        and arguments.get("input_ids") is not None
-    ):
-        arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
-    return arguments
 
 
 @dataclass(frozen=True)
@@ -174,7 +102,7 @@ class Call:
     @torch.no_grad()
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``model.generate``: the same arguments, the same returns, the prompt as the user knows it in front."""
-        arguments = _bind(original, args, kwargs)
+        arguments = bind(original, args, kwargs)
         key = "inputs" if arguments.get("inputs") is not None else "input_ids"
         if self._is_text_only(arguments, arguments.get(key)):
             return self._bare(original, arguments)
@@ -188,26 +116,26 @@ class Call:
             arguments.update(self._short_inputs(arguments, ids, plan, pad, key))
             arguments.update(self._positions(arguments, plan, from_mask=True))
             dropped = ids.shape[1] - arguments[key].shape[1]
-            arguments.update(_shift_lengths(self.model.generation_config, arguments, dropped))
+            arguments.update(shift_lengths(self.model.generation_config, arguments, dropped))
         short_ids = arguments[key]
         self.prompt_tokens = short_ids.shape[1]
         self.visual_tokens = [sum(map(len, row)) for row in short.rows]
         if arguments.get("streamer") is not None and short.touched:
             arguments["streamer"] = PromptStreamer(arguments["streamer"], ids)
-        with _delivering(short.delivery(self.options.positions)):
+        with delivering(short.delivery(self.options.positions)):
             result = original(**arguments)
         remember(arguments.get("past_key_values"), plan)
         if torch.is_tensor(result):
-            return _restore(result, ids, short_ids)
+            return restore(result, ids, short_ids)
         remember(getattr(result, "past_key_values", None), plan)
-        result.sequences = _restore(result.sequences, ids, short_ids)
+        result.sequences = restore(result.sequences, ids, short_ids)
         return result
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``model.forward``: logits are given for every token of the long prompt; a dropped token's are those of the
         nearest kept one before it. Hidden states and attentions are those of the short prompt.
         """
-        arguments = _bind(original, args, kwargs)
+        arguments = bind(original, args, kwargs)
         if self._is_text_only(arguments, arguments.get("input_ids")):
             return self._bare(original, arguments)
         ids: Tensor = arguments["input_ids"]
@@ -217,7 +145,7 @@ class Call:
         short = self._shorten(arguments, ids, mask, only_new=cached_length(arguments.get("past_key_values")) > 0)
         plan = short.plan
         if not short.touched:
-            with _delivering(short.delivery(self.options.positions)):
+            with delivering(short.delivery(self.options.positions)):
                 output = original(**arguments)
             remember(getattr(output, "past_key_values", None), plan)
             return output
@@ -226,10 +154,10 @@ class Call:
         arguments.update(self._short_inputs(arguments, ids, plan, self._pad_id(None), "input_ids"))
         arguments.update(self._positions(arguments, plan, from_mask=False))
         nearest = plan.expand()[:, -ids.shape[1] :]
-        nearest, arguments["logits_to_keep"] = _wanted_logits(
+        nearest, arguments["logits_to_keep"] = wanted_logits(
             nearest, arguments.get("logits_to_keep", 0), arguments["input_ids"].shape[1]
         )
-        with _delivering(short.delivery(self.options.positions)):
+        with delivering(short.delivery(self.options.positions)):
             output = original(**arguments, return_dict=True)
         rows = torch.arange(len(nearest), device=output.logits.device)[:, None]
         output.logits = output.logits[rows, nearest.to(output.logits.device)]
@@ -263,7 +191,7 @@ class Call:
 
     def _bare(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         self.pruner.record([])
-        with _delivering(Delivery((), 0, False)):
+        with delivering(Delivery((), 0, False)):
             return original(**arguments)
 
     def _shorten(
@@ -440,70 +368,6 @@ class Call:
         return (ids != pad).to(ids.dtype)
 
 
-class PromptStreamer(BaseStreamer):
-    """Passes a streamer on, with the prompt as the user knows it in place of the shortened one."""
-
-    def __init__(self, streamer: BaseStreamer, ids: Tensor) -> None:
-        self._streamer = streamer
-        self._prompt: Tensor | None = ids
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt is not None:
-            value, self._prompt = self._prompt.cpu(), None
-        self._streamer.put(value)
-
-    def end(self) -> None:
-        self._streamer.end()
-
-
-def refuse_generation(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError for what stock transformers itself gets wrong with images."""
-
-    def setting(name: str) -> Any:
-        for value in (arguments.get(name), getattr(arguments.get("generation_config"), name, None)):
-            if value is not None:
-                return value
-        return getattr(model.generation_config, name, None)
-
-    if setting("prefill_chunk_size") is not None:
-        raise ValueError(
-            "prefill_chunk_size: stock transformers hands all image features to every chunk of the prompt, which "
-            "fails or "
-            "misplaces them. Leave it out: a pruned prompt is short."
-        )
-    if setting("token_healing"):
-        raise ValueError(
-            "token_healing: stock transformers decodes the prompt without its image placeholders and loses them. "
-            "Leave it out."
-        )
-    if setting("cache_implementation") == "paged":
-        raise ValueError(
-            "cache_implementation='paged' (continuous batching) takes text only in stock transformers. Use "
-            "another cache."
-        )
-    if isinstance(arguments.get("custom_generate"), str):
-        raise ValueError(
-            "custom_generate from a repository replaces generate as a whole and cannot be pruned. Pass a "
-            "callable, or none."
-        )
-
-
-def _bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments by name."""
-    names = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(args) > len(names):
-        raise TypeError(f"{function.__name__} takes at most {len(names)} positional arguments, got {len(args)}")
-    named = dict(zip(names, args, strict=False))
-    twice = named.keys() & kwargs.keys()
-    if twice:
-        raise TypeError(f"{function.__name__} got several values for {', '.join(sorted(twice))}")
-    return {**named, **kwargs}
-
-
 def _fetch(selections: Sequence[Selection]) -> list[Tensor]:
     """Every selection's indices on the CPU, in one transfer, after checking that all scores are numbers."""
     if not selections:
@@ -520,53 +384,3 @@ def _fetch(selections: Sequence[Selection]) -> list[Tensor]:
                 )
     together = torch.cat([selection.indices for selection in selections]).cpu()
     return list(together.split([len(selection) for selection in selections]))
-
-
-def _restore(sequences: Tensor, ids: Tensor, short_ids: Tensor) -> Tensor:
-    """Puts the long prompt back in front of what was generated; rows repeat for beams and several returns."""
-    if short_ids is ids:
-        return sequences
-    prompt = ids.to(sequences.device).repeat_interleave(sequences.shape[0] // ids.shape[0], dim=0)
-    return torch.cat([prompt, sequences[:, short_ids.shape[1] :]], dim=1)
-
-
-def _shift_lengths(config: Any, arguments: Mapping[str, Any], dropped: int) -> dict[str, Any]:
-    """``max_length`` and ``min_length`` count the prompt, which is shorter by ``dropped`` now."""
-    given = arguments.get("generation_config")
-    changed: dict[str, Any] = {}
-    for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if any(value is not None for value in (arguments.get(instead), getattr(given, instead, None))):
-            continue
-        if arguments.get(name) is not None:
-            changed[name] = max(0, arguments[name] - dropped)
-        elif getattr(given, name, None) is not None:
-            given = copy.deepcopy(given)
-            setattr(given, name, max(0, getattr(given, name) - dropped))
-            changed["generation_config"] = given
-        elif getattr(config, name, None) is not None and getattr(config, instead, None) is None:
-            if given is None:
-                changed[name] = max(0, getattr(config, name) - dropped)
-            else:
-                given = copy.deepcopy(given)
-                setattr(given, name, max(0, getattr(config, name) - dropped))
-                changed["generation_config"] = given
-    return changed
-
-
-def _wanted_logits(nearest: Tensor, keep: int | Tensor, short_length: int) -> tuple[Tensor, int]:
-    """Which of the short prompt's logits to compute, and where each wanted one is among them.
-
-    Args:
-        nearest: (B, S) int64: for every long column the short one that speaks for it.
-        keep: ``logits_to_keep`` as the user gave it, over the long prompt.
-        short_length: S'.
-
-    Returns:
-        (B, k) indices into the logits that will be computed, and ``logits_to_keep`` for the short prompt.
-    """
-    if torch.is_tensor(keep):
-        nearest = nearest[:, keep.cpu()]
-    elif keep:
-        nearest = nearest[:, -keep:]
-    first = int(nearest.min())
-    return nearest - first, short_length - first
