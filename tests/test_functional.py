@@ -409,11 +409,7 @@ def grid(*sizes):
 
 def holes(kept, row, column):
     """Mean distance of all cells to the nearest kept one."""
-    return (
-        torch.hypot((row[:, None] - row[kept]).double(), (column[:, None] - column[kept]).double())
-        .amin(1)
-        .mean()
-    )
+    return torch.hypot((row[:, None] - row[kept]).double(), (column[:, None] - column[kept]).double()).amin(1).mean()
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)

@@ -59,9 +59,7 @@ def test_shares(golden):
     assert min(int(k_s), int(k_t)) >= numbers["kept_tokens"] // 4
 
 
-@pytest.mark.parametrize(
-    "views, patches, budget", [(1, 16, 2), (2, 16, 31), (3, 8, 24), (5, 36, 10), (4, 1, 3)]
-)
+@pytest.mark.parametrize("views, patches, budget", [(1, 16, 2), (2, 16, 31), (3, 8, 24), (5, 36, 10), (4, 1, 3)])
 def test_budget_is_rounded_per_view(views, patches, budget):
     generator = torch.Generator().manual_seed(budget)
     saliency = torch.rand(views, patches, generator=generator)

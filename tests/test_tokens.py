@@ -40,9 +40,7 @@ def test_every_fraction_gives_the_exact_ceiling():
             assert Keep(kept / tokens).budget(tokens) == kept
 
 
-@pytest.mark.parametrize(
-    "keep", [0, -1, 0.0, -0.1, 1.5, 1.0000001, math.nan, math.inf, -math.inf, np.float64("nan")]
-)
+@pytest.mark.parametrize("keep", [0, -1, 0.0, -0.1, 1.5, 1.0000001, math.nan, math.inf, -math.inf, np.float64("nan")])
 def test_keep_out_of_range(keep):
     with pytest.raises(ValueError, match="keep="):
         Keep(keep)

@@ -260,9 +260,7 @@ def adafv_released(cls_attention: Tensor, visual: Tensor, text: Tensor, budget: 
     return released_mixture(cls_attention, text_to_image_attention(text, visual), budget)[0]
 
 
-def released_mixture(
-    cls_attention: Tensor, text_to_image: Tensor, budget: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def released_mixture(cls_attention: Tensor, text_to_image: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
     """The mixture of :func:`adafv_released` from scores, with the shares. O(N log N).
 
     1. ``k = floor(floor(K / 2) / V)``; ``K' = 2 * k * V`` are kept, ``K' // 4`` at least from each side.

@@ -55,7 +55,8 @@ def locate_images(ids: Tensor, mask: Tensor, image_token_id: int, placeholders: 
             take = placeholders[image]
             if used + take > count:
                 raise ValueError(
-                    f"row {row} of the batch holds {count} image placeholders, which does not end at an image's border: "
+                    f"row {row} of the batch holds {count} image placeholders, which does not end at an image's "
+                    f"border: "
                     f"image {image} needs {take} and only {count - used} are left. Images must come in prompt order."
                 )
             spans.append(ImageSpan(row, columns[used : used + take]))
@@ -126,7 +127,7 @@ class Plan:
     """How a batch of prompts was shortened.
 
     Args:
-        index: (B, S') int64 on the CPU: for each position of the short prompt its column in the long one, -1 for padding.
+        index: (B, S') int64 on the CPU: for each position of the short prompt its column in the long one, -1: padding.
         ids: (B, S) int64 on the CPU, the long prompt.
         mask: (B, S) bool on the CPU, the long prompt's attention mask.
         start: first column of the short prompt that the ids of this call cover; before it lies a cache.
@@ -189,7 +190,7 @@ class Plan:
         return self.shorten(long, 0).to(device)
 
     def expand(self) -> Tensor:
-        """(B, S - long_start) int64: for every column of the long prompt the column of the short one that speaks for it.
+        """(B, S - long_start) int64: for every column of the long prompt, which of the short one speaks for it.
 
         A dropped token's is the nearest kept one before it: what the model had read by then.
         """
@@ -263,7 +264,8 @@ class CachedPrompt:
         known = self.index.shape[1]
         if cached < known:
             raise ValueError(
-                f"this cache holds {cached} positions, fewer than the {known} of the pruned prompt that filled it: a cropped "
+                f"this cache holds {cached} positions, fewer than the {known} of the pruned prompt that filled "
+                f"it: a cropped "
                 "cache cannot be continued under pruning. Start without past_key_values."
             )
         new = torch.arange(self.long_length, self.long_length + cached - known).expand(self.index.shape[0], -1)
