@@ -27,7 +27,8 @@ CHAT_TEMPLATE = """\
 {% for part in message['content'] if part['type'] == 'image' %}<image> {% endfor %}\
 {% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}\
 {% endif %}\
-{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}\
+{% if add_generation_prompt %}assistant:{% endif %}"""
 
 #: Names as in the checkpoints on the hub, which every transformers release and vLLM read.
 _HUB_NAMES = (
