@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate.arguments import PromptStreamer, bind, refuse_generation, restore, shift_lengths, wanted_logits
 from foveate.delivery import Delivery, delivering
+from foveate.functional import require_finite
 from foveate.models.base import EncodedImage, Family, Layout, Newlines
 from foveate.prompts import (
     CachedPrompt,
@@ -372,15 +373,12 @@ def _fetch(selections: Sequence[Selection]) -> list[Tensor]:
     """Every selection's indices on the CPU, in one transfer, after checking that all scores are numbers."""
     if not selections:
         return []
-    names = [(number, name) for number, one in enumerate(selections) for name in one.scores]
-    if names:
-        finite = torch.stack([torch.isfinite(selections[n].scores[name]).all() for n, name in names]).tolist()
-        for (number, name), fine in zip(names, finite, strict=True):
-            if not fine:
-                raise ValueError(
-                    f"{name} of image {number} holds NaN or infinite values: the vision tower overflowed or its "
-                    f"weights are "
-                    "broken. Try dtype=torch.bfloat16 or float32."
-                )
+    scores = {f"{name} of image {n}": one.scores[name] for n, one in enumerate(selections) for name in one.scores}
+    try:
+        require_finite(**scores)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The vision tower overflowed or its weights are broken: try dtype=torch.bfloat16 or float32"
+        ) from None
     together = torch.cat([selection.indices for selection in selections]).cpu()
     return list(together.split([len(selection) for selection in selections]))
