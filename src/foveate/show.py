@@ -1,0 +1,268 @@
+"""What a method kept, on the picture's own pixels: an overlay, and a figure with the maps it chose from.
+
+``overlay`` needs Pillow and numpy only; ``figure`` and ``save`` need matplotlib.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from foveate.pruners.base import SALIENCY, TEXT_TO_IMAGE
+from foveate.tokens import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+MAP_TITLES = {SALIENCY: "visual saliency", TEXT_TO_IMAGE: "text-to-image attention"}
+DISPLAY_SIDE = 720
+"""Longest side of a picture in a figure, pixels."""
+MAX_ASPECT = 5.0
+"""A longer picture is stretched to this in figures, so that there is something to see."""
+DIM = 0.75
+MAGMA = "magma"
+
+
+def overlay(
+    image: Image.Image, selection: Selection, *, views: Sequence[int] | None = None, dim: float = DIM
+) -> Image.Image:
+    """The picture with kept patches clear and the others faded under a light veil.
+
+    Args:
+        image: the picture the selection was made on, upright, any size.
+        selection: what stays of it.
+        views: show only patches of these views (0 is the base view, crops follow); default all. A spot is clear when
+            any of these views keeps a patch over it.
+        dim: how far the others fade, in [0, 1].
+
+    Returns:
+        An RGB image of the same size.
+
+    Raises:
+        ValueError: ``dim`` outside [0, 1], or a view that the selection does not have.
+    """
+    if not 0.0 <= dim <= 1.0:
+        raise ValueError(f"dim must be in [0, 1], got {dim!r}")
+    known = len(selection.geometry.grids)
+    if views is not None and not all(0 <= view < known for view in views):
+        raise ValueError(f"views {list(views)} are not among the {known} of this image")
+    return _faded(image.convert("RGB"), image.size, selection, views, dim)
+
+
+def figure(
+    images: Image.Image | Sequence[Image.Image],
+    selections: Selection | Sequence[Selection],
+    *,
+    question: str | None = None,
+    answer: str | None = None,
+    method: str | None = None,
+) -> Figure:
+    """Kept patches and the maps behind the choice: a row for the base view and one for the crops, for every image.
+
+    A map has one colour scale over all views, as the method compared them. Scores that the method did not read have no
+    panel.
+
+    Args:
+        images: the pictures, upright.
+        selections: one per picture.
+        question, answer, method: for the title.
+
+    Returns:
+        A matplotlib figure that no global state knows of.
+
+    Raises:
+        ValueError: not as many images as selections, or none.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    chosen = [selections] if isinstance(selections, Selection) else list(selections)
+    if not pictures or len(pictures) != len(chosen):
+        raise ValueError(f"one selection per image, at least one: got {len(pictures)} images, {len(chosen)} selections")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("figures need matplotlib: pip install 'foveate[cli]'") from None
+
+    columns = 1 + max(len(selection.scores) for selection in chosen)
+    panel = 3.7 if columns > 1 else 6.0  # inches
+    heights = [
+        len(_rows(selection)) * (0.88 * panel * _shown(picture).height / _shown(picture).width + 0.34)
+        + 0.3 * (len(chosen) > 1)
+        for picture, selection in zip(pictures, chosen, strict=True)
+    ]
+    title = _title(question, answer, method, chosen, letters=int(columns * panel * 11.5))
+    whole = Figure(figsize=(columns * panel, sum(heights) + 0.25 + 0.2 * (1 + title.count("\n"))), layout="constrained")
+    whole.suptitle(title, fontsize=11, x=0.012, ha="left")
+    blocks = whole.subfigures(len(chosen), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for number, (block, picture, selection) in enumerate(zip(blocks, pictures, chosen, strict=True), 1):
+        if len(chosen) > 1:
+            block.suptitle(f"image {number}: {_count([selection])}", fontsize=10, x=0.012, ha="left", color="#555555")
+        _draw(block, picture, selection, columns)
+    return whole
+
+
+def save(
+    path: str | os.PathLike[str],
+    images: Image.Image | Sequence[Image.Image],
+    selections: Selection | Sequence[Selection],
+    *,
+    question: str | None = None,
+    answer: str | None = None,
+    method: str | None = None,
+) -> None:
+    """Writes ``figure(...)`` to a file; the suffix says how (png, jpg, webp, pdf, svg).
+
+    Raises:
+        ValueError: as for ``figure``, or a suffix that cannot be written.
+        FileNotFoundError: the folder does not exist.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    check_path(path)
+    figure(images, selections, question=question, answer=answer, method=method).savefig(path, dpi=130)
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raises what ``save`` would raise for this path, before there is anything to save."""
+    target = Path(path)
+    known = ("png", "jpg", "jpeg", "webp", "pdf", "svg")
+    if target.suffix.lower().lstrip(".") not in known:
+        raise ValueError(f"cannot write a figure to {target}: give it one of the suffixes {', '.join(known)}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+
+
+def _draw(block: SubFigure, picture: Image.Image, selection: Selection, columns: int) -> None:
+    small = _shown(picture)
+    rows = _rows(selection)
+    grid = block.subplots(len(rows), columns, squeeze=False)
+    for line, (label, views) in zip(grid, rows, strict=True):
+        kept = int(np.isin(selection.view.cpu().numpy(), views).sum())
+        total = int(np.isin(selection.geometry.view.cpu().numpy(), views).sum())
+        line[0].imshow(np.asarray(_faded(small, picture.size, selection, views, DIM)))
+        _frame(line[0], f"{label}: {kept} of {total} kept")
+        for axes in line[1 + len(selection.scores) :]:
+            axes.set_axis_off()
+        for axes, (name, score) in zip(line[1:], selection.scores.items(), strict=False):
+            values = score.detach().float().cpu().numpy()
+            _draw_map(axes, small, picture.size, selection, values, views)
+            _frame(axes, f"{MAP_TITLES.get(name, name.replace('_', ' '))}, {label}")
+
+
+def _draw_map(
+    axes: Axes,
+    small: Image.Image,
+    original: tuple[int, int],
+    selection: Selection,
+    values: np.ndarray,
+    views: Sequence[int],
+) -> None:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import PowerNorm
+
+    low, high = float(values.min()), float(values.max())
+    # Attention spans orders of magnitude: on a linear scale all but the peaks would be black.
+    norm = PowerNorm(0.5, vmin=low, vmax=high if high > low else low + 1.0)
+    painted = _paint(selection, values, original, small.size, views)
+    seen = ~np.isnan(painted)
+    colours = colormaps[MAGMA](np.asarray(norm(np.where(seen, painted, low))))[..., :3]
+    grey = np.asarray(small.convert("L"), dtype=np.float32)[..., None] / 255.0
+    axes.imshow(np.where(seen[..., None], 0.8 * colours + 0.2 * grey, 1.0))
+    bar = axes.figure.colorbar(ScalarMappable(norm, MAGMA), ax=axes, fraction=0.04, pad=0.015)
+    marks = sorted({low, low + (high - low) / 4, high})
+    bar.set_ticks(marks, labels=[f"{mark:.1g}" for mark in marks])
+    bar.ax.tick_params(labelsize=6, length=2)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=8.5, loc="left", pad=3, color="#333333")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_edgecolor("#bbbbbb")
+        spine.set_linewidth(0.6)
+
+
+def _rows(selection: Selection) -> list[tuple[str, list[int]]]:
+    views = len(selection.geometry.grids)
+    if views == 1:
+        return [("the one view", [0])]
+    return [("base view", [0]), (f"{views - 1} crops", list(range(1, views)))]
+
+
+def _shown(picture: Image.Image) -> Image.Image:
+    """The picture at a size for a figure, never thinner than ``MAX_ASPECT``; small ones are enlarged."""
+    width, height = picture.size
+    scale = DISPLAY_SIDE / max(width, height)
+    least = round(DISPLAY_SIDE / MAX_ASPECT)
+    size = max(least, round(width * scale)), max(least, round(height * scale))
+    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST if scale > 4 else None
+    return picture.convert("RGB").resize(size, method or Image.Resampling.BICUBIC)
+
+
+def _faded(
+    shown: Image.Image,
+    original: tuple[int, int],
+    selection: Selection,
+    views: Sequence[int] | None,
+    dim: float,
+) -> Image.Image:
+    kept = selection.mask().cpu().numpy().astype(np.float32)
+    clear = np.nan_to_num(_paint(selection, kept, original, shown.size, views)) > 0
+    pixels = np.asarray(shown, dtype=np.float32)
+    veil = 0.4 * pixels.mean(axis=2, keepdims=True) + 150.0  # light, so that the edge shows in dark pictures too
+    mixed = np.where(clear[..., None], pixels, (1 - dim) * pixels + dim * veil)
+    return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+
+
+def _paint(
+    selection: Selection,
+    values: np.ndarray,
+    original: tuple[int, int],
+    size: tuple[int, int],
+    views: Sequence[int] | None,
+) -> np.ndarray:
+    """(height, width) of ``size``: each patch's value over its box, the largest where boxes overlap, NaN where none is.
+
+    ``original`` and ``size`` are (width, height): boxes are those of the original picture, drawn at another size.
+    """
+    width, height = size
+    boxes = selection.geometry.boxes_in(original[1], original[0]).cpu().numpy()
+    # Neighbours share an edge and so its rounding: no gaps, no overlaps.
+    edges = np.rint(boxes * ([width / original[0], height / original[1]] * 2)).astype(int)
+    edges = edges.clip(0, [width, height, width, height])
+    painted = np.full((height, width), np.nan, dtype=np.float32)
+    view = selection.geometry.view.cpu().numpy()
+    for place in np.flatnonzero(np.ones_like(view) if views is None else np.isin(view, views)):
+        x0, y0, x1, y1 = edges[place]
+        spot = painted[y0:y1, x0:x1]
+        np.fmax(spot, values[place], out=spot)
+    return painted
+
+
+def _count(selections: Sequence[Selection]) -> str:
+    kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
+    return f"{kept} of {total} visual tokens kept ({100 * kept / total:.3g} %)"
+
+
+def _title(
+    question: str | None, answer: str | None, method: str | None, selections: Sequence[Selection], letters: int
+) -> str:
+    parts = []
+    if question is not None:
+        parts.append(f"Q: {question}")
+    if answer is not None:
+        parts.append(f"A: {answer or '(empty)'}")
+    parts.append(_count(selections) + (f" by {method}" if method else ""))
+    # A dollar sign would start matplotlib's mathematics.
+    lines = [line for part in parts for line in textwrap.wrap(part, letters)[:4]]
+    return "\n".join(lines).replace("$", r"\$")
