@@ -1,0 +1,1 @@
+"""Accuracy under pruning: suites of questions, the runner that asks them, metrics and reports."""
