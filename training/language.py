@@ -50,7 +50,7 @@ def settle_words(model: LlavaNextForConditionalGeneration, preset: Preset, devic
         The largest cosine of a function word with a visual token, before and after.
     """
     words = embeddings(model)
-    scenes = make_batch(preset.seed + 2, 0, 40, preset.canvases, 0.5)
+    scenes = make_batch(preset.seed + 2, 0, 24, preset.canvases, 0.5)
     pixels = torch.cat([torch.from_numpy(scene.pixels) for scene in scenes]).to(device)
     tokens = F.normalize(see(model, normalise(pixels))[1].float().flatten(0, 1), dim=-1)
     others = [ID[word] for word in VOCABULARY if word not in {*VISUAL_WORDS, *PLURALS}]
@@ -211,7 +211,7 @@ def answer_loss(
         ],
         1,
     ).to(device)
-    mask = _question_mask(real, packed.block, before).to(device)
+    mask = _question_mask(real.to(device), packed.block.to(device), before)
     with autocast:
         states = model.model.language_model(
             inputs_embeds=hidden, attention_mask=mask, position_ids=positions, use_cache=False
@@ -235,16 +235,15 @@ def answer_loss(
 def _question_mask(real: Tensor, block: Tensor, before: int) -> Tensor:
     """(B, 1, S, S), added to attention scores: causal, and a question sees the start, the picture and itself."""
     batch, visual = real.shape
-    everyone = torch.cat(
-        [torch.ones(batch, before, dtype=torch.bool), real, torch.zeros_like(block, dtype=torch.bool)], 1
-    )
-    owner = torch.cat([torch.zeros(batch, before + visual, dtype=torch.long), block], 1)
+    device = real.device
+    shown = torch.cat([real.new_ones(batch, before), real, torch.zeros_like(block, dtype=torch.bool)], 1)
+    owner = torch.cat([block.new_zeros(batch, before + visual), block], 1)
     length = owner.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     same = (owner[:, :, None] == owner[:, None, :]) & (owner[:, None, :] > 0)
-    allowed = causal & (everyone[:, None, :] | same)
-    allowed |= torch.eye(length, dtype=torch.bool)
-    return torch.zeros(allowed.shape).masked_fill_(~allowed, _MASKED)[:, None]
+    # Everyone sees itself: a row of padding that sees nothing would come out as NaN.
+    allowed = causal & (shown[:, None, :] | same) | torch.eye(length, dtype=torch.bool, device=device)
+    return torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, _MASKED)[:, None]
 
 
 def _budget(stage: Stage, step: int, dropout: bool, rng: np.random.Generator) -> int | None:
