@@ -1,0 +1,133 @@
+"""The commands and their options; what they do stands beside, and is imported when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.cli.console import command
+
+app = typer.Typer(
+    name="foveate",
+    help="Vision-language models look where the question points: training-free visual token pruning.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="Default: the model that ships with Foveate.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Split = Annotated[str, typer.Option("--split", help="test, or style: artwork of a style never trained on.")]
+Seed = Annotated[int, typer.Option("--seed", help="Which pictures are drawn.")]
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from foveate import __version__
+
+        typer.echo(f"foveate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@command
+def ask(
+    images_and_question: Annotated[
+        list[str], typer.Argument(metavar='IMAGE... "QUESTION"', help="Image files, then the question.")
+    ],
+    model: Model = None,
+    method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
+    keep: Annotated[
+        str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image. 1.0: all.")
+    ] = "0.1",
+    show: Annotated[
+        Path | None, typer.Option(help="Write a picture of what was kept, with the maps it was chosen from.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Answer with all tokens as well, and measure both.")
+    ] = False,
+    as_json: Json = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Timings behind each median of --compare.")] = 3,
+    dtype: Dtype = "auto",
+) -> None:
+    """Ask a question about image files, with part of their visual tokens."""
+    from foveate.cli.ask import Request, run
+
+    *images, question = images_and_question
+    run(Request(images, question, model, method, keep, show, compare, as_json, max_new_tokens, repeats, dtype))
+
+
+@app.command("eval")
+@command
+def evaluate(
+    suite: Annotated[str, typer.Option(help="What to ask: scenes.")] = "scenes",
+    methods: Annotated[str, typer.Option(help="Comma-separated names, or all.")] = "all",
+    keep: Annotated[
+        str, typer.Option(help="Comma-separated budgets: fractions, or tokens per image. 1 is all tokens, always run.")
+    ] = "1,0.25,0.1,0.05",
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 300,
+    seed: Seed = 0,
+    split: Split = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; started again with the same settings, it goes on.")
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+    dtype: Dtype = "auto",
+) -> None:
+    """Measure accuracy with all tokens and under every method, with 95 % intervals; resumable."""
+    from foveate.cli.evaluate import Request, run
+
+    run(Request(suite, methods, keep, count, seed, split, out, model, as_json, dtype))
+
+
+@app.command()
+@command
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl.")],
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
+    seed: Seed = 0,
+    split: Split = "test",
+) -> None:
+    """Draw the pictures and questions of the scenes suite."""
+    from foveate.cli.evaluate import draw
+
+    typer.echo(draw(out, count, seed, split))
+
+
+@app.command()
+@command
+def methods(as_json: Json = False) -> None:
+    """List the pruning methods."""
+    from foveate.cli.lists import list_methods
+
+    list_methods(as_json)
+
+
+@app.command()
+@command
+def models(as_json: Json = False) -> None:
+    """List the model families that can be pruned."""
+    from foveate.cli.lists import list_models
+
+    list_models(as_json)

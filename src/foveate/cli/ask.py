@@ -1,0 +1,192 @@
+"""``foveate ask``: one question about image files, perhaps beside the unpruned model, perhaps with a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+from rich.table import Table
+
+from foveate import show
+from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
+from foveate.compare import Comparison, compare
+from foveate.images import load_image
+from foveate.pruners import Pruner, get_pruner
+from foveate.session import Session, look
+from foveate.tokens import Selection
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's arguments, as typed."""
+
+    images: Sequence[str]
+    question: str
+    model: str | None
+    method: str
+    keep: str
+    show: Path | None
+    compare: bool
+    as_json: bool
+    max_new_tokens: int
+    repeats: int
+    dtype: str
+
+
+def run(request: Request) -> None:
+    """Checks everything that is cheap to check, then loads, answers and prints.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, each with what to do.
+    """
+    pruner, pictures = _check(request)
+    model, processor = load_model(request.model, request.dtype)
+    with working("looking"):
+        session = look(model, processor, pictures)
+    prompt = session.prompt(request.question)
+    unknown = unknown_words(processor.tokenizer, request.question)
+    if unknown:
+        note(
+            f"warning: the model's vocabulary lacks {', '.join(unknown)}: it cannot see what they mean "
+            "and will answer all the same"
+        )
+    if request.compare:
+        with progress_bar("measuring") as progress:
+            compared = compare(
+                model,
+                processor,
+                pictures,
+                prompt,
+                pruner,
+                max_new_tokens=request.max_new_tokens,
+                repeats=request.repeats,
+                progress=progress,
+            )
+        _finish(request, pictures, compared.selections, _of_comparison(compared), compared)
+    else:
+        _finish(request, pictures, *_answer(session, request, pruner), None)
+
+
+def _answer(session: Session, request: Request, pruner: Pruner) -> tuple[Sequence[Selection], dict[str, Any]]:
+    with working("answering"):
+        answer = session.ask(
+            request.question, pruner, max_new_tokens=request.max_new_tokens, do_sample=False, num_beams=1
+        )
+    return answer.selections, {
+        "answer": answer.text,
+        "visual_tokens": answer.visual_tokens,
+        "prompt_tokens": answer.prompt_tokens,
+    }
+
+
+def _of_comparison(compared: Comparison) -> dict[str, Any]:
+    return {
+        "answer": compared.kept.answer,
+        "visual_tokens": compared.kept.visual_tokens,
+        "prompt_tokens": compared.kept.prompt_tokens,
+        "compare": {
+            "all": asdict(compared.full),
+            "kept": asdict(compared.kept),
+            "prefill_speedup": compared.prefill_speedup,
+            "total_speedup": compared.total_speedup,
+            "repeats": compared.repeats,
+        },
+    }
+
+
+def unknown_words(tokenizer: Any, question: str) -> list[str]:
+    """The words of a question that a tokenizer can only read as its unknown token."""
+    if getattr(tokenizer, "unk_token_id", None) is None or not tokenizer.is_fast:
+        return []
+    read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    spans = zip(read["input_ids"], read["offset_mapping"], strict=True)
+    words = [question[start:end] for token, (start, end) in spans if token == tokenizer.unk_token_id]
+    return list(dict.fromkeys(words))
+
+
+def _check(request: Request) -> tuple[Pruner, list[Image]]:
+    if not request.images:
+        raise ValueError('give at least one image and then the question: foveate ask photo.jpg "What is this?"')
+    if not request.question.strip():
+        raise ValueError("the question is empty")
+    if Path(request.question).is_file():
+        raise ValueError(
+            f"the last argument is the question, and {request.question} is a file: add the question after it"
+        )
+    pruner = get_pruner(request.method, keep=parse_keep(request.keep))
+    if request.keep == "1":
+        note("--keep 1 keeps a single token per image; 1.0 keeps all of them")
+    if request.show is not None:
+        show.check_path(request.show)
+    return pruner, [load_image(path) for path in request.images]
+
+
+def _finish(
+    request: Request,
+    pictures: Sequence[Image],
+    selections: Sequence[Selection],
+    result: dict[str, Any],
+    compared: Comparison | None,
+) -> None:
+    if request.show is not None:
+        with working("drawing"):
+            show.save(
+                request.show,
+                pictures,
+                selections,
+                question=request.question,
+                answer=result["answer"],
+                method=request.method,
+            )
+    if request.as_json:
+        images = [
+            {
+                "path": path,
+                "width": picture.width,
+                "height": picture.height,
+                "kept": len(selection),
+                "total": selection.total,
+            }
+            for path, picture, selection in zip(request.images, pictures, selections, strict=True)
+        ]
+        head = {
+            "question": request.question,
+            "model": request.model or "bundled",
+            "method": request.method,
+            "keep": parse_keep(request.keep),
+        }
+        shown = {"show": str(request.show)} if request.show else {}
+        print_json({**head, **result, "images": images, **shown})
+        return
+    if compared is not None:
+        stdout().print(_table(compared))
+        note(
+            f"times are medians of {compared.repeats} after a warm-up; prefill is vision tower, selection and first token, "
+            f"total is {compared.full.new_tokens} and {compared.kept.new_tokens} new tokens"
+        )
+    else:
+        stdout().print(result["answer"] or "(the model gave an empty answer)", markup=False, soft_wrap=True)
+        kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
+        note(f"{kept} of {total} visual tokens kept by {request.method}, prompt of {result['prompt_tokens']} tokens")
+    if request.show is not None:
+        note(f"what was kept: {request.show}")
+
+
+def _table(compared: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "all tokens", "kept", "ratio"):
+        table.add_column(name, justify="left" if not name else "right")
+    full, kept = compared.full, compared.kept
+    table.add_row("answer", full.answer or "(empty)", kept.answer or "(empty)", "")
+    for name, one, two, form in (
+        ("visual tokens", full.visual_tokens, kept.visual_tokens, "d"),
+        ("prompt, tokens", full.prompt_tokens, kept.prompt_tokens, "d"),
+        ("KV cache, MiB", full.kv_cache_mib, kept.kv_cache_mib, ".2f"),
+        ("prefill, ms", full.prefill_ms, kept.prefill_ms, ".1f"),
+        ("total, ms", full.total_ms, kept.total_ms, ".1f"),
+    ):
+        table.add_row(name, format(one, form), format(two, form), f"{one / two:.2f}x" if two else "")
+    return table

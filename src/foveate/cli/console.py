@@ -1,0 +1,149 @@
+"""What every command shares: two consoles, one-line errors, progress that only a terminal sees."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def stdout() -> Console:
+    """For what was asked for. In a pipe or file lines are as long as they need to be, so that no table is cut."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def stderr() -> Console:
+    """For everything else."""
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    style = "yellow" if text.startswith("warning") else "dim"
+    stderr().print(f"foveate: {text}", style=style, markup=False, soft_wrap=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One object on stdout and nothing else."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def command(function: _F) -> _F:
+    """Turns what bad input raises into one line on stderr and status 2; FOVEATE_TRACEBACK=1 shows where it arose."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return function(*args, **kwargs)
+            except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+                # A TypeError with no message of ours is a bug, and bugs keep their traceback.
+                if os.environ.get("FOVEATE_TRACEBACK") or (isinstance(error, TypeError) and not _is_ours(error)):
+                    raise
+                message = " ".join(str(error).split()) or type(error).__name__
+                stderr().print(f"foveate: error: {message}", style="red", markup=False, soft_wrap=True)
+                raise typer.Exit(BAD_INPUT) from None
+            except KeyboardInterrupt:
+                stderr().print("foveate: stopped", markup=False)
+                raise typer.Exit(INTERRUPTED) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def parse_keep(text: str, *, one_is_all: bool = False) -> float | int:
+    """``"0.1"`` is a fraction of an image's tokens, ``"64"`` a number of tokens; ``"1.0"`` is all of them.
+
+    Args:
+        text: as typed.
+        one_is_all: whether ``"1"`` means all tokens (in a list of fractions) and not one token.
+
+    Raises:
+        ValueError: no number, or one that is no budget.
+    """
+    from foveate.tokens import Keep
+
+    try:
+        value: float | int = int(text)
+    except ValueError:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(
+                f"--keep {text!r} is no number: give a fraction such as 0.1, or a number of tokens such as 64"
+            ) from None
+    return Keep(1.0 if one_is_all and value == 1 else value).value
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A spinner while something long runs, on a terminal only."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields ``update(done, total)``; the bar shows on a terminal only."""
+    console = stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(text, total=None)
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield update
+
+
+def load_model(source: str | None, dtype: str) -> tuple[Any, Any]:
+    """``foveate.loading.load`` behind a spinner, with transformers' own chatter off."""
+    with working("importing torch and transformers"):
+        from transformers.utils import logging
+
+        from foveate import loading
+    logging.set_verbosity_error()
+    local = source is None or source == loading.BUNDLED or loading.is_folder(source)
+    if local or not stderr().is_terminal:
+        logging.disable_progress_bar()
+        with working(f"loading {source or 'the bundled model'}"):
+            return loading.load(source, dtype=dtype)
+    return loading.load(source, dtype=dtype)  # a download shows its own bars
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, UserWarning):
+        note(f"warning: {' '.join(str(message).split())}")
+
+
+def _is_ours(error: TypeError) -> bool:
+    """Whether an error was raised by a statement of Foveate's own, and not by Python or a library underneath."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("foveate.")

@@ -1,0 +1,59 @@
+"""``foveate methods`` and ``foveate models``: what the registries hold."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from rich.table import Table
+
+from foveate.cli.console import print_json, stdout
+from foveate.models import FAMILIES
+from foveate.pruners import METHODS, Pruner
+
+_ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
+
+
+def describe(method: type[Pruner]) -> dict[str, Any]:
+    """A method's name, class, what it reads, its first docstring sentence and the paper named there."""
+    text = inspect.getdoc(method) or ""
+    paper = _ARXIV.search(text.split("Args:")[0])
+    reads = [word for word, flag in (("saliency", method.reads_saliency), ("text", method.reads_text)) if flag]
+    return {
+        "name": method.name,
+        "class": method.__name__,
+        "reads": reads,
+        "does": " ".join(text.split("\n\n")[0].split()),
+        "paper": f"arXiv:{paper[1]}" if paper else None,
+    }
+
+
+def list_methods(as_json: bool) -> None:
+    """Prints every registered method."""
+    described = [describe(method) for method in METHODS.values()]
+    if as_json:
+        print_json({"methods": described})
+        return
+    table = Table("name", "reads", "what stays", "paper", box=None, pad_edge=False, header_style="bold")
+    for entry in described:
+        does = _ARXIV.sub("", entry["does"]).replace(" ()", "")
+        table.add_row(entry["name"], ", ".join(entry["reads"]) or "nothing", does, entry["paper"] or "")
+    stdout().print(table)
+
+
+def list_models(as_json: bool) -> None:
+    """Prints every model family and its traits."""
+    families = list(dict.fromkeys(FAMILIES.values()))
+    described = [
+        {"family": family.title, "model_types": list(family.model_types), **family.traits()} for family in families
+    ]
+    if as_json:
+        print_json({"models": described})
+        return
+    columns = list(dict.fromkeys(name for entry in described for name in entry))
+    table = Table(*(name.replace("_", " ") for name in columns), box=None, pad_edge=False, header_style="bold")
+    for entry in described:
+        values = [entry.get(name, "") for name in columns]
+        table.add_row(*(", ".join(value) if isinstance(value, list) else str(value) for value in values))
+    stdout().print(table)

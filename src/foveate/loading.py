@@ -1,0 +1,109 @@
+"""A model and its processor by folder or hub id, with errors that say what is missing; the bundled ones by default."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from foveate.models import FAMILIES
+
+BUNDLED = "bundled"
+"""The name of the model that ships with the package."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load(source: str | None = None, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+    """Loads a model of a known family in evaluation mode, and its processor.
+
+    Args:
+        source: a checkpoint folder or a hub id; None or ``"bundled"`` is the model that ships with the package.
+        dtype: ``"auto"`` (that of the checkpoint; float32 for the bundled model), or one of ``DTYPES``.
+        device: where to put it; default ``"cuda"`` where there is one, else ``"cpu"``.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or lacks parts, which are named.
+        ValueError: an unknown dtype or model family, or a hub id that cannot be loaded, with what to do.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if source is None or source == BUNDLED:
+        from foveate import bundled
+
+        small: Any
+        small, processor = bundled.load(dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype))
+        return small.to(device), processor
+
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    local = is_folder(source)
+    name = os.path.expanduser(source)
+    if local:
+        check_folder(Path(name))
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=local)
+        if config.model_type not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise ValueError(
+                f"{source} is a model of family {config.model_type!r}, which is not supported; known: {known}"
+            )
+        processor = AutoProcessor.from_pretrained(name, local_files_only=local)
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, local_files_only=local)
+    except OSError as error:
+        raise ValueError(_failed(source, error, local)) from error
+    return model.to(device).eval(), processor
+
+
+def is_folder(source: str) -> bool:
+    """Whether a source is meant as a folder: it exists, or it cannot be a hub id."""
+    path = Path(source).expanduser()
+    return path.exists() or source.startswith((".", "/", "~", os.sep)) or source.count("/") > 1
+
+
+def check_folder(folder: Path) -> None:
+    """Raises FileNotFoundError, naming what is missing, when a checkpoint folder is absent or incomplete."""
+    if not folder.is_dir():
+        what = "is a file, not a checkpoint folder" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"the model folder {folder} {what}")
+    missing = [
+        alternatives[0]
+        for alternatives in (
+            ("config.json",),
+            ("processor_config.json", "preprocessor_config.json"),
+            ("tokenizer.json", "tokenizer.model", "vocab.json"),
+        )
+        if not any((folder / name).is_file() for name in alternatives)
+    ]
+    missing += _missing_weights(folder)
+    if missing:
+        raise FileNotFoundError(
+            f"the model folder {folder} lacks {', '.join(missing)}: copy or download the whole checkpoint"
+        )
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            try:
+                shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+            except (ValueError, KeyError, AttributeError):
+                return [f"a readable {index}"]
+            return sorted({shard for shard in shards if not (folder / shard).is_file()})
+    if any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+        return []
+    return ["model.safetensors"]
+
+
+def _failed(source: str, error: OSError, local: bool) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if local:
+        return f"the model in {source} cannot be loaded: {reason}"
+    return (
+        f"the model {source} cannot be loaded from the hub or its cache: {reason} "
+        "Check the id and the network (and HF_HUB_OFFLINE), or download the checkpoint and give its folder."
+    )
