@@ -164,8 +164,8 @@ def _finish(
     if compared is not None:
         stdout().print(_table(compared))
         note(
-            f"times are medians of {compared.repeats} after a warm-up; prefill is vision tower, selection and first token, "
-            f"total is {compared.full.new_tokens} and {compared.kept.new_tokens} new tokens"
+            f"times are medians of {compared.repeats} after a warm-up; prefill is vision tower, selection and first "
+            f"token, total is {compared.full.new_tokens} and {compared.kept.new_tokens} new tokens"
         )
     else:
         stdout().print(result["answer"] or "(the model gave an empty answer)", markup=False, soft_wrap=True)
