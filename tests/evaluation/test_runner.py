@@ -1,0 +1,273 @@
+"""The runner asks everything once, whatever kills it in between, and never mixes what does not belong together."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveate
+from foveate.evaluation import report as reporting
+from foveate.evaluation import runner
+from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, evaluate
+from foveate.evaluation.scenes import Item
+from tests import checkpoint
+
+METHODS = ["adafv", "random"]
+KEEPS = [1.0, 0.5, 1]
+
+
+def item(image: str, question: str, answer: str, kind: str, size: str, clutter: bool) -> Item:
+    return Item(image, question, [answer], kind, size, clutter, [])
+
+
+@pytest.fixture
+def suite(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size in (("a.png", (90, 50)), ("b.png", (60, 120))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    items = [
+        item("a.png", "Is there a cat?", "yes", "presence", "small", False),
+        item("b.png", "Is there a dog?", "no", "presence", "none", True),
+        item("a.png", "What color is the card?", "red", "attribute", "large", False),
+        item("b.png", "How many?", "2", "counting", "small", True),
+        item("b.png", "What number is on the sign?", "7", "reading", "small", True),
+    ]
+    return folder, items
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return checkpoint.model(), checkpoint.processor()
+
+
+def ask(loaded, suite, out, **options):
+    folder, items = suite
+    options = {"methods": METHODS, "keeps": KEEPS, "max_new_tokens": 2, **options}
+    return evaluate(*loaded, options.pop("items", items), out=out, folder=folder, **options)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / ROWS_FILE).read_text(encoding="utf-8").splitlines()]
+
+
+def stable(rows):
+    return [replace(row, latency_ms=0.0) for row in rows]
+
+
+def test_every_question_with_every_method_once(loaded, suite, tmp_path):
+    seen = []
+    rows = ask(loaded, suite, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    # all tokens once, not once per method; 1 (one token) is not 1.0 (all)
+    assert Counter((row.method, repr(row.keep)) for row in rows) == {
+        ("all", "1.0"): 5, ("adafv", "0.5"): 5, ("adafv", "1"): 5, ("random", "0.5"): 5, ("random", "1"): 5,
+    }  # fmt: skip
+    assert sorted(map(str, lines(tmp_path / "out"))) == sorted(str(vars(row)) for row in rows)
+    assert seen[0] == (0, 25) and seen[-1] == (25, 25)
+    for row in rows:
+        expected = {"1.0": row.total, "0.5": -(-row.total // 2), "1": 1}[repr(row.keep)]
+        assert row.kept == expected and row.latency_ms > 0
+
+
+def test_answers_are_those_of_separate_questions(loaded, suite, tmp_path):
+    folder, items = suite
+    rows = ask(loaded, suite, tmp_path / "out", methods=["adafv"], keeps=[0.5])
+    for row in rows:
+        asked = items[int(row.item)]
+        session = foveate.look(*loaded, Image.open(folder / asked.image))
+        pruner = None if row.method == "all" else foveate.AdaFV(keep=row.keep)
+        assert session.ask(asked.question, pruner, max_new_tokens=2, do_sample=False).text == row.answer
+
+
+def test_a_kill_loses_nothing_and_a_rerun_repeats_nothing(loaded, suite, tmp_path, monkeypatch):
+    whole = ask(loaded, suite, tmp_path / "whole", batch=2)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(done, total):
+        if done >= 9:
+            raise Killed
+
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        ask(loaded, suite, out, batch=2, progress=kill)
+    before = lines(out)
+    assert 9 <= len(before) < 25
+    with (out / ROWS_FILE).open("a", encoding="utf-8") as file:
+        file.write('{"item": "4", "method": "ada')  # the kill came in the middle of a line
+
+    asked = []
+    original = foveate.Session.ask_many
+
+    def counted(session, questions, *args, **options):
+        asked.extend(questions)
+        return original(session, questions, *args, **options)
+
+    monkeypatch.setattr(foveate.Session, "ask_many", counted)
+    rows = ask(loaded, suite, out, batch=2)
+    assert len(asked) == 25 - len(before)
+    assert lines(out)[: len(before)] == before and len(lines(out)) == 25
+    assert len({(row["item"], row["method"], repr(row["keep"])) for row in lines(out)}) == 25
+    assert stable(rows) == stable(whole)
+
+
+def test_a_finished_run_looks_at_no_picture(loaded, suite, tmp_path, monkeypatch):
+    first = ask(loaded, suite, tmp_path / "out")
+    monkeypatch.setattr(runner, "look", lambda *args: pytest.fail("looked again"))
+    assert ask(loaded, suite, tmp_path / "out") == first
+
+
+def test_the_vision_tower_runs_once_per_picture(loaded, suite, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(runner, "look", lambda *args: looked.append(1) or foveate.look(*args))
+    ask(loaded, suite, tmp_path / "out")
+    assert len(looked) == 2
+
+
+def test_methods_and_budgets_can_be_added_later(loaded, suite, tmp_path):
+    first = ask(loaded, suite, tmp_path / "out", methods=["adafv"], keeps=[0.5])
+    more = ask(loaded, suite, tmp_path / "out", methods=["adafv", "text"], keeps=[0.5, 0.25])
+    assert len(more) == 25 and all(row in more for row in first)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"settings": {"seed": 1}}, {"max_new_tokens": 3}],
+    ids=["suite settings", "answer length"],
+)
+def test_other_settings_are_refused(loaded, suite, tmp_path, changed):
+    ask(loaded, suite, tmp_path / "out", settings={"seed": 0}, methods=[])
+    with pytest.raises(ValueError, match=r"other settings \(.*(seed: 0 then, 1 now|max_new_tokens: 2 then, 3 now)"):
+        ask(loaded, suite, tmp_path / "out", **{"settings": {"seed": 0}, "methods": [], **changed})
+
+
+def test_other_questions_are_refused(loaded, suite, tmp_path):
+    ask(loaded, suite, tmp_path / "out", methods=[])
+    with pytest.raises(ValueError, match="other settings .*items"):
+        ask(loaded, suite, tmp_path / "out", methods=[], items=suite[1][:-1])
+
+
+def test_another_model_is_refused(loaded, suite, tmp_path):
+    ask(loaded, suite, tmp_path / "out", methods=[])
+    weight = loaded[0].get_input_embeddings().weight
+    weight.data[0, 0] += 1
+    try:
+        with pytest.raises(ValueError, match="other settings .*model"):
+            ask(loaded, suite, tmp_path / "out", methods=[])
+    finally:
+        weight.data[0, 0] -= 1
+
+
+def test_resume_can_be_ruled_out(loaded, suite, tmp_path):
+    ask(loaded, suite, tmp_path / "out", methods=[])
+    with pytest.raises(ValueError, match="holds answers already"):
+        ask(loaded, suite, tmp_path / "out", methods=[], resume=False)
+
+
+def test_damage_before_the_end_is_named_not_overwritten(loaded, suite, tmp_path):
+    out = tmp_path / "out"
+    ask(loaded, suite, out, methods=[])
+    text = (out / ROWS_FILE).read_text(encoding="utf-8").splitlines()
+    (out / ROWS_FILE).write_text("\n".join([text[0], "garbage", *text[2:]]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        ask(loaded, suite, out, methods=[])
+
+
+def test_rows_without_settings_are_refused(loaded, suite, tmp_path):
+    out = tmp_path / "out"
+    ask(loaded, suite, out, methods=[])
+    (out / SETTINGS_FILE).unlink()
+    with pytest.raises(ValueError, match="without settings.json"):
+        ask(loaded, suite, out, methods=[])
+
+
+def test_bad_arguments(loaded, suite, tmp_path):
+    with pytest.raises(ValueError, match="no question"):
+        ask(loaded, suite, tmp_path / "a", items=[])
+    with pytest.raises(ValueError, match="unknown method 'nope'; known: adafv"):
+        ask(loaded, suite, tmp_path / "a", methods=["nope"])
+    with pytest.raises(ValueError, match="keep=0"):
+        ask(loaded, suite, tmp_path / "a", keeps=[0])
+    with pytest.raises(TypeError, match="list of names"):
+        ask(loaded, suite, tmp_path / "a", methods="adafv")
+    with pytest.raises(ValueError, match="leave it out"):
+        ask(loaded, suite, tmp_path / "a", methods={"all": None})
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        ask(loaded, suite, tmp_path / "file")
+    assert not (tmp_path / "a").exists()
+
+
+def test_items_with_ids_and_variants_of_methods(loaded, suite, tmp_path):
+    @dataclass(frozen=True)
+    class Plain:
+        id: str
+        image: str
+        question: str
+        answers: tuple[str, ...]
+
+    items = [Plain(f"q{number}", one.image, one.question, tuple(one.answers)) for number, one in enumerate(suite[1])]
+    variants = {"half": lambda keep, picture: foveate.AdaFV(keep=keep, min_share=0.5)}
+    rows = ask(loaded, suite, tmp_path / "out", items=items, methods=variants, keeps=[0.5])
+    assert {row.item for row in rows} == {"q0", "q1", "q2", "q3", "q4"} and {row.method for row in rows} == {
+        "all",
+        "half",
+    }
+    with pytest.raises(ValueError, match="different ids"):
+        ask(loaded, suite, tmp_path / "b", items=[items[0], items[0]])
+
+
+def rows_of(right: dict[tuple[str, float], list[bool]]) -> list[runner.Row]:
+    return [
+        runner.Row(str(place), method, keep, "q", "a", good, 10 if keep < 1 else 100, 100, 1.0)
+        for (method, keep), answers in right.items()
+        for place, good in enumerate(answers)
+    ]
+
+
+def test_report_weighs_presence_and_kinds(suite):
+    items = [
+        *[item("a.png", "q", "yes", "presence", "small", True)] * 4,
+        *[item("a.png", "q", "no", "presence", "none", True)] * 2,
+        *[item("b.png", "q", "red", "attribute", "large", False)] * 2,
+        *[item("b.png", "q", "3", "counting", "small", False)] * 2,
+    ]
+    right = {
+        ("all", 1.0): [True] * 10,
+        ("adafv", 0.1): [True, True, True, True, True, False, True, False, False, False],
+        ("text", 0.1): [True] * 6 + [False] * 4,
+    }
+    made = reporting.summarise(
+        rows_of(right), items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
+    )
+    value = {name: made.cell("adafv", 0.1, name).estimate.value for name in made.groups}
+    assert value["presence"] == pytest.approx((1 + 0.5) / 2) and value["attribute"] == 0.5 and value["counting"] == 0
+    assert value["overall"] == pytest.approx((0.75 + 0.5) / 2)  # counting stands apart, reading was not asked
+    assert value["clutter"] == pytest.approx(0.75) and value["sparse"] == 0.5
+    assert value["small in clutter"] == 1 and value["large"] == 0.5
+    assert made.cell("adafv", 0.1, "small").estimate.count == 4  # counting is not a thing's own size
+    assert "reading" not in made.groups
+    assert made.cell("adafv", 0.1, "overall").relative == pytest.approx(0.625)
+    pairs = {(pair.first, pair.second, pair.group): pair.difference for pair in made.pairs}
+    assert pairs["adafv", "text", "overall"].value == pytest.approx(0.625 - 0.5)
+    assert (pairs["adafv", "text", "overall"].first_only, pairs["adafv", "text", "overall"].second_only) == (1, 1)
+    assert pairs["text", "all", "overall"].value == pytest.approx(-0.5)
+    with pytest.raises(KeyError):
+        made.cell("nope", 0.1, "overall")
+
+
+def test_report_is_written_and_strict_json(suite, tmp_path):
+    right = {("all", 1.0): [False] * 5, ("adafv", 0.1): [True] * 5}  # nothing to be relative to
+    made = reporting.summarise(rows_of(right), suite[1], reporting.scenes_groups())
+    files = reporting.save(made, tmp_path, ["overall", "small in clutter", "not there"], "title")
+    assert [file.name for file in files] == ["report.json", "accuracy.png"]
+    read = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert read["accuracy"][0]["relative"] is None
+    assert Image.open(files[1]).size[0] > 500

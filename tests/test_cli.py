@@ -1,0 +1,246 @@
+"""The command as a user meets it: what it prints where, and one clear line for every bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import foveate
+from foveate import METHODS
+from foveate.cli import app
+from tests import checkpoint
+
+QUESTION = "What color is the card of the cat?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(checkpoint.save(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 50, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+def call(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, (result.stdout, result.stderr, result.exception)
+    return result
+
+
+def refused(*arguments) -> str:
+    result = call(*arguments, status=2)
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("foveate: error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def ask(folder, *arguments, **options):
+    return call("ask", *arguments, "--model", folder, "--max-new-tokens", 3, **options)
+
+
+def test_ask_prints_the_answer_alone_on_stdout(folder, photo):
+    result = ask(folder, photo, QUESTION)
+    session = foveate.look(checkpoint.model(), checkpoint.processor(), Image.open(photo))
+    expected = session.ask(QUESTION, foveate.AdaFV(keep=0.1), max_new_tokens=3, do_sample=False)
+    assert result.stdout == expected.text + "\n"
+    assert (
+        f"{len(expected.selections[0])} of {expected.selections[0].total} visual tokens kept by adafv" in result.stderr
+    )
+
+
+def test_ask_json_is_one_object_and_nothing_else(folder, photo, tmp_path):
+    out = tmp_path / "kept.png"
+    result = ask(folder, photo, "What is a zebra?", "--json", "--keep", 5, "--method", "saliency", "--show", out)
+    told = json.loads(result.stdout)
+    assert told["question"] == "What is a zebra?" and told["method"] == "saliency" and told["keep"] == 5
+    assert told["visual_tokens"] == 5 and told["images"][0]["kept"] == 5
+    assert (told["images"][0]["width"], told["images"][0]["height"]) == (50, 90)
+    assert told["show"] == str(out) and Image.open(out).size[0] > 300
+    assert "vocabulary lacks zebra" in result.stderr and "cat" not in result.stderr
+
+
+def test_compare_measures_both_sides(folder, photo):
+    told = json.loads(ask(folder, photo, QUESTION, "--compare", "--json", "--repeats", 1, "--keep", 0.25).stdout)
+    full, kept = told["compare"]["all"], told["compare"]["kept"]
+    # newlines are sent with all tokens and dropped with few
+    assert full["visual_tokens"] > told["images"][0]["total"]
+    assert kept["visual_tokens"] == told["images"][0]["kept"] == -(-told["images"][0]["total"] // 4)
+    text = full["prompt_tokens"] - full["visual_tokens"]
+    assert kept["prompt_tokens"] - kept["visual_tokens"] == text > 0
+    # 2 layers, keys and values, 2 heads of 16, float32
+    for side in (full, kept):
+        assert side["kv_cache_mib"] == pytest.approx(side["prompt_tokens"] * 2 * 2 * 2 * 16 * 4 / 2**20)
+        assert side["prefill_ms"] > 0 and side["total_ms"] > 0
+    ratio = told["compare"]["prefill_speedup"]
+    assert ratio == pytest.approx(full["prefill_ms"] / kept["prefill_ms"])
+    assert told["answer"] == kept["answer"]
+
+
+def test_compare_answers_are_the_stock_model_s_and_the_pruned_one_s(folder, photo):
+    told = json.loads(ask(folder, photo, QUESTION, "--compare", "--json", "--repeats", 1).stdout)
+    model, processor = checkpoint.model(), checkpoint.processor()
+    prompt = foveate.look(model, processor, Image.open(photo)).prompt(QUESTION)
+    inputs = processor(images=Image.open(photo), text=prompt, return_tensors="pt")
+    stock = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    text = processor.tokenizer.decode(stock[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert told["compare"]["all"]["answer"] == text
+    assert told["answer"] == ask(folder, photo, QUESTION).stdout.strip()
+
+
+def test_compare_prints_a_table(folder, photo, tmp_path):
+    result = ask(folder, photo, QUESTION, "--compare", "--repeats", 1, "--show", tmp_path / "kept.png")
+    for row in ("answer", "visual tokens", "prompt, tokens", "KV cache, MiB", "prefill, ms", "total, ms"):
+        assert row in result.stdout
+    assert str(tmp_path / "kept.png") in result.stderr.replace("\n", "")
+
+
+def test_several_images(folder, photo, tmp_path):
+    told = json.loads(ask(folder, photo, photo, "Is there a cat?", "--json", "--keep", 3).stdout)
+    assert [image["kept"] for image in told["images"]] == [3, 3] and told["visual_tokens"] == 6
+
+
+def test_keep_one_and_keep_all(folder, photo):
+    one = ask(folder, photo, QUESTION, "--json", "--keep", "1")
+    assert json.loads(one.stdout)["visual_tokens"] == 1 and "1.0 keeps all" in one.stderr
+    whole = json.loads(ask(folder, photo, QUESTION, "--json", "--keep", "1.0").stdout)
+    assert whole["images"][0]["kept"] == whole["images"][0]["total"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 20), (20, 20000)])
+def test_extreme_pictures_are_answered(folder, tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "a.png")
+    out = tmp_path / "kept.png"
+    told = json.loads(
+        ask(folder, tmp_path / "a.png", QUESTION, "--json", "--compare", "--repeats", 1, "--show", out).stdout
+    )
+    assert told["images"][0]["kept"] >= 1 and out.is_file()
+
+
+def test_animated_warns_on_stderr(folder, tmp_path):
+    frames = [Image.new("RGB", (60, 60), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    result = ask(folder, tmp_path / "a.gif", QUESTION, "--json")
+    json.loads(result.stdout)
+    assert "2 frames: only the first" in result.stderr
+
+
+def test_bad_images_are_refused(photo, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    assert "not an image" in refused("ask", tmp_path / "text.png", QUESTION)
+    assert "no such image file" in refused("ask", tmp_path / "none.png", QUESTION)
+    assert "is a directory" in refused("ask", tmp_path, QUESTION)
+    assert "download it first" in refused("ask", photo, "https://example.org/a.png", QUESTION)
+
+
+def test_bad_questions_are_refused(photo):
+    assert "question is empty" in refused("ask", photo, "  ")
+    assert "at least one image" in refused("ask", "What is this?")
+    assert "last argument is the question" in refused("ask", photo, photo)
+
+
+def test_an_image_mark_in_the_question_is_refused(folder, photo):
+    assert "'<image>'" in refused("ask", photo, "what is <image> ?", "--model", folder)
+
+
+@pytest.mark.parametrize("keep", ["0", "-1", "0.0", "1.5", "nan", "inf", "-0.1", "many", "true"])
+def test_bad_budgets_are_refused(photo, keep):
+    assert "keep" in refused("ask", photo, QUESTION, f"--keep={keep}")
+
+
+def test_an_unknown_method_is_refused(photo):
+    assert "unknown method 'fastest'; known: adafv" in refused("ask", photo, QUESTION, "--method", "fastest")
+
+
+def test_a_bad_overlay_path_is_refused_before_anything_is_loaded(photo, tmp_path):
+    assert "suffixes" in refused("ask", photo, QUESTION, "--show", tmp_path / "kept.doc")
+    assert "does not exist" in refused("ask", photo, QUESTION, "--show", tmp_path / "no" / "kept.png")
+
+
+def test_a_missing_model_folder_is_named(photo, tmp_path):
+    assert "does not exist" in refused("ask", photo, QUESTION, "--model", tmp_path / "none")
+    assert "is a file" in refused("ask", photo, QUESTION, "--model", photo)
+
+
+@pytest.mark.parametrize("part", ["config.json", "processor_config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_part_of_a_checkpoint_is_named(photo, tmp_path, part):
+    whole = checkpoint.save(tmp_path / "whole")
+    (whole / part).unlink()
+    assert f"lacks {part}" in refused("ask", photo, QUESTION, "--model", whole)
+
+
+def test_a_missing_shard_is_named(photo, tmp_path):
+    whole = checkpoint.save(tmp_path / "whole")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (whole / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks model-00002-of-00002.safetensors" in refused("ask", photo, QUESTION, "--model", whole)
+
+
+def test_an_unknown_family_is_refused_before_its_weights_are_read(photo, tmp_path):
+    whole = checkpoint.save(tmp_path / "whole")
+    (whole / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    message = refused("ask", photo, QUESTION, "--model", whole)
+    assert "family 'gpt2'" in message and "llava_next" in message
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(photo):
+    message = refused("ask", photo, QUESTION, "--model", "nobody/no-such-model")
+    assert "nobody/no-such-model" in message and "give its folder" in message
+
+
+def test_an_unknown_dtype_is_refused(folder, photo):
+    assert "known: auto" in refused("ask", photo, QUESTION, "--model", folder, "--dtype", "int3")
+
+
+def test_lists():
+    listed = call("methods").stdout
+    assert all(name in listed for name in METHODS) and "2501.09532" in listed
+    told = json.loads(call("methods", "--json").stdout)["methods"]
+    assert {entry["name"] for entry in told} == set(METHODS) and all(entry["does"] for entry in told)
+    assert next(entry for entry in told if entry["name"] == "saliency")["reads"] == ["saliency"]
+    assert "LLaVA-NeXT" in call("models").stdout
+    assert json.loads(call("models", "--json").stdout)["models"][0]["model_types"] == ["llava"]
+    assert call("--version").stdout == f"foveate {foveate.__version__}\n"
+
+
+def test_scenes_are_written(tmp_path):
+    out = tmp_path / "scenes"
+    result = call("scenes", "--out", out, "--count", 2, "--seed", 3, "--split", "style")
+    assert result.stdout.strip() == str(out / "scenes.jsonl")
+    first = json.loads((out / "scenes.jsonl").read_text().splitlines()[0])
+    assert (out / first["image"]).is_file()
+    assert "unknown split" in refused("scenes", "--out", out, "--split", "train")
+
+
+def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):
+    out = tmp_path / "out"
+    options = ["eval", "--model", folder, "--count", 2, "--methods", "adafv,text", "--keep", "1,0.25", "--out", out]
+    table = call(*options)
+    assert "by kind" in table.stdout and "small in clutter" in table.stdout and "McNemar" in table.stdout
+    rows = (out / "rows.jsonl").read_text()
+    told = json.loads(call(*options, "--json").stdout)
+    assert (out / "rows.jsonl").read_text() == rows  # nothing was asked again
+    assert {(run["method"], run["keep"]) for run in told["runs"]} == {("all", 1.0), ("adafv", 0.25), ("text", 0.25)}
+    assert {"accuracy.png", "report.json"} <= {path.name for path in out.iterdir()}
+    assert "seed: 0 then, 1 now" in refused(*options, "--seed", 1)
+
+
+def test_eval_refuses_bad_arguments(tmp_path):
+    assert "unknown suite" in refused("eval", "--suite", "all")
+    assert "unknown method" in refused("eval", "--methods", "adafv,nope")
+    assert "keep" in refused("eval", "--keep", "0.1,none")
+    assert "names nothing" in refused("eval", "--keep", ",")
+    assert "unknown split" in refused("eval", "--split", "train", "--out", tmp_path / "a")
+
+
+def test_help_names_the_options():
+    helped = call("ask", "--help").stdout
+    assert "compare" in helped and "keep" in helped
