@@ -26,9 +26,10 @@ Split = Annotated[str, typer.Option("--split", help="test, or style: artwork of 
 Seed = Annotated[int, typer.Option("--seed", help="Which pictures are drawn.")]
 
 
-def main() -> None:
-    """Runs the command line."""
+def main() -> int:
+    """Runs the command line; ends the process with its status."""
     app()
+    return 0
 
 
 def _version(wanted: bool) -> None:

@@ -84,7 +84,8 @@ def run(request: Request) -> None:
     report = reporting.summarise(
         rows, items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
     )
-    title = f"scenes, split {request.split}, {request.count} pictures, {request.model or 'bundled model'}"
+    name = Path(request.model).name if request.model else "bundled model"
+    title = f"scenes, split {request.split}, {request.count} pictures, {name}"
     files = reporting.save(report, out, PLOTTED, title)
     if request.as_json:
         print_json({"settings": settings, **report.as_dict(), "files": [str(file) for file in files]})
