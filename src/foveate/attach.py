@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 from foveate.call import Call, Options, Positions
 from foveate.delivery import deliver, fill_mask, is_inside
@@ -24,9 +24,14 @@ class Attachment:
         model: a stock transformers model of a known family.
         pruner: which tokens stay.
         options: positions, newlines, layout, turn_end.
+
+    Raises:
+        TypeError: ``pruner`` is none.
     """
 
     def __init__(self, model: Any, pruner: Pruner, options: Options) -> None:
+        if not isinstance(pruner, Pruner):
+            raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
         self.model = model
         self.pruner = pruner
         self.options = options
@@ -87,34 +92,8 @@ def attach(
         TypeError: ``pruner`` is none.
         RuntimeError: this thread has a pruner on the model already.
     """
-    return prepare(model, pruner, positions=positions, newlines=newlines, layout=layout, turn_end=turn_end).activate()
-
-
-def prepare(
-    model: Any,
-    pruner: Pruner,
-    *,
-    positions: Positions = "compact",
-    newlines: Newlines = "drop",
-    layout: Layout = "stock",
-    turn_end: Sequence[Sequence[int]] | None = None,
-) -> Attachment:
-    """``attach`` without activating: for ``with``."""
-    if not isinstance(pruner, Pruner):
-        raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
-    for name, value, known in (
-        ("positions", positions, get_args(Positions)),
-        ("newlines", newlines, get_args(Newlines)),
-        ("layout", layout, get_args(Layout)),
-    ):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-    if layout == "released" and positions == "original":
-        raise ValueError(
-            "layout='released' sends tokens that have no place in the stock prompt: use positions='compact' with it"
-        )
-    ends = None if turn_end is None else tuple(tuple(int(token) for token in end) for end in turn_end)
-    return Attachment(model, pruner, Options(positions, newlines, layout, ends))
+    options = Options(positions=positions, newlines=newlines, layout=layout, turn_end=turn_end)
+    return Attachment(model, pruner, options).activate()
 
 
 class Site:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,12 +36,26 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class Options:
-    """What ``foveate.attach`` was told beside model and pruner; see there."""
+    """What ``foveate.attach`` was told beside model and pruner; see there.
+
+    Raises:
+        ValueError: an unknown value, or values that do not go together.
+    """
 
     positions: Positions = "compact"
     newlines: Newlines = "drop"
     layout: Layout = "stock"
-    turn_end: tuple[tuple[int, ...], ...] | None = None
+    turn_end: Sequence[Sequence[int]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("positions", Positions), ("newlines", Newlines), ("layout", Layout)):
+            value = getattr(self, name)
+            if value not in get_args(known):
+                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(get_args(known))}")
+        if self.layout == "released" and self.positions == "original":
+            raise ValueError(
+                "layout='released' sends tokens that have no place in the stock prompt: use positions='compact' with it"
+            )
 
 
 @dataclass(frozen=True)

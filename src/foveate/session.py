@@ -11,8 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from foveate.attach import looking_through
-from foveate.attach import prepare as prepare_attachment
-from foveate.call import Call, Positions
+from foveate.call import Call, Options, Positions
 from foveate.models.base import EncodedImage, Layout, Newlines
 from foveate.pruners.base import Pruner
 from foveate.pruners.uniform import Uniform
@@ -94,9 +93,7 @@ class Session:
         if not questions:
             return []
         pruner = Uniform(keep=1.0) if pruner is None else pruner
-        options = prepare_attachment(
-            self.model, pruner, positions=positions, newlines=newlines, layout=self.layout, turn_end=turn_end
-        ).options
+        options = Options(positions=positions, newlines=newlines, layout=self.layout, turn_end=turn_end)
         inputs = self._tokenize([self.prompt(question) for question in questions])
         images = [image for _ in questions for image in self.images]
         with looking_through(self.model) as site:

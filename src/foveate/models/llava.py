@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from foveate.attention import recording
-from foveate.models.base import STAYS, EncodedImage, Family, Layout, Patch
-from foveate.models.towers import Tower
+from foveate.models.base import STAYS, EncodedImage, Layout
+from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
 
-class Llava(Family):
+class Llava(TowerFamily):
     """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower."""
 
     title = "LLaVA-1.5"
     model_types = ("llava",)
-
-    @classmethod
-    def traits(cls) -> Mapping[str, str]:
-        return {
-            "saliency": "CLS row (CLIP), mean received attention (SigLIP)",
-            "views": "1",
-            "positions": "compact, original",
-            "layouts": ", ".join(cls.layouts),
-            "video": "no",
-        }
-
-    def check(self) -> None:
-        self.tower = Tower(self.base, self.config)
-
-    def instruments(self) -> Sequence[Patch]:
-        return self.tower.instruments()
+    views = "1"
 
     def encode(
         self, inputs: Mapping[str, Any], *, saliency: bool, layout: Layout, features: Callable[..., Any]

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.attention import recording
-from foveate.models.base import NEWLINE, EncodedImage, Family, Layout, Patch
-from foveate.models.towers import Tower
+from foveate.models.base import NEWLINE, EncodedImage, Layout
+from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
 
@@ -34,29 +34,14 @@ class Canvas:
     offset: tuple[int, int]
 
 
-class LlavaNext(Family):
+class LlavaNext(TowerFamily):
     """``LlavaNextForConditionalGeneration`` with a CLIP or SigLIP tower."""
 
     title = "LLaVA-NeXT"
     model_types = ("llava_next",)
     layouts = ("stock", "released")
     image_inputs = ("pixel_values", "image_sizes")
-
-    @classmethod
-    def traits(cls) -> Mapping[str, str]:
-        return {
-            "saliency": "CLS row (CLIP), mean received attention (SigLIP)",
-            "views": "1 + crops",
-            "positions": "compact, original",
-            "layouts": ", ".join(cls.layouts),
-            "video": "no",
-        }
-
-    def check(self) -> None:
-        self.tower = Tower(self.base, self.config)
-
-    def instruments(self) -> Sequence[Patch]:
-        return self.tower.instruments()
+    views = "1 + crops"
 
     def encode(
         self, inputs: Mapping[str, Any], *, saliency: bool, layout: Layout, features: Callable[..., Any]

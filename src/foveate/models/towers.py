@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from foveate.attention import Read, Recorder, projecting, skippable, tapped_config
-from foveate.models.base import Patch
+from foveate.models.base import Family, Patch
 
 TOWERS: dict[str, Read] = {"clip_vision_model": "cls", "siglip_vision_model": "received"}
 
@@ -92,3 +92,25 @@ class Tower:
             skip=self.layers[reading.saliency_layer + 1 :],
             project=self.projector,
         )
+
+
+class TowerFamily(Family):
+    """What families around such a tower share."""
+
+    views: ClassVar[str]
+
+    @classmethod
+    def traits(cls) -> Mapping[str, str]:
+        return {
+            "saliency": "CLS row (CLIP), mean received attention (SigLIP)",
+            "views": cls.views,
+            "positions": "compact, original",
+            "layouts": ", ".join(cls.layouts),
+            "video": "no",
+        }
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config)
+
+    def instruments(self) -> Sequence[Patch]:
+        return self.tower.instruments()

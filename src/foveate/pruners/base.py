@@ -102,8 +102,8 @@ class Pruner(ABC):
 
     def __call__(self, model: Any, **options: Any) -> AbstractContextManager[Attachment]:
         """``with pruner(model): model.generate(...)``. Options as for ``foveate.attach``."""
-        from foveate.attach import (
-            prepare,
-        )  # the one place where a method meets the model side, and only by name
+        # The one place where a method meets the model side, and only by name.
+        from foveate.attach import Attachment
+        from foveate.call import Options
 
-        return prepare(model, self, **options)
+        return Attachment(model, self, Options(**options))
