@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.attach import looking_through
+from foveate.attachment import looking_through
 from foveate.attention import QUERY_CHUNK, cls_attention, received_attention
 from tests.tiny import IMAGE, ROWS, prompts
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import foveate
-from foveate.attach import looking_through
+from foveate.attachment import looking_through
 from tests import reference
 from tests.tiny import IMAGE, PINPOINTS, ROWS, SIDE, prompts
 

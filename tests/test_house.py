@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -61,3 +63,16 @@ def test_command_without_its_extra_says_what_to_install(
     assert 'pip install "foveate[cli]"' in captured.err
     assert "needs typer," in captured.err
     assert captured.out == ""
+
+
+def test_public_names_are_there() -> None:
+    for name in foveate.__all__:
+        assert getattr(foveate, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'saliency'"):
+        foveate.saliency  # noqa: B018
+
+
+def test_importing_does_not_wait_for_torch() -> None:
+    """The command's help should come at once."""
+    code = "import sys, foveate.cli; print(foveate.__version__); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,21 +1,27 @@
 """Foveate: vision-language models look where the question points. Training-free visual token pruning."""
 
-from foveate import functional
-from foveate.attach import Attachment, attach
-from foveate.prompts import turn_end
-from foveate.pruners import (
-    METHODS,
-    AdaFV,
-    FixedMix,
-    Pruner,
-    Random,
-    Saliency,
-    TextSimilarity,
-    Uniform,
-    get_pruner,
-)
-from foveate.session import Answer, Session, look
-from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foveate import functional
+    from foveate.attachment import Attachment, attach
+    from foveate.prompts import turn_end
+    from foveate.pruners import (
+        METHODS,
+        AdaFV,
+        FixedMix,
+        Pruner,
+        Random,
+        Saliency,
+        TextSimilarity,
+        Uniform,
+        get_pruner,
+    )
+    from foveate.session import Answer, Session, look
+    from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
 
 __version__ = "0.1.0"
 
@@ -42,3 +48,37 @@ __all__ = [
     "look",
     "turn_end",
 ]
+
+_HOMES = {
+    "foveate.attachment": ("Attachment", "attach"),
+    "foveate.prompts": ("turn_end",),
+    "foveate.pruners": (
+        "METHODS",
+        "AdaFV",
+        "FixedMix",
+        "Pruner",
+        "Random",
+        "Saliency",
+        "TextSimilarity",
+        "Uniform",
+        "get_pruner",
+    ),
+    "foveate.session": ("Answer", "Session", "look"),
+    "foveate.tokens": ("Geometry", "Keep", "Selection", "TextTokens", "VisualTokens"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for: ``foveate --help`` need not wait for torch."""
+    if name == "functional":
+        return importlib.import_module("foveate.functional")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

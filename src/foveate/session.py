@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from foveate.attach import looking_through
+from foveate.attachment import looking_through
 from foveate.call import Call, Options, Positions
 from foveate.models.base import EncodedImage, Layout, Newlines
 from foveate.pruners.base import Pruner

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.tokens import Keep, Selection, TextTokens, VisualTokens
 
 if TYPE_CHECKING:
-    from foveate.attach import Attachment
+    from foveate.attachment import Attachment
 
 SALIENCY = "saliency"
 TEXT_TO_IMAGE = "text_to_image"
@@ -103,7 +103,7 @@ class Pruner(ABC):
     def __call__(self, model: Any, **options: Any) -> AbstractContextManager[Attachment]:
         """``with pruner(model): model.generate(...)``. Options as for ``foveate.attach``."""
         # The one place where a method meets the model side, and only by name.
-        from foveate.attach import Attachment
+        from foveate.attachment import Attachment
         from foveate.call import Options
 
         return Attachment(model, self, Options(**options))
