@@ -17,7 +17,7 @@ from training.views import GRID, TOKENS
 
 #: Scale of the text-to-image softmax, as AdaFV uses it.
 SCALE = 100.0
-_READOUT = 4  # row, column, middle of a thing, side
+_READOUT = 5  # row, column, middle of a thing, side, base view
 
 
 class Heads(nn.Module):
@@ -128,14 +128,17 @@ def vision_losses(
     guess = scale * F.normalize(heads.cls(F.layer_norm(cls, cls.shape[-1:])), dim=-1) @ named[: NOTHING + 1].T
     losses["cls"] = -(share * guess.log_softmax(-1)).sum(-1).mean()
     losses["found"], losses["flat"] = _text_to_image(cosine, (thing, color, digit), batch)
-    # Where a patch is, whether it holds the middle of its thing, and how large that is, can be read off its token:
-    # position, relation, counting and "biggest" need it, and no word says it.
+    # Where a patch is in its view, whether that is the base view, whether it holds the middle of its thing and how
+    # large that is can be read off its token: position, relation, counting and "biggest" need it, and no word says it.
     read = heads.readout(F.normalize(flat, dim=-1) * flat.shape[-1] ** 0.5)
     of_thing = (thing >= 0) & (thing < NOTHING)
     places = heads.places.repeat(len(tokens), 1)
     losses["place"] = F.mse_loss(read[:, :2], places)
     losses["center"] = F.binary_cross_entropy_with_logits(read[:, 2], gathered("center"))
     losses["side"] = F.mse_loss(read[of_thing, 3], gathered("side")[of_thing])
+    is_base = torch.zeros(len(tokens), TOKENS, device=device)
+    is_base[_bases(batch)] = 1
+    losses["base"] = F.binary_cross_entropy_with_logits(read[:, 4], is_base.flatten())
     losses["norm"] = (flat.norm(dim=-1) - 1).square().mean()
     weights = {
         "color": 0.5,
@@ -145,6 +148,7 @@ def vision_losses(
         "flat": 0.1,
         "place": 0.3,
         "center": 0.5,
+        "base": 0.2,
         "norm": 0.02,
     }
     total = sum((weights.get(name, 1.0) * loss for name, loss in losses.items()), tokens.new_zeros(()))
