@@ -36,7 +36,8 @@ def test_kept(golden):
 def test_text_to_image(golden):
     tensors, _ = golden
     score = text_to_image_attention(tensors["text"], tensors["visual"])
-    torch.testing.assert_close(score, tensors["text_to_image"], rtol=2e-6, atol=0)
+    # Both sides are float32. A cosine's last bits (2e-7, by the order a BLAS sums in) count 100-fold in the exponent.
+    torch.testing.assert_close(score, tensors["text_to_image"], rtol=5e-5, atol=0)
 
 
 def test_batched(golden):
