@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import GenerationConfig, LlavaNextImageProcessor, LlavaNextProcessor, PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessor,
+    GenerationConfig,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from tests.tiny import BOS, IMAGE, PAD, PINPOINTS, SIDE, llava_next
 
@@ -16,17 +23,17 @@ WORDS = [
 ]
 
 
-def processor() -> LlavaNextProcessor:
+def tokenizer() -> PreTrainedTokenizerFast:
     """With a vocabulary of ``WORDS`` and digits, lower case."""
     vocabulary = {"<pad>": PAD, "<s>": BOS, "</s>": 2, "<unk>": 3, "<image>": IMAGE}
     free = (number for number in range(4, IMAGE))
     vocabulary |= dict(zip([*WORDS, *map(str, range(10))], free, strict=False))
     vocabulary |= {f"w{number}": number for number in free}  # every id the model may answer with is a word
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
@@ -34,12 +41,29 @@ def processor() -> LlavaNextProcessor:
         additional_special_tokens=["<image>"],
         padding_side="left",
     )
-    images = LlavaNextImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS
-    )
+
+
+SQUARE = {"height": SIDE, "width": SIDE}
+
+
+def processor() -> LlavaNextProcessor:
+    """LLaVA-NeXT's."""
+    images = LlavaNextImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS)
     return LlavaNextProcessor(
         images,
-        fast,
+        tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def llava_processor() -> LlavaProcessor:
+    """LLaVA-1.5's, without a chat template."""
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
+    return LlavaProcessor(
+        images,
+        tokenizer(),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -11,6 +11,8 @@ from PIL import Image
 
 import foveate
 from foveate import bundled
+from tests.checkpoint import llava_processor
+from tests.tiny import ROWS
 
 QUESTIONS = ["Is there a dog?", "What color is the card of the cat?", "How many apples are there?"]
 
@@ -139,3 +141,15 @@ def test_turn_end_from_the_chat_template(pair: tuple[Any, Any]) -> None:
     session = foveate.look(*pair, IMAGES[0])
     answer = session.ask(QUESTIONS[0], pruner, turn_end=ends, max_new_tokens=1)
     assert len(answer.selections[0]) == 8
+
+
+def test_llava_1_5_without_a_chat_template() -> None:
+    """Another family, several images, and the plain prompt for processors that have no template."""
+    model, processor = ROWS["llava-clip"].make("sdpa"), llava_processor()
+    images = [picture(3, 120, 90), picture(4, 70, 140)]
+    pruner = foveate.AdaFV(keep=0.4)
+    answer = foveate.look(model, processor, images).ask("is there a cat ?", pruner, max_new_tokens=5, do_sample=False)
+    assert [one.total for one in answer.selections] == [16, 16]
+    inputs = processor(images=images, text="USER: <image>\n<image>\nis there a cat ? ASSISTANT:", return_tensors="pt")
+    with pruner(model):
+        assert torch.equal(answer.sequence, model.generate(**inputs, max_new_tokens=5, do_sample=False)[0])
