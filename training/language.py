@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,12 @@ _PLURAL_MARK = 0.25
 #: Budgets of token dropout, and how they grow.
 _BUDGETS = ((0.15, (12, 16, 16, 24)), (0.3, (16, 24, 32, 48)), (1.0, (16, 32, 48, 80, 80, 128)))
 _MASKED = -1e9
+_END_WEIGHT = 0.2
+#: What is asked once in a picture and learned late weighs more; in the finish also what needs the vision tower's help.
+_EMPHASIS = {"counting": 2.0, "biggest": 2.0}
+_JOINT_EMPHASIS = {**_EMPHASIS, "position": 2.0, "relation": 2.0}
+#: How often tokens are dropped in the finish.
+_JOINT_DROPOUT = 0.3
 
 
 @torch.no_grad()
@@ -201,12 +208,14 @@ def answer_loss(
     budget: int | None,
     rng: np.random.Generator,
     autocast: torch.autocast,
+    emphasis: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of the answers, and the share of right ones by kind.
 
     Args:
         asked: pictures with their tokens.
         budget: how many visual tokens are left of each, None for all.
+        emphasis: weights of kinds of questions, 1 unless given.
     """
     device = asked[0].tokens.device
     words, newline = embeddings(model), model.model.image_newline
@@ -253,7 +262,10 @@ def answer_loss(
     wanted, answers = target[target != IGNORE], right[target != IGNORE]
     is_answer = answers != IGNORE
     # The end after the answer is learned at once: a fifth of the weight.
-    each = F.cross_entropy(logits, wanted, reduction="none") * torch.where(is_answer, 1.0, 0.2)
+    weight = torch.where(is_answer, 1.0, _END_WEIGHT)
+    kinds = torch.tensor([(emphasis or {}).get(kind, 1.0) for kind in packed.kinds] or [1.0], device=device)
+    weight = weight * kinds[packed.question.to(device)[target != IGNORE]]
+    each = F.cross_entropy(logits, wanted, reduction="none") * weight
     loss = each.sum() / is_answer.sum().clamp(min=1)
     good = (logits.argmax(-1) == wanted)[is_answer].tolist()
     numbers = packed.question[packed.right != IGNORE].tolist()
@@ -281,7 +293,7 @@ def _question_mask(real: Tensor, block: Tensor, before: int) -> Tensor:
 def _budget(stage: Stage, step: int, dropout: bool, rng: np.random.Generator) -> int | None:
     """How many tokens a batch keeps. All of them ever more often, as counting and the like need."""
     progress = step / stage.steps
-    if not dropout or rng.random() < np.interp(progress, (0.2, 0.4, 0.8), (0.0, 0.25, 0.55)):
+    if not dropout or rng.random() < np.interp(progress, (0.2, 0.45, 0.75), (0.0, 0.45, 0.75)):
         return None
     budgets = next(choice for until, choice in _BUDGETS if progress <= until)
     return int(rng.choice(budgets))
@@ -354,7 +366,8 @@ def train_language(
             continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
-        loss, seen = answer_loss(model, fresh + again, _budget(stage, step, dropout, rng), rng, autocast)
+        budget = _budget(stage, step, dropout, rng)
+        loss, seen = answer_loss(model, fresh + again, budget, rng, autocast, _EMPHASIS)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -390,6 +403,8 @@ def train_joint(
 ) -> None:
     """The finish: all but the word embeddings learn from the answers and from stage 1's losses together."""
     stage, name = preset.joint, "joint" if dropout else "joint-control"
+    if stage.steps == 0:
+        return
     heads = Heads(preset.vision_width, preset.text_width)
     heads.load_state_dict(torch.load(out / "vision.pt", weights_only=False, map_location="cpu")["heads"])
     model.to(device), heads.to(device)
@@ -432,8 +447,8 @@ def train_joint(
             cls, tokens = see(model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)))
         parts = tokens.float().split([len(view.pixels) for view in batch])
         asked = [Asked(view, part.flatten(0, 1)) for view, part in zip(batch, parts, strict=True)]
-        budget = int(rng.choice(_BUDGETS[-1][1])) if dropout and rng.random() < 0.4 else None
-        answered, seen = answer_loss(model, asked, budget, rng, autocast)
+        budget = int(rng.choice(_BUDGETS[-1][1])) if dropout and rng.random() < _JOINT_DROPOUT else None
+        answered, seen = answer_loss(model, asked, budget, rng, autocast, _JOINT_EMPHASIS)
         aligned, watched = vision_losses(cls.float(), tokens.float(), batch, embeddings(model), heads)
         loss = answered + 0.5 * aligned
         optimizer.zero_grad(set_to_none=True)
