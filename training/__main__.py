@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 STAGES = ("vision", "language", "joint", "export")
@@ -51,6 +51,7 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="the control: language model and finish always see all visual tokens; exported to OUT/checkpoint-control",
     )
+    parser.add_argument("--language-steps", type=int, help="another length of stage 2, as for a shorter control")
     return parser.parse_args()
 
 
@@ -66,6 +67,8 @@ def main() -> None:
     from training.runs import load_state, log, write_record
 
     preset = PRESETS[arguments.preset]
+    if arguments.language_steps is not None:
+        preset = replace(preset, language=replace(preset.language, steps=arguments.language_steps))
     out = arguments.out or Path(__file__).parent / "runs" / preset.name
     out.mkdir(parents=True, exist_ok=True)
     handlers = [logging.StreamHandler(), logging.FileHandler(out / "log.txt", encoding="utf-8")]
@@ -82,8 +85,8 @@ def main() -> None:
         sum(p.numel() for p in model.parameters()) / 1e6,
     )
     machine = {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    write_record(out / "training.json", {"preset": asdict(preset), "machine": machine})
     suffix = "" if dropout else "-control"
+    write_record(out / "training.json", {f"preset{suffix}": asdict(preset), "machine": machine})
     if "vision" in arguments.stage:
         vision.train_vision(model, preset, out, device)
     if "language" in arguments.stage:
