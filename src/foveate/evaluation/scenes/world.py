@@ -40,6 +40,8 @@ _IRREGULAR_PLURALS = {
     "strawberry": "strawberries",
     "octopus": "octopuses",
     "bus": "buses",
+    "cactus": "cactuses",
+    "snowman": "snowmen",
 }
 
 
