@@ -11,6 +11,13 @@ from pathlib import Path
 
 STAGES = ("vision", "language", "joint", "export")
 
+#: For the record beside the checkpoint; licences in full are in SOURCES.md.
+_DATA = {
+    "scenes": "foveate.evaluation.scenes, split train: drawn and written by this code",
+    "artwork": "Noto Emoji, 64 pixels, npm emoji-datasource-google 16.0.0 (Apache-2.0; package MIT)",
+    "weights": "none: trained from random numbers",
+}
+
 #: glibc gives memory back to the system and asks for it again at every step, which makes training on a CPU several
 #: times slower than it need be. It reads these once, when the process starts.
 _ENVIRONMENT = {
@@ -86,7 +93,7 @@ def main() -> None:
     )
     machine = {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
     suffix = "" if dropout else "-control"
-    write_record(out / "training.json", {f"preset{suffix}": asdict(preset), "machine": machine})
+    write_record(out / "training.json", {f"preset{suffix}": asdict(preset), "data": _DATA, "machine": machine})
     if "vision" in arguments.stage:
         vision.train_vision(model, preset, out, device)
     if "language" in arguments.stage:
