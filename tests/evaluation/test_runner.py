@@ -250,6 +250,7 @@ def test_report_weighs_presence_and_kinds(suite):
     value = {name: made.cell("adafv", 0.1, name).estimate.value for name in made.groups}
     assert value["presence"] == pytest.approx((1 + 0.5) / 2) and value["attribute"] == 0.5 and value["counting"] == 0
     assert value["overall"] == pytest.approx((0.75 + 0.5) / 2)  # counting stands apart, reading was not asked
+    assert value["pooled"] == pytest.approx(6 / 8)  # each question alike
     assert value["clutter"] == pytest.approx(0.75) and value["sparse"] == 0.5
     assert value["small in clutter"] == 1 and value["large"] == 0.5
     assert made.cell("adafv", 0.1, "small").estimate.count == 4  # counting is not a thing's own size

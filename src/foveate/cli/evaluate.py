@@ -19,7 +19,7 @@ from foveate.pruners import METHODS
 SUITES = ("scenes",)
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
-TAGS = ("overall", "sparse", "clutter", "large", "small", "small in clutter")
+TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter")
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def _label(keep: float | int) -> str:
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
+    """One table; ``of all`` is the first column's accuracy over that of all tokens, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     table = Table(title=f"accuracy in % {heading} [95 % interval]", title_justify="left", box=None, pad_edge=False)
     for name in ("method", "keep", *columns, "of all"):
@@ -140,7 +141,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
             f"{100 * c.estimate.value:.1f} [dim]{100 * c.estimate.low:.0f}-{100 * c.estimate.high:.0f}[/]"
             for c in cells
         ]
-        relative = report.cell(run.method, run.keep, "overall").relative if "overall" in report.groups else float("nan")
+        relative = report.cell(run.method, run.keep, columns[0]).relative
         table.add_row(run.method, _label(run.keep), *shown, f"{100 * relative:.1f}")
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()

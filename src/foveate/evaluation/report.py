@@ -140,9 +140,10 @@ class Report:
 def scenes_groups() -> tuple[Group, ...]:
     """The figures of the scenes suite.
 
-    ``overall`` is the mean over presence (yes and no weighted equally), attribute, reading and biggest; ``small`` and
-    ``large`` pool presence (yes), attribute and reading by the size of what is asked about. Biggest is asked in sparse
-    pictures only, so ``clutter`` is the mean over the other three.
+    ``overall`` is the mean over presence (yes and no weighted equally), attribute, reading and biggest, each kind
+    counting alike; ``pooled`` counts each of their questions alike, so that presence, asked most often, weighs most.
+    ``small`` and ``large`` pool presence (yes), attribute and reading by the size of what is asked about. Biggest is
+    asked in sparse pictures only, so ``clutter`` is the mean over the other three.
     """
 
     def kind(name: str, weight: float = 1.0) -> Stratum:
@@ -157,9 +158,11 @@ def scenes_groups() -> tuple[Group, ...]:
 
     yes, no = presence("yes", 0.5), presence("no", 0.5)
     overall = Group("overall", (yes, no, kind("attribute"), kind("reading"), kind("biggest")))
+    core = ("presence", "attribute", "reading", "biggest")
     sized = Group("sized", (Stratum("sized", lambda item: _asks_of_a_thing(item)),))
     return (
         overall,
+        Group("pooled", (Stratum("pooled", lambda item: item.kind in core),)),
         overall.within("sparse", lambda item: not item.clutter),
         overall.within("clutter", lambda item: item.clutter),
         sized.within("small", lambda item: item.size == "small"),
@@ -180,7 +183,7 @@ def _asks_of_a_thing(item: Any) -> bool:
 
 
 SCENES_PAIRS = (("adafv", "text"), ("adafv", "saliency"))
-SCENES_PAIRED_GROUPS = ("overall", "small in clutter")
+SCENES_PAIRED_GROUPS = ("overall", "pooled", "small in clutter")
 
 
 def summarise(
