@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ PARTS = (
     "model.safetensors",
     "processor_config.json",
     "tokenizer.json",
+    "chat_template.jinja",
 )
 
 
@@ -49,19 +51,28 @@ def load(
             f"the bundled model in {folder} lacks {', '.join(missing)}: install foveate again, "
             "or make the model with `python -m training` in a checkout"
         )
-    from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+    from transformers import LlavaNextForConditionalGeneration
 
     model = LlavaNextForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
     )
-    return model.eval(), _pillow_processor(LlavaNextProcessor.from_pretrained(folder, local_files_only=True))
+    return model.eval(), _processor(folder)
 
 
-def _pillow_processor(processor: LlavaNextProcessor) -> LlavaNextProcessor:
-    """With torchvision installed, some releases of transformers choose its resizing, which gives other pixels."""
+def _processor(folder: Path) -> LlavaNextProcessor:
+    """The processor, from its parts: left to itself, transformers chooses torchvision's resizing where that is
+    installed, which gives other pixels, and some releases (5.4) find no image processor at all where it is not.
+    """
     import transformers
 
     pillow = getattr(transformers, "LlavaNextImageProcessorPil", None) or transformers.LlavaNextImageProcessor
-    if not isinstance(processor.image_processor, pillow):
-        processor.image_processor = pillow.from_pretrained(path(), local_files_only=True)
-    return processor
+    options = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    options.pop("processor_class", None)
+    image_options = options.pop("image_processor")
+    image_options.pop("image_processor_type", None)
+    return transformers.LlavaNextProcessor(
+        pillow(**image_options),
+        transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        chat_template=(folder / "chat_template.jinja").read_text(encoding="utf-8"),
+        **options,
+    )
