@@ -152,7 +152,7 @@ def vision_losses(
         "norm": 0.02,
     }
     total = sum((weights.get(name, 1.0) * loss for name, loss in losses.items()), tokens.new_zeros(()))
-    seen = {f"loss/{name}": float(loss) for name, loss in losses.items()}
+    seen = {f"loss/{name}": float(loss.detach()) for name, loss in losses.items()}
     with torch.no_grad():
         right = of_things.argmax(-1) == thing
         seen |= {

@@ -198,9 +198,8 @@ class Call:
             return False
         if ids is not None and bool((ids == self.family.image_token_id).any()):
             raise ValueError(
-                "the prompt holds image placeholders, but no pixel_values came with it, and no cache that a "
-                "pruned call "
-                "filled: pass all that the processor returned"
+                "the prompt holds image placeholders, but no pixel_values came with it, and no cache that a pruned "
+                "call filled: pass all that the processor returned"
             )
         return True
 
