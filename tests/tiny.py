@@ -97,33 +97,35 @@ def _finish(model: Any, attention: str) -> Any:
     return model
 
 
-@cache
-def llava(tower: str, attention: str) -> Any:
+def _build(config_class: Any, model_class: Any, tower: str, attention: str, siglip_layer: int, **options: Any) -> Any:
     torch.manual_seed(0)
-    vision, layer, strategy = (clip(), -2, "default") if tower == "clip" else (siglip(), -1, "full")
-    config = LlavaConfig(
+    vision, layer, strategy = (clip(), -2, "default") if tower == "clip" else (siglip(), siglip_layer, "full")
+    config = config_class(
         vision_config=vision,
         text_config=text_config(),
         image_token_index=IMAGE,
         vision_feature_layer=layer,
         vision_feature_select_strategy=strategy,
+        **options,
     )
-    return _finish(LlavaForConditionalGeneration(config), attention)
+    return _finish(model_class(config), attention)
+
+
+@cache
+def llava(tower: str, attention: str) -> Any:
+    return _build(LlavaConfig, LlavaForConditionalGeneration, tower, attention, siglip_layer=-1)
 
 
 @cache
 def llava_next(tower: str, attention: str) -> Any:
-    torch.manual_seed(0)
-    vision, layer, strategy = (clip(), -2, "default") if tower == "clip" else (siglip(), -2, "full")
-    config = LlavaNextConfig(
-        vision_config=vision,
-        text_config=text_config(),
+    return _build(
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        tower,
+        attention,
+        siglip_layer=-2,
         image_grid_pinpoints=PINPOINTS,
-        image_token_index=IMAGE,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy=strategy,
     )
-    return _finish(LlavaNextForConditionalGeneration(config), attention)
 
 
 def _noise(number: int, *shape: int) -> Tensor:

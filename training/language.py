@@ -15,7 +15,19 @@ from transformers import LlavaNextForConditionalGeneration
 from training.data import IGNORE, NOTHING, View, ahead, make_batch
 from training.model import embeddings, normalise, see
 from training.presets import Preset, Stage
-from training.runs import Averages, Clock, Threads, adamw, learning_rate, load_state, log, save_state, write_record
+from training.runs import (
+    Averages,
+    Clock,
+    Threads,
+    adamw,
+    learning_rate,
+    load_state,
+    log,
+    resume,
+    save_state,
+    snapshot,
+    write_record,
+)
 from training.views import TOKENS
 from training.vision import Heads, vision_losses
 from training.words import (
@@ -327,17 +339,14 @@ def train_language(
         settled = {"common": settle_tokens(model, preset, device), "words": settle_words(model, preset, device)}
         log.info("tokens' common part, and function words' largest cosine with a token: %s", settled)
     else:
-        model.load_state_dict(state["model"])
-        model.tie_weights()
-        optimizer.load_state_dict(state["optimizer"])
-        averages.values, first, settled = state["averages"], state["step"], state["settled"]
-        clock = Clock(state["seconds"])
+        first, clock = resume(state, averages, model=model, optimizer=optimizer)
+        settled = state["settled"]
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
     memory: list[Asked] = []
 
     def save(step: int) -> None:
-        entry = {"step": step, "averages": averages.values, "seconds": clock.seconds, "settled": settled}
-        save_state(out / f"{name}.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **entry})
+        state = snapshot(step, averages, clock, model=model, optimizer=optimizer)
+        save_state(out / f"{name}.pt", {**state, "settled": settled})
 
     # At the start, and after a resumption, the memory is filled first.
     filling = min(stage.batch, preset.memory)
@@ -419,22 +428,11 @@ def train_joint(
         # The tokens were settled since stage 1, and background lies elsewhere.
         heads.nothing.data.copy_(F.normalize(_some_tokens(model, preset, device), dim=-1).mean(0))
     else:
-        model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
-        model.tie_weights()
-        optimizer.load_state_dict(state["optimizer"])
-        averages.values, first, clock = state["averages"], state["step"], Clock(state["seconds"])
+        first, clock = resume(state, averages, model=model, heads=heads, optimizer=optimizer)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
 
     def save(step: int) -> None:
-        modules = {
-            "model": model.state_dict(),
-            "heads": heads.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        save_state(
-            out / f"{name}.pt",
-            {**modules, "step": step, "averages": averages.values, "seconds": clock.seconds},
-        )
+        save_state(out / f"{name}.pt", snapshot(step, averages, clock, model=model, heads=heads, optimizer=optimizer))
 
     tasks = (
         (preset.seed + 200, step * stage.batch, stage.batch, preset.canvases, 0.5) for step in range(first, stage.steps)

@@ -106,6 +106,22 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=False, map_location="cpu") if path.exists() else None
 
 
+def snapshot(step: int, averages: Averages, clock: Clock, **parts: Any) -> dict[str, Any]:
+    """What ``save_state`` writes of a stage: its parts (model, optimizer, ...) by name, and how far it is."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    return {**states, "step": step, "averages": averages.values, "seconds": clock.seconds}
+
+
+def resume(state: Mapping[str, Any], averages: Averages, **parts: Any) -> tuple[int, Clock]:
+    """Puts a snapshot back into the parts and the averages; returns the step to go on from and the clock."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+        if hasattr(part, "tie_weights"):
+            part.tie_weights()
+    averages.values = state["averages"]
+    return state["step"], Clock(state["seconds"])
+
+
 def write_record(path: Path, entry: Mapping[str, Any]) -> None:
     """Merge entries into a JSON record."""
     record = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -12,7 +12,19 @@ from transformers import LlavaNextForConditionalGeneration
 from training.data import COLOR_IDS, DIGIT_IDS, IGNORE, NOTHING, THING_IDS, View, ahead, make_batch
 from training.model import embeddings, normalise, see
 from training.presets import Preset
-from training.runs import Averages, Clock, Threads, adamw, learning_rate, load_state, log, save_state, write_record
+from training.runs import (
+    Averages,
+    Clock,
+    Threads,
+    adamw,
+    learning_rate,
+    load_state,
+    log,
+    resume,
+    save_state,
+    snapshot,
+    write_record,
+)
 from training.views import GRID, TOKENS
 
 #: Scale of the text-to-image softmax, as AdaFV uses it.
@@ -47,21 +59,10 @@ def train_vision(model: LlavaNextForConditionalGeneration, preset: Preset, out: 
     threads = Threads(device)
     state = load_state(out / "vision.pt")
     if state is not None:
-        model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
-        model.tie_weights()
-        optimizer.load_state_dict(state["optimizer"])
-        averages.values, first, clock = state["averages"], state["step"], Clock(state["seconds"])
+        first, clock = resume(state, averages, model=model, heads=heads, optimizer=optimizer)
 
     def save(step: int) -> None:
-        modules = {
-            "model": model.state_dict(),
-            "heads": heads.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        save_state(
-            out / "vision.pt",
-            {**modules, "step": step, "averages": averages.values, "seconds": clock.seconds},
-        )
+        save_state(out / "vision.pt", snapshot(step, averages, clock, model=model, heads=heads, optimizer=optimizer))
 
     tasks = (
         (preset.seed, step * stage.batch, stage.batch, preset.canvases, _clutter(step / stage.steps))

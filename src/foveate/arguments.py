@@ -40,8 +40,7 @@ def refuse_generation(model: Any, arguments: Mapping[str, Any]) -> None:
     if setting("prefill_chunk_size") is not None:
         raise ValueError(
             "prefill_chunk_size: stock transformers hands all image features to every chunk of the prompt, which "
-            "fails or "
-            "misplaces them. Leave it out: a pruned prompt is short."
+            "fails or misplaces them. Leave it out: a pruned prompt is short."
         )
     if setting("token_healing"):
         raise ValueError(
@@ -93,17 +92,17 @@ def shift_lengths(config: Any, arguments: Mapping[str, Any], dropped: int) -> di
             continue
         if arguments.get(name) is not None:
             changed[name] = max(0, arguments[name] - dropped)
-        elif getattr(given, name, None) is not None:
-            given = copy.deepcopy(given)
-            setattr(given, name, max(0, getattr(given, name) - dropped))
-            changed["generation_config"] = given
-        elif getattr(config, name, None) is not None and getattr(config, instead, None) is None:
-            if given is None:
-                changed[name] = max(0, getattr(config, name) - dropped)
-            else:
-                given = copy.deepcopy(given)
-                setattr(given, name, max(0, getattr(config, name) - dropped))
-                changed["generation_config"] = given
+            continue
+        total = getattr(given, name, None)
+        if total is None and getattr(config, instead, None) is None:
+            total = getattr(config, name, None)
+        if total is None:
+            continue
+        if given is None:
+            changed[name] = max(0, total - dropped)
+        else:
+            given = changed["generation_config"] = copy.deepcopy(given)
+            setattr(given, name, max(0, total - dropped))
     return changed
 
 

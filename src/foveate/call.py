@@ -19,6 +19,7 @@ from foveate.prompts import (
     ImageSpan,
     Plan,
     cached_length,
+    is_remembered,
     locate_images,
     make_plan,
     recall,
@@ -194,7 +195,7 @@ class Call:
             if ids is None:
                 raise ValueError("images came without input_ids: pass all that the processor returned")
             return False
-        if recall(arguments.get("past_key_values")) is not None:
+        if is_remembered(arguments.get("past_key_values")):
             return False
         if ids is not None and bool((ids == self.family.image_token_id).any()):
             raise ValueError(
@@ -289,17 +290,15 @@ class Call:
         if cached is None:
             if bool((ids[:, : max(0, length - missing)] == self.family.image_token_id).any()):
                 raise ValueError(
-                    "past_key_values holds an image that was not pruned by an attached call: fill the cache "
-                    "under the pruner "
-                    "too, or start without it"
+                    "past_key_values holds an image that was not pruned by an attached call: fill the cache under "
+                    "the pruner too, or start without it"
                 )
             index = torch.arange(length).expand(ids.shape[0], -1)
             cached = CachedPrompt(index, index, whole[:, :length], length)
         elif cached.index.shape[0] != ids.shape[0]:
             raise ValueError(
-                f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache "
-                f"of beams or "
-                "of another batch cannot be continued under pruning"
+                f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache of "
+                "beams or of another batch cannot be continued under pruning"
             )
         elif missing == 0 and not torch.equal(ids[:, : cached.ids.shape[1]], cached.ids):
             raise ValueError("these input_ids do not begin with the prompt that filled past_key_values")
@@ -317,8 +316,7 @@ class Call:
         if not len(columns):
             raise ValueError(
                 f"{self.pruner.name} reads the question, and row {span.row} of the batch has no text: add the "
-                f"question to the "
-                "prompt, or use a method that does not read it (saliency, uniform, random)"
+                "question to the prompt, or use a method that does not read it (saliency, uniform, random)"
             )
         if columns[0] < span.positions[-1]:
             warnings.warn(
@@ -332,9 +330,8 @@ class Call:
             within = turn_mask(words.tolist(), ends)
             if within is None:
                 raise ValueError(
-                    f"text_span='turn': none of the turn ends {list(ends)} follows the image in row {span.row}. "
-                    f"Give the ids "
-                    "that end a user's turn: attach(..., turn_end=foveate.turn_end(processor))"
+                    f"text_span='turn': none of the turn ends {list(ends)} follows the image in row {span.row}. Give "
+                    "the ids that end a user's turn: attach(..., turn_end=foveate.turn_end(processor))"
                 )
             turn = torch.tensor(within)
         special = torch.isin(words, torch.tensor(sorted(self.family.special_token_ids), dtype=words.dtype))
@@ -357,8 +354,7 @@ class Call:
             if given is not None:
                 raise ValueError(
                     "position_ids were given, and positions='compact' renumbers the prompt: leave them out, or "
-                    "attach with "
-                    "positions='original'"
+                    "attach with positions='original'"
                 )
             return {}
         if given is not None:

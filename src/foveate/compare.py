@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 
 from foveate.models import family_for
+from foveate.prompts import adds_special_tokens
 from foveate.pruners import Pruner
 from foveate.tokens import Selection
 
@@ -99,7 +100,7 @@ def compare(
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     image_token = family_for(model).image_token_id
     inputs = processor(
-        images=list(images), text=prompt, return_tensors="pt", add_special_tokens=_adds(processor, prompt)
+        images=list(images), text=prompt, return_tensors="pt", add_special_tokens=adds_special_tokens(processor, prompt)
     )
     inputs = inputs.to(model.device, model.dtype)
     length = inputs["input_ids"].shape[1]
@@ -148,12 +149,6 @@ def cache_bytes(cache: Any) -> int:
     """Bytes of a KV cache's key and value tensors, as they are in memory."""
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
-
-
-def _adds(processor: Any, prompt: str) -> bool:
-    # A chat template that writes BOS itself must not get a second one.
-    bos = processor.tokenizer.bos_token
-    return not (bos and prompt.startswith(bos))
 
 
 def _settle(model: Any) -> None:

@@ -346,8 +346,8 @@ def uniform_grid(view: Tensor, row: Tensor, column: Tensor, budget: int) -> Tens
             raise TypeError(f"{name} must be int64, got {tensor.dtype}")
         if tensor.shape != view.shape or tensor.ndim < 1 or tensor.shape[-1] == 0:
             raise ValueError(
-                "view, row and column must be (..., N) of one shape, "
-                f"got {_shape(view)}, {_shape(row)}, {_shape(column)}"
+                f"view, row and column must be (..., N) of one shape, got {_shape(view)}, {_shape(row)}, "
+                f"{_shape(column)}"
             )
     tokens = view.shape[-1]
     if tokens <= budget:

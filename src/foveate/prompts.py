@@ -56,8 +56,8 @@ def locate_images(ids: Tensor, mask: Tensor, image_token_id: int, placeholders: 
             if used + take > count:
                 raise ValueError(
                     f"row {row} of the batch holds {count} image placeholders, which does not end at an image's "
-                    f"border: "
-                    f"image {image} needs {take} and only {count - used} are left. Images must come in prompt order."
+                    f"border: image {image} needs {take} and only {count - used} are left. Images must come in "
+                    "prompt order."
                 )
             spans.append(ImageSpan(row, columns[used : used + take]))
             used, image = used + take, image + 1
@@ -120,6 +120,12 @@ def turn_end(processor: Any) -> tuple[tuple[int, ...], ...]:
     if with_suffix[: len(alone)] != alone or len(with_suffix) == len(alone):
         raise ValueError("this chat template puts nothing recognisable after a user's text; give turn_end yourself")
     return (tuple(with_suffix[len(alone) :]),)
+
+
+def adds_special_tokens(processor: Any, prompt: str) -> bool:
+    """Whether the tokenizer should add its special tokens: not to a prompt whose template has written BOS itself."""
+    bos = processor.tokenizer.bos_token
+    return not (bos and prompt.startswith(bos))
 
 
 @dataclass(frozen=True)
@@ -264,9 +270,8 @@ class CachedPrompt:
         known = self.index.shape[1]
         if cached < known:
             raise ValueError(
-                f"this cache holds {cached} positions, fewer than the {known} of the pruned prompt that filled "
-                f"it: a cropped "
-                "cache cannot be continued under pruning. Start without past_key_values."
+                f"this cache holds {cached} positions, fewer than the {known} of the pruned prompt that filled it: a "
+                "cropped cache cannot be continued under pruning. Start without past_key_values."
             )
         new = torch.arange(self.long_length, self.long_length + cached - known).expand(self.index.shape[0], -1)
         return replace(self, index=torch.cat([self.index, new], dim=1), long_length=self.long_length + cached - known)
@@ -279,6 +284,11 @@ def remember(cache: Any, plan: Plan) -> None:
     """Leaves on a cache which prompt it holds, so that a later turn can go on from the long ids."""
     if cache is not None and not isinstance(cache, tuple):
         setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.mask, plan.length))
+
+
+def is_remembered(cache: Any) -> bool:
+    """Whether ``remember`` left a prompt on a cache that still holds something."""
+    return getattr(cache, _CACHE_ATTRIBUTE, None) is not None and cached_length(cache) > 0
 
 
 def recall(cache: Any) -> CachedPrompt | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from foveate.attachment import looking_through
 from foveate.call import Call, Options, Positions
 from foveate.models.base import EncodedImage, Layout, Newlines
+from foveate.prompts import adds_special_tokens
 from foveate.pruners.base import Pruner
 from foveate.pruners.uniform import Uniform
 from foveate.tokens import Selection
@@ -41,6 +42,24 @@ class Answer:
     new_tokens: int
 
 
+def question_prompt(processor: Any, question: str, images: int) -> str:
+    """The text for a processor: its chat template around the images and the question, else a plain one.
+
+    Raises:
+        ValueError: the question is empty.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty")
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        rendered: str = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return rendered
+    marks = f"{processor.image_token}\n" * images
+    return f"USER: {marks}{question} ASSISTANT:"
+
+
 class Session:
     """Encoded images that questions can be asked about; made by ``foveate.look``."""
 
@@ -51,17 +70,8 @@ class Session:
         self.layout = layout
 
     def prompt(self, question: str) -> str:
-        """The text for the processor: its chat template around the images and the question, else a plain one."""
-        if not question.strip():
-            raise ValueError("the question is empty")
-        if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"} for _ in self.images] + [{"type": "text", "text": question}]
-            rendered: str = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-            return rendered
-        marks = f"{self.processor.image_token}\n" * len(self.images)
-        return f"USER: {marks}{question} ASSISTANT:"
+        """The text for the processor: see ``question_prompt``."""
+        return question_prompt(self.processor, question, len(self.images))
 
     def ask(self, question: str, pruner: Pruner | None = None, **options: Any) -> Answer:
         """Answers one question. See ``ask_many``."""
@@ -132,20 +142,17 @@ class Session:
             parts = prompt.split(mark)
             if len(parts) != len(self.images) + 1:
                 raise ValueError(
-                    f"the prompt has {len(parts) - 1} image tokens for {len(self.images)} images; the question "
-                    f"must not "
-                    f"contain {mark!r} itself"
+                    f"the prompt has {len(parts) - 1} image tokens for {len(self.images)} images; the question must "
+                    f"not contain {mark!r} itself"
                 )
             runs = [mark * image.placeholders for image in self.images]
             texts.append("".join(part + run for part, run in zip(parts, [*runs, ""], strict=True)))
-        # A template that writes BOS itself must not get a second one from the tokenizer.
-        bos = tokenizer.bos_token
         batch = tokenizer(
             texts,
             return_tensors="pt",
             padding=True,
             padding_side="left",
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
+            add_special_tokens=adds_special_tokens(self.processor, texts[0]),
         )
         return {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
 

@@ -15,7 +15,7 @@ from foveate.cli.console import load_model, note, parse_keep, print_json, progre
 from foveate.compare import Comparison, compare
 from foveate.images import load_image
 from foveate.pruners import Pruner, get_pruner
-from foveate.session import Session, look
+from foveate.session import Session, look, question_prompt
 from foveate.tokens import Selection
 
 
@@ -44,9 +44,6 @@ def run(request: Request) -> None:
     """
     pruner, pictures = _check(request)
     model, processor = load_model(request.model, request.dtype)
-    with working("looking"):
-        session = look(model, processor, pictures)
-    prompt = session.prompt(request.question)
     unknown = unknown_words(processor.tokenizer, request.question)
     if unknown:
         note(
@@ -59,7 +56,7 @@ def run(request: Request) -> None:
                 model,
                 processor,
                 pictures,
-                prompt,
+                question_prompt(processor, request.question, len(pictures)),
                 pruner,
                 max_new_tokens=request.max_new_tokens,
                 repeats=request.repeats,
@@ -67,6 +64,8 @@ def run(request: Request) -> None:
             )
         _finish(request, pictures, compared.selections, _of_comparison(compared), compared)
     else:
+        with working("looking"):
+            session = look(model, processor, pictures)
         _finish(request, pictures, *_answer(session, request, pruner), None)
 
 

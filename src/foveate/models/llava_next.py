@@ -55,8 +55,7 @@ class LlavaNext(TowerFamily):
         if self.tower.read == "cls" and reading.strategy == "full":
             raise ValueError(
                 "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock "
-                "LLaVA-NeXT "
-                "cannot arrange in a grid. Set it to 'default'."
+                "LLaVA-NeXT cannot arrange in a grid. Set it to 'default'."
             )
         # A few integers per image, read once for all of them.
         canvases = [self._canvas((int(h), int(w))) for h, w in torch.as_tensor(sizes).tolist()]

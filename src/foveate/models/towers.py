@@ -71,9 +71,8 @@ class Tower:
         if self.read == "received" and strategy == "default":
             raise ValueError(
                 "vision_feature_select_strategy='default' drops the first token as CLS, and a SigLIP tower has "
-                "none: stock "
-                "transformers would lose the top-left patch of every view. Set it to 'full' in the model's and the "
-                "processor's config."
+                "none: stock transformers would lose the top-left patch of every view. Set it to 'full' in the "
+                "model's and the processor's config."
             )
         return Reading(max(states) - 1, strategy)
 
