@@ -285,7 +285,7 @@ def answer_loss(
     for number, ok in zip(numbers, good, strict=True):
         by_kind.setdefault(packed.kinds[number], []).append(ok)
     suffix = "/all" if budget is None else "/kept"
-    return loss, {"loss": float(loss)} | {kind + suffix: float(np.mean(oks)) for kind, oks in by_kind.items()}
+    return loss, {"loss": float(loss.detach())} | {kind + suffix: float(np.mean(oks)) for kind, oks in by_kind.items()}
 
 
 def _question_mask(real: Tensor, block: Tensor, before: int) -> Tensor:
