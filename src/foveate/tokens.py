@@ -107,12 +107,15 @@ class VisualTokens:
         saliency: (N,) float32 >= 0, or None when the method does not read it.
         full_grid: True when every view's whole grid is there, views one after the other (no unpadding): what the
             released code assumes.
+        keys: (N, d) attention keys of the encoder layer where saliency is read, averaged over its heads and over the
+            patches merged into a token; None when the method does not read them.
     """
 
     features: Tensor
     geometry: Geometry
     saliency: Tensor | None = None
     full_grid: bool = False
+    keys: Tensor | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -146,12 +149,29 @@ class Selection:
         scores: by name (``"saliency"``, ``"text_to_image"``, ...), (N,) float32 each, as far as the method read them.
         shares: by name, how many of the K each side brought, as 0-d int64 tensors (``int(...)`` reads them; they
             stay on the device until somebody does).
+        weights: (K, N) float32, how much of each patch token makes up each kept one, which takes the place (position,
+            box) of its index. None: the kept tokens go as they are.
+
+    Raises:
+        ValueError: ``weights`` of another shape.
+        TypeError: ``weights`` of another dtype.
     """
 
     indices: Tensor
     geometry: Geometry
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            return
+        if self.weights.shape != (len(self), self.total):
+            raise ValueError(
+                f"weights must be (kept, patch) tokens, ({len(self)}, {self.total}), got {tuple(self.weights.shape)}"
+            )
+        if self.weights.dtype != torch.float32:
+            raise TypeError(f"weights must be float32, got {self.weights.dtype}")
 
     def __len__(self) -> int:
         return self.indices.shape[0]

@@ -19,7 +19,8 @@ def describe(method: type[Pruner]) -> dict[str, Any]:
     """A method's name, class, what it reads, its first docstring sentence and the paper named there."""
     text = inspect.getdoc(method) or ""
     paper = _ARXIV.search(text.split("Args:")[0])
-    reads = [word for word, flag in (("saliency", method.reads_saliency), ("text", method.reads_text)) if flag]
+    flags = {"saliency": method.reads_saliency, "keys": method.reads_keys, "text": method.reads_text}
+    reads = [word for word, flag in flags.items() if flag]
     return {
         "name": method.name,
         "class": method.__name__,

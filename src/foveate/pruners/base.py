@@ -28,11 +28,14 @@ class Choice:
         indices: (K,) int64, ascending.
         scores: by name, (N,) float32: what the choice was made from.
         shares: by name, 0-d int64 tensors: how many of the K each side brought.
+        weights: (K, N) float32 when kept tokens are put together from several: row k says how much of each of the N
+            patch tokens makes up the k-th kept one, which takes the place of ``indices[k]``. None: they go as they are.
     """
 
     indices: Tensor
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Pruner(ABC):
 
     name: ClassVar[str]
     reads_saliency: ClassVar[bool] = False
+    reads_keys: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     text_span = "prompt"  # no annotation: a field only where a method has the choice
 
@@ -64,7 +68,7 @@ class Pruner(ABC):
         """Picks ``budget`` of the N patch tokens of one image, budget < N.
 
         Args:
-            visual: N tokens, with ``saliency`` when ``reads_saliency``.
+            visual: N tokens, with ``saliency`` when ``reads_saliency`` and ``keys`` when ``reads_keys``.
             text: T >= 1 text tokens when ``reads_text``, else None.
             budget: K, 1 <= K < N.
 
@@ -76,16 +80,18 @@ class Pruner(ABC):
         """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N.
 
         Raises:
-            ValueError: the method reads saliency or text and there is none.
+            ValueError: the method reads saliency, keys or text and there is none.
         """
         if self.reads_saliency and visual.saliency is None:
             raise ValueError(f"{self.name} reads visual saliency, and these tokens carry none")
+        if self.reads_keys and visual.keys is None:
+            raise ValueError(f"{self.name} compares the vision encoder's keys, and these tokens carry none")
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
         budget = Keep(self.keep).budget(len(visual))
         everything = budget == len(visual)
         choice = self.keep_all(visual, text) if everything else self.choose(visual, text, budget)
-        return Selection(choice.indices, visual.geometry, choice.scores, choice.shares)
+        return Selection(choice.indices, visual.geometry, choice.scores, choice.shares, choice.weights)
 
     def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
         """The choice when the budget covers every token: all of them, in order, nothing scored."""
