@@ -129,7 +129,7 @@ def test_adafv_is_the_optimum_on_realistic_scores(budget):
 def test_blocks_of_rows_change_nothing(monkeypatch):
     saliency, text = torch.rand(300, generator=seeded(0)), torch.rand(300, generator=seeded(1))
     whole = adafv_split(saliency, text, 90)
-    monkeypatch.setattr("foveate.functional._BLOCK", 400)  # four rows at a time
+    monkeypatch.setattr("foveate.functional.mixture._BLOCK", 400)  # four rows at a time
     for one, other in zip(whole, adafv_split(saliency, text, 90), strict=True):
         assert torch.equal(one, other)
 

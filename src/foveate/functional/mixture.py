@@ -1,8 +1,4 @@
-"""Which visual tokens to keep: pure functions of tensors, without models, host syncs or loops over tokens.
-
-Every function takes leading batch dimensions (written ``...``) and any floating dtype, on CPU and GPU.
-Half-precision scores are upcast before they are compared, sums are accumulated in float64, and ties go to
-the earlier token, so that CPU and GPU, single and batched, agree.
+"""Saliency, the question, and their mixture (AdaFV): pure functions, without loops over tokens.
 
 Sources: AdaFV (arXiv 2501.09532) and AdaV (Findings of ACL 2025) for the mixture, FasterVLM
 (arXiv 2412.01818) for selection by the attention of CLS alone.
@@ -11,46 +7,23 @@ Sources: AdaFV (arXiv 2501.09532) and AdaV (Findings of ACL 2025) for the mixtur
 from __future__ import annotations
 
 import math
-import numbers
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "adafv",
-    "adafv_released",
-    "adafv_split",
-    "fixed_mix",
-    "released_mixture",
-    "require_finite",
-    "text_to_image_attention",
-    "top_k",
-    "uniform_grid",
-]
+from foveate.functional.common import (
+    accumulator,
+    descending,
+    everything,
+    ranks,
+    require_budget,
+    require_finite,
+    require_floating,
+    require_scores,
+    shape_of,
+)
 
-_GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 _BLOCK = 1 << 22  # cells of the largest table that adafv builds at a time (24 MiB)
-
-
-def require_finite(**tensors: Tensor) -> None:
-    """Raises unless every value of every tensor is finite; one host sync for all of them on an accelerator.
-
-    The functions of this module check what lies on the CPU by themselves. On an accelerator they do not,
-    since that would stall it: their callers check there, once per call.
-
-    Args:
-        tensors: by the name the error should give them, any shape, any floating dtype.
-
-    Raises:
-        ValueError: NaN or infinity; the message names the tensors.
-    """
-    finite = [torch.isfinite(tensor).all() for tensor in tensors.values()]
-    if not finite:
-        return
-    gathered = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
-    broken = [name for name, fine in zip(tensors, gathered, strict=True) if not fine]
-    if broken:
-        raise ValueError(f"NaN or infinity in {', '.join(broken)}: nothing can be ranked by it")
 
 
 def text_to_image_attention(
@@ -78,15 +51,15 @@ def text_to_image_attention(
             infinity, or a mask that leaves no text token. On accelerators, check the result with
             :func:`require_finite`.
     """
-    _require_floating(text=text, visual=visual)
+    require_floating(text=text, visual=visual)
     if text.ndim < 2 or visual.ndim < 2 or text.shape[-1] != visual.shape[-1]:
         raise ValueError(
-            f"text (..., T, D) and visual (..., N, D) must share D, got {_shape(text)} and {_shape(visual)}"
+            f"text (..., T, D) and visual (..., N, D) must share D, got {shape_of(text)} and {shape_of(visual)}"
         )
     if 0 in (text.shape[-2], visual.shape[-2], text.shape[-1]):
-        raise ValueError(f"need text and visual tokens, got shapes {_shape(text)} and {_shape(visual)}")
+        raise ValueError(f"need text and visual tokens, got shapes {shape_of(text)} and {shape_of(visual)}")
     if text.ndim > 2 and visual.ndim > 2 and text.shape[:-2] != visual.shape[:-2]:
-        raise ValueError(f"batch dimensions of text {_shape(text)} and visual {_shape(visual)} differ")
+        raise ValueError(f"batch dimensions of text {shape_of(text)} and visual {shape_of(visual)} differ")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be positive and finite, got {scale!r}")
     if text_mask is not None:
@@ -126,9 +99,9 @@ def top_k(scores: Tensor, budget: int) -> Tensor:
         TypeError: scores that are not floating; a budget that is no int.
         ValueError: no token, ``budget`` < 1; on CPU tensors also NaN or infinity.
     """
-    budget = _require_budget(budget)
-    _require_scores(scores=scores)
-    _, order = _descending(scores)
+    budget = require_budget(budget)
+    require_scores(scores=scores)
+    _, order = descending(scores)
     return order[..., :budget].sort(dim=-1).values
 
 
@@ -149,14 +122,14 @@ def fixed_mix(saliency: Tensor, text_to_image: Tensor, budget: int) -> Tensor:
         TypeError: scores that are not floating; a budget that is no int.
         ValueError: shapes that differ, no token, ``budget`` < 1; on CPU tensors also NaN or infinity.
     """
-    budget = _require_budget(budget)
-    _require_scores(saliency=saliency, text_to_image=text_to_image)
+    budget = require_budget(budget)
+    require_scores(saliency=saliency, text_to_image=text_to_image)
     tokens = saliency.shape[-1]
     if tokens <= budget:
-        return _everything(saliency)
-    salient = _descending(saliency)[1][..., : (budget + 1) // 2]
+        return everything(saliency)
+    salient = descending(saliency)[1][..., : (budget + 1) // 2]
     remaining = text_to_image.scatter(-1, salient, -math.inf)
-    asked = _descending(remaining)[1][..., : budget // 2]
+    asked = descending(remaining)[1][..., : budget // 2]
     return torch.cat([salient, asked], dim=-1).sort(dim=-1).values
 
 
@@ -209,20 +182,20 @@ def adafv_split(
             tensors also NaN, infinity, or a negative score. On accelerators :func:`require_finite` is the
             caller's.
     """
-    budget = _require_budget(budget)
+    budget = require_budget(budget)
     if not 0.0 <= min_share <= 0.5:  # NaN fails too
         raise ValueError(f"min_share must be in [0, 0.5], got {min_share!r}")
-    _require_scores(saliency=saliency, text_to_image=text_to_image)
+    require_scores(saliency=saliency, text_to_image=text_to_image)
     _require_masses(saliency=saliency, text_to_image=text_to_image)
     tokens = saliency.shape[-1]
     if tokens <= budget:
         whole = torch.full(saliency.shape[:-1], tokens, dtype=torch.int64, device=saliency.device)
-        return _everything(saliency), whole, whole.clone()
+        return everything(saliency), whole, whole.clone()
 
     floor = math.floor(min_share * budget)
-    salient_values, salient_order = _descending(saliency)
-    asked_values, asked_order = _descending(text_to_image)
-    salient_rank, asked_rank = _ranks(salient_order), _ranks(asked_order)
+    salient_values, salient_order = descending(saliency)
+    asked_values, asked_order = descending(text_to_image)
+    salient_rank, asked_rank = ranks(salient_order), ranks(asked_order)
 
     # One column per k_s = floor, floor + 1, ..., K.
     shares = _text_shares(salient_rank.gather(-1, asked_order[..., :budget]), floor, budget)
@@ -284,11 +257,11 @@ def released_mixture(cls_attention: Tensor, text_to_image: Tensor, budget: int) 
     Raises:
         TypeError, ValueError: as for :func:`adafv_released`.
     """
-    budget = _require_budget(budget)
+    budget = require_budget(budget)
     if cls_attention.ndim < 2:
-        raise ValueError(f"cls_attention must be (..., V, P), got {_shape(cls_attention)}")
+        raise ValueError(f"cls_attention must be (..., V, P), got {shape_of(cls_attention)}")
     views, patches = cls_attention.shape[-2:]
-    _require_scores(cls_attention=cls_attention.flatten(-2), text_to_image=text_to_image)
+    require_scores(cls_attention=cls_attention.flatten(-2), text_to_image=text_to_image)
     _require_masses(cls_attention=cls_attention, text_to_image=text_to_image)
     if not 2 * views <= budget <= views * patches:
         raise ValueError(
@@ -300,12 +273,12 @@ def released_mixture(cls_attention: Tensor, text_to_image: Tensor, budget: int) 
     floor = total // 4
     spare = total - 2 * floor
 
-    values, positions = _descending(cls_attention)
+    values, positions = descending(cls_attention)
     positions = positions + torch.arange(views, device=positions.device).unsqueeze(-1)
     values, positions = values[..., :per_view].flatten(-2), positions[..., :per_view].flatten(-2)
-    rest, order = _descending(values[..., floor:])
+    rest, order = descending(values[..., floor:])
     salient = torch.cat([positions[..., :floor], positions[..., floor:].gather(-1, order)], dim=-1)
-    asked_values, asked = _descending(text_to_image)
+    asked_values, asked = descending(text_to_image)
 
     salient_mass = _masses(rest[..., :spare])
     asked_mass = _masses(asked_values[..., floor : floor + spare]).flip(-1)
@@ -313,66 +286,6 @@ def released_mixture(cls_attention: Tensor, text_to_image: Tensor, budget: int) 
     place = torch.arange(total, device=salient.device)
     kept = torch.where(place < k_s, salient, asked.gather(-1, (place - k_s).clamp(min=0)))
     return kept.sort(dim=-1).values, k_s.squeeze(-1), total - k_s.squeeze(-1)
-
-
-def uniform_grid(view: Tensor, row: Tensor, column: Tensor, budget: int) -> Tensor:
-    """``budget`` tokens spread evenly over the grids of all views. O(N log N).
-
-    Every view gets its proportional part. Within a view the tokens nearest to a golden-ratio lattice are
-    taken: kept tokens lie N / K columns apart in a row, and every row is shifted against the one above by
-    the golden part of that. The golden ratio being the number worst approximated by fractions, no K lines
-    them up in columns or diagonals: two points of the lattice are never nearer than 81 % of the distance in
-    the best possible (hexagonal) one. A plain stride over the flattened tokens falls into columns whenever
-    N / K divides the row. A single token is the centre.
-
-    The grids need not be complete (unpadded views), nor of one size, nor stored in any order.
-
-    Args:
-        view: (..., N) int64, which view a token belongs to, in [0, N).
-        row: (..., N) int64, its row in that view.
-        column: (..., N) int64, its column in that view.
-        budget: K >= 1; with N <= K everything is kept.
-
-    Returns:
-        (..., min(K, N)) int64, ascending, distinct; it depends on nothing but where the tokens lie.
-
-    Raises:
-        TypeError: coordinates that are not int64; a budget that is no int.
-        ValueError: shapes that differ, no token, ``budget`` < 1.
-    """
-    budget = _require_budget(budget)
-    for name, tensor in {"view": view, "row": row, "column": column}.items():
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
-        if tensor.shape != view.shape or tensor.ndim < 1 or tensor.shape[-1] == 0:
-            raise ValueError(
-                f"view, row and column must be (..., N) of one shape, got {_shape(view)}, {_shape(row)}, "
-                f"{_shape(column)}"
-            )
-    tokens = view.shape[-1]
-    if tokens <= budget:
-        return _everything(view)
-
-    # Per view: how many tokens, and where its centre is. There are at most N views.
-    none = torch.zeros_like(view)
-    count = none.scatter_add(-1, view, torch.ones_like(view))
-    middle = [
-        coordinate - (none.scatter_add(-1, view, coordinate) // count.clamp(min=1)).gather(-1, view)
-        for coordinate in (row, column)
-    ]
-    real = _accumulator(view.device)
-    phase = middle[0].to(real) / _GOLDEN_RATIO + middle[1].to(real) * (budget / tokens)
-    distance = (phase - phase.round()).abs()
-
-    # Rank by distance within each view, as a fraction of the view: the K smallest share K proportionally.
-    by_distance = distance.sort(dim=-1, stable=True).indices
-    by_view = view.gather(-1, by_distance).sort(dim=-1, stable=True)
-    order = by_distance.gather(-1, by_view.indices)
-    first = count.cumsum(-1) - count
-    rank = torch.arange(tokens, device=view.device) - first.gather(-1, by_view.values)
-    fraction = (rank.to(real) + 0.5) / count.gather(-1, by_view.values)
-    fraction = torch.empty_like(fraction).scatter(-1, order, fraction)
-    return fraction.sort(dim=-1, stable=True).indices[..., :budget].sort(dim=-1).values
 
 
 def _text_shares(rank: Tensor, floor: int, budget: int) -> Tensor:
@@ -400,28 +313,10 @@ def _text_shares(rank: Tensor, floor: int, budget: int) -> Tensor:
     return shares[0] if len(shares) == 1 else torch.cat(shares, dim=-1)
 
 
-def _descending(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted values (half precision upcast) and positions, ties by position."""
-    if scores.dtype != torch.float64:
-        scores = scores.float()
-    values, order = scores.sort(dim=-1, descending=True, stable=True)
-    return values, order
-
-
-def _ranks(order: Tensor) -> Tensor:
-    """The inverse of a permutation of the last dimension."""
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter(-1, order, places)
-
-
 def _masses(values: Tensor) -> Tensor:
     """(..., K) sorted values -> (..., K + 1): the sum of the first 0, 1, ..., K."""
-    sums = values.cumsum(-1, dtype=_accumulator(values.device))
+    sums = values.cumsum(-1, dtype=accumulator(values.device))
     return torch.nn.functional.pad(sums, (1, 0))
-
-
-def _accumulator(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
 def _positions(mask: Tensor, count: int) -> Tensor:
@@ -429,40 +324,6 @@ def _positions(mask: Tensor, count: int) -> Tensor:
     seen = mask.cumsum(-1)
     wanted = torch.arange(1, count + 1, device=mask.device).expand(*mask.shape[:-1], count).contiguous()
     return torch.searchsorted(seen, wanted)
-
-
-def _everything(like: Tensor) -> Tensor:
-    return torch.arange(like.shape[-1], device=like.device).expand(like.shape).contiguous()
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
-def _require_budget(budget: int) -> int:
-    if isinstance(budget, bool) or not isinstance(budget, numbers.Integral):
-        raise TypeError(f"budget must be an int, got {budget!r} ({type(budget).__name__})")
-    if budget < 1:
-        raise ValueError(f"budget={budget} keeps no token: give an int >= 1")
-    return int(budget)
-
-
-def _require_floating(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(f"{name} must be of a floating dtype, got {tensor.dtype}")
-
-
-def _require_scores(**scores: Tensor) -> None:
-    """(..., N) floating tensors of one shape with N >= 1; finite where that can be seen without a sync."""
-    _require_floating(**scores)
-    names, shapes = " and ".join(scores), {tensor.shape for tensor in scores.values()}
-    if len(shapes) > 1:
-        raise ValueError(f"{names} must have one shape, got {' and '.join(map(_shape, scores.values()))}")
-    shape = shapes.pop()
-    if len(shape) < 1 or shape[-1] == 0:
-        raise ValueError(f"{names} must be (..., N) with N >= 1, got {tuple(shape)}")
-    require_finite(**{name: tensor for name, tensor in scores.items() if tensor.device.type == "cpu"})
 
 
 def _require_masses(**scores: Tensor) -> None:
@@ -476,6 +337,6 @@ def _require_mask(mask: Tensor, text: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(f"text_mask must be bool, got {mask.dtype}")
     if mask.shape != text.shape[:-1]:
-        raise ValueError(f"text_mask {_shape(mask)} does not fit text {_shape(text)}")
+        raise ValueError(f"text_mask {shape_of(mask)} does not fit text {shape_of(text)}")
     if mask.device.type == "cpu" and not bool(mask.any(dim=-1).all()):
         raise ValueError("text_mask leaves no text token")

@@ -1,0 +1,81 @@
+"""What the functions share: checks of what they are given, and orders in which ties go to the earlier token."""
+
+from __future__ import annotations
+
+import numbers
+
+import torch
+from torch import Tensor
+
+
+def require_finite(**tensors: Tensor) -> None:
+    """Raises unless every value of every tensor is finite; one host sync for all of them on an accelerator.
+
+    The functions of this package check what lies on the CPU by themselves. On an accelerator they do not,
+    since that would stall it: their callers check there, once per call.
+
+    Args:
+        tensors: by the name the error should give them, any shape, any floating dtype.
+
+    Raises:
+        ValueError: NaN or infinity; the message names the tensors.
+    """
+    finite = [torch.isfinite(tensor).all() for tensor in tensors.values()]
+    if not finite:
+        return
+    gathered = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
+    broken = [name for name, fine in zip(tensors, gathered, strict=True) if not fine]
+    if broken:
+        raise ValueError(f"NaN or infinity in {', '.join(broken)}: nothing can be ranked by it")
+
+
+def everything(like: Tensor) -> Tensor:
+    return torch.arange(like.shape[-1], device=like.device).expand(like.shape).contiguous()
+
+
+def shape_of(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def require_budget(budget: int) -> int:
+    if isinstance(budget, bool) or not isinstance(budget, numbers.Integral):
+        raise TypeError(f"budget must be an int, got {budget!r} ({type(budget).__name__})")
+    if budget < 1:
+        raise ValueError(f"budget={budget} keeps no token: give an int >= 1")
+    return int(budget)
+
+
+def require_floating(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"{name} must be of a floating dtype, got {tensor.dtype}")
+
+
+def require_scores(**scores: Tensor) -> None:
+    """(..., N) floating tensors of one shape with N >= 1; finite where that can be seen without a sync."""
+    require_floating(**scores)
+    names, shapes = " and ".join(scores), {tensor.shape for tensor in scores.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"{names} must have one shape, got {' and '.join(map(shape_of, scores.values()))}")
+    shape = shapes.pop()
+    if len(shape) < 1 or shape[-1] == 0:
+        raise ValueError(f"{names} must be (..., N) with N >= 1, got {tuple(shape)}")
+    require_finite(**{name: tensor for name, tensor in scores.items() if tensor.device.type == "cpu"})
+
+
+def descending(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted values (half precision upcast) and positions, ties by position."""
+    if scores.dtype != torch.float64:
+        scores = scores.float()
+    values, order = scores.sort(dim=-1, descending=True, stable=True)
+    return values, order
+
+
+def ranks(order: Tensor) -> Tensor:
+    """The inverse of a permutation of the last dimension."""
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter(-1, order, places)
+
+
+def accumulator(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64

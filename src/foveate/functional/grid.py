@@ -1,0 +1,72 @@
+"""Choices that only depend on where the tokens lie: pure functions of view, row and column."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from foveate.functional.common import accumulator, everything, require_budget, shape_of
+
+_GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+
+
+def uniform_grid(view: Tensor, row: Tensor, column: Tensor, budget: int) -> Tensor:
+    """``budget`` tokens spread evenly over the grids of all views. O(N log N).
+
+    Every view gets its proportional part. Within a view the tokens nearest to a golden-ratio lattice are
+    taken: kept tokens lie N / K columns apart in a row, and every row is shifted against the one above by
+    the golden part of that. The golden ratio being the number worst approximated by fractions, no K lines
+    them up in columns or diagonals: two points of the lattice are never nearer than 81 % of the distance in
+    the best possible (hexagonal) one. A plain stride over the flattened tokens falls into columns whenever
+    N / K divides the row. A single token is the centre.
+
+    The grids need not be complete (unpadded views), nor of one size, nor stored in any order.
+
+    Args:
+        view: (..., N) int64, which view a token belongs to, in [0, N).
+        row: (..., N) int64, its row in that view.
+        column: (..., N) int64, its column in that view.
+        budget: K >= 1; with N <= K everything is kept.
+
+    Returns:
+        (..., min(K, N)) int64, ascending, distinct; it depends on nothing but where the tokens lie.
+
+    Raises:
+        TypeError: coordinates that are not int64; a budget that is no int.
+        ValueError: shapes that differ, no token, ``budget`` < 1.
+    """
+    budget = require_budget(budget)
+    for name, tensor in {"view": view, "row": row, "column": column}.items():
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
+        if tensor.shape != view.shape or tensor.ndim < 1 or tensor.shape[-1] == 0:
+            raise ValueError(
+                f"view, row and column must be (..., N) of one shape, got {shape_of(view)}, {shape_of(row)}, "
+                f"{shape_of(column)}"
+            )
+    tokens = view.shape[-1]
+    if tokens <= budget:
+        return everything(view)
+
+    # Per view: how many tokens, and where its centre is. There are at most N views.
+    none = torch.zeros_like(view)
+    count = none.scatter_add(-1, view, torch.ones_like(view))
+    middle = [
+        coordinate - (none.scatter_add(-1, view, coordinate) // count.clamp(min=1)).gather(-1, view)
+        for coordinate in (row, column)
+    ]
+    real = accumulator(view.device)
+    phase = middle[0].to(real) / _GOLDEN_RATIO + middle[1].to(real) * (budget / tokens)
+    distance = (phase - phase.round()).abs()
+
+    # Rank by distance within each view, as a fraction of the view: the K smallest share K proportionally.
+    by_distance = distance.sort(dim=-1, stable=True).indices
+    by_view = view.gather(-1, by_distance).sort(dim=-1, stable=True)
+    order = by_distance.gather(-1, by_view.indices)
+    first = count.cumsum(-1) - count
+    rank = torch.arange(tokens, device=view.device) - first.gather(-1, by_view.values)
+    fraction = (rank.to(real) + 0.5) / count.gather(-1, by_view.values)
+    fraction = torch.empty_like(fraction).scatter(-1, order, fraction)
+    return fraction.sort(dim=-1, stable=True).indices[..., :budget].sort(dim=-1).values
