@@ -5,7 +5,16 @@ earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written `
 """
 
 from foveate.functional.common import require_finite
-from foveate.functional.grid import uniform_grid
+from foveate.functional.diversity import (
+    conditional_dpp,
+    holistic_context,
+    important_and_diverse,
+    least_duplicated,
+    max_min_diversity,
+    relevance_to_text,
+    saliency_coverage,
+)
+from foveate.functional.grid import spatial_crops, uniform_grid
 from foveate.functional.mixture import (
     adafv,
     adafv_released,
@@ -20,9 +29,17 @@ __all__ = [
     "adafv",
     "adafv_released",
     "adafv_split",
+    "conditional_dpp",
     "fixed_mix",
+    "holistic_context",
+    "important_and_diverse",
+    "least_duplicated",
+    "max_min_diversity",
     "released_mixture",
+    "relevance_to_text",
     "require_finite",
+    "saliency_coverage",
+    "spatial_crops",
     "text_to_image_attention",
     "top_k",
     "uniform_grid",

@@ -79,3 +79,21 @@ def ranks(order: Tensor) -> Tensor:
 
 def accumulator(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def directions(visual: Tensor) -> Tensor:
+    """(N, D) tokens of one image as float32 unit vectors, zeros as they are; checked where that takes no sync."""
+    require_floating(visual=visual)
+    if visual.ndim != 2 or 0 in visual.shape:
+        raise ValueError(f"visual must be (N, D) with N, D >= 1, got {shape_of(visual)}")
+    if visual.device.type == "cpu":
+        require_finite(visual=visual)
+    return torch.nn.functional.normalize(visual.float(), dim=-1)
+
+
+def require_length(tokens: int, **scores: Tensor) -> None:
+    """One finite score per token."""
+    require_scores(**scores)
+    for name, tensor in scores.items():
+        if tensor.shape != (tokens,):
+            raise ValueError(f"{name} must have one value for each of the {tokens} tokens, got {shape_of(tensor)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,14 +39,7 @@ def uniform_grid(view: Tensor, row: Tensor, column: Tensor, budget: int) -> Tens
         ValueError: shapes that differ, no token, ``budget`` < 1.
     """
     budget = require_budget(budget)
-    for name, tensor in {"view": view, "row": row, "column": column}.items():
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
-        if tensor.shape != view.shape or tensor.ndim < 1 or tensor.shape[-1] == 0:
-            raise ValueError(
-                f"view, row and column must be (..., N) of one shape, got {shape_of(view)}, {shape_of(row)}, "
-                f"{shape_of(column)}"
-            )
+    _require_places(view, row, column)
     tokens = view.shape[-1]
     if tokens <= budget:
         return everything(view)
@@ -70,3 +64,46 @@ def uniform_grid(view: Tensor, row: Tensor, column: Tensor, budget: int) -> Tens
     fraction = (rank.to(real) + 0.5) / count.gather(-1, by_view.values)
     fraction = torch.empty_like(fraction).scatter(-1, order, fraction)
     return fraction.sort(dim=-1, stable=True).indices[..., :budget].sort(dim=-1).values
+
+
+def spatial_crops(
+    view: Tensor, row: Tensor, column: Tensor, grids: Sequence[tuple[int, int]], side: int
+) -> tuple[Tensor, int, int]:
+    """Cuts every view into ``side`` x ``side`` blocks of its grid, as equal as can be. O(N).
+
+    A grid with fewer rows or columns than ``side`` leaves blocks empty.
+
+    Args:
+        view: (..., N) int64, which view a token belongs to.
+        row: (..., N) int64, its row in that view's grid.
+        column: (..., N) int64, its column in that view's grid.
+        grids: (rows, columns) of every view's full grid.
+        side: >= 1.
+
+    Returns:
+        (..., N) int64, the block of every token; how many blocks there are, ``len(grids) * side ** 2``; and how many
+        tokens the largest can have.
+
+    Raises:
+        TypeError: coordinates that are not int64.
+        ValueError: shapes that differ, no token, no grid, ``side`` < 1.
+    """
+    _require_places(view, row, column)
+    if side < 1 or not grids:
+        raise ValueError(f"side must be >= 1 and grids not empty, got {side!r} and {grids!r}")
+    rows, columns = torch.tensor(grids, dtype=torch.int64).to(view.device, non_blocking=True).unbind(-1)
+    down = row * side // rows[view]
+    right = column * side // columns[view]
+    largest = max(-(-height // side) * -(-width // side) for height, width in grids)
+    return (view * side + down) * side + right, len(grids) * side * side, largest
+
+
+def _require_places(view: Tensor, row: Tensor, column: Tensor) -> None:
+    for name, tensor in {"view": view, "row": row, "column": column}.items():
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
+        if tensor.shape != view.shape or tensor.ndim < 1 or tensor.shape[-1] == 0:
+            raise ValueError(
+                f"view, row and column must be (..., N) of one shape, got {shape_of(view)}, {shape_of(row)}, "
+                f"{shape_of(column)}"
+            )
