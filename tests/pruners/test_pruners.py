@@ -7,10 +7,22 @@ import torch
 
 from foveate.functional import adafv_released, adafv_split, text_to_image_attention
 from foveate.pruners import METHODS, AdaFV, FixedMix, Random, Saliency, TextSimilarity, Uniform, get_pruner
+from foveate.pruners.text import ReadsText
 from foveate.tokens import Geometry, TextTokens, VisualTokens
 
 READING_TEXT = [name for name, method in METHODS.items() if method.reads_text]
+READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(method, ReadsText)]
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
+READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
+OWN_SCORES = {
+    "cdpruner": {"relevance"},
+    "dart": {"norm"},
+    "divprune": {"distance"},
+    "holov": {"context"},
+    "scope": {"coverage"},
+    "vispruner": {"similarity"},
+}
+"""What a method records beside saliency and text-to-image attention."""
 
 
 def geometry(*grids):
@@ -28,7 +40,8 @@ def geometry(*grids):
 def picture(*grids, seed=0, dtype=torch.float32, full_grid=True):
     where, generator = geometry(*(grids or [(6, 6)] * 3)), torch.Generator().manual_seed(seed)
     features = torch.randn(len(where), 16, generator=generator).to(dtype)
-    return VisualTokens(features, where, torch.rand(len(where), generator=generator), full_grid)
+    saliency, keys = torch.rand(len(where), generator=generator), torch.randn(len(where), 8, generator=generator)
+    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype))
 
 
 def question(tokens=7, turn=5, special=(0, 4), seed=1, dtype=torch.float32):
@@ -88,16 +101,17 @@ def test_scores_are_those_it_reads(name):
     method = METHODS[name]
     selection = get_pruner(name, keep=0.2).select(picture(), question())
     expected = {"saliency"} if method.reads_saliency else set()
-    expected |= {"text_to_image"} if method.reads_text else set()
-    assert set(selection.scores) == expected
+    expected |= {"text_to_image"} if issubclass(method, ReadsText) else set()
+    assert set(selection.scores) == expected | OWN_SCORES.get(name, set())
 
 
 def test_features_that_need_gradients(name):
     visual, text = picture(), question()
-    grown = VisualTokens(visual.features.clone().requires_grad_(), visual.geometry, visual.saliency)
+    grown = VisualTokens(visual.features.clone().requires_grad_(), visual.geometry, visual.saliency, keys=visual.keys)
     asked = TextTokens(text.embeddings.clone().requires_grad_(), text.turn, text.special)
     selection = get_pruner(name, keep=0.2).select(grown, asked)
     assert not any(score.requires_grad for score in selection.scores.values())
+    assert selection.weights is None or not selection.weights.requires_grad
 
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, math.nan])
@@ -118,7 +132,15 @@ def test_no_text(method):
 def test_no_saliency(method):
     visual = picture()
     with pytest.raises(ValueError, match="reads visual saliency"):
-        get_pruner(method).select(VisualTokens(visual.features, visual.geometry), question())
+        get_pruner(method).select(VisualTokens(visual.features, visual.geometry, keys=visual.keys), question())
+
+
+@pytest.mark.parametrize("method", READING_KEYS)
+def test_no_keys(method):
+    visual = picture()
+    for keep in (0.1, 1.0):
+        with pytest.raises(ValueError, match="compares the vision encoder's keys, and these tokens carry none"):
+            get_pruner(method, keep=keep).select(VisualTokens(visual.features, visual.geometry, visual.saliency))
 
 
 @pytest.mark.parametrize("method", READING_SALIENCY)
@@ -141,7 +163,11 @@ def test_broken_features(method):
 
 
 def test_registry():
-    assert list(METHODS) == ["adafv", "saliency", "text", "fixed-mix", "random", "uniform"]
+    assert list(METHODS) == [
+        *("adafv", "saliency", "text", "fixed-mix"),
+        *("cdpruner", "dart", "divprune", "holov", "scope", "vispruner"),
+        *("random", "uniform"),
+    ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
     with pytest.raises(ValueError, match="unknown method 'fastv'; known: adafv, saliency"):
         get_pruner("fastv")
@@ -184,7 +210,7 @@ def test_fixed_mix_has_the_salient_half():
     assert set(visual.saliency.topk(5).indices.tolist()) <= kept
 
 
-@pytest.mark.parametrize("method", READING_TEXT)
+@pytest.mark.parametrize("method", READING_ATTENTION)
 def test_which_text(method):
     visual, text = picture(), question()
     for options, chosen in [
@@ -198,7 +224,7 @@ def test_which_text(method):
         torch.testing.assert_close(score, expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("method", READING_TEXT)
+@pytest.mark.parametrize("method", READING_ATTENTION)
 def test_temperature(method):
     visual, text = picture(), question()
     score = get_pruner(method, temperature=0.5).select(visual, text).scores["text_to_image"]
@@ -299,7 +325,7 @@ def test_no_sync_on_cuda(name):
         where = tokens.geometry
         places = (tensor.cuda() for tensor in (where.view, where.row, where.column, where.boxes))
         there = Geometry(*places, where.image_size, where.grids)
-        return VisualTokens(tokens.features.cuda(), there, tokens.saliency.cuda(), tokens.full_grid)
+        return VisualTokens(tokens.features.cuda(), there, tokens.saliency.cuda(), tokens.full_grid, tokens.keys.cuda())
 
     text = question()
     there = TextTokens(text.embeddings.cuda(), text.turn.cuda(), text.special.cuda())

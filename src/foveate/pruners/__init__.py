@@ -6,14 +6,34 @@ from typing import Any
 
 from foveate.pruners.adafv import AdaFV
 from foveate.pruners.base import Choice, Pruner
+from foveate.pruners.cdpruner import CDPruner
+from foveate.pruners.dart import DART
+from foveate.pruners.divprune import DivPrune
+from foveate.pruners.holov import HoloV
 from foveate.pruners.mix import FixedMix
 from foveate.pruners.random import Random
 from foveate.pruners.saliency import Saliency
+from foveate.pruners.scope import SCOPE
 from foveate.pruners.text import TextSimilarity
 from foveate.pruners.uniform import Uniform
+from foveate.pruners.vispruner import VisPruner
 
 METHODS: dict[str, type[Pruner]] = {
-    method.name: method for method in (AdaFV, Saliency, TextSimilarity, FixedMix, Random, Uniform)
+    method.name: method
+    for method in (
+        AdaFV,
+        Saliency,
+        TextSimilarity,
+        FixedMix,
+        CDPruner,
+        DART,
+        DivPrune,
+        HoloV,
+        SCOPE,
+        VisPruner,
+        Random,
+        Uniform,
+    )
 }
 
 
@@ -32,5 +52,6 @@ def get_pruner(name: str, **options: Any) -> Pruner:
 
 
 __all__ = [
-    "METHODS", "AdaFV", "Choice", "FixedMix", "Pruner", "Random", "Saliency", "TextSimilarity", "Uniform", "get_pruner",
+    "DART", "METHODS", "SCOPE", "AdaFV", "CDPruner", "Choice", "DivPrune", "FixedMix", "HoloV", "Pruner", "Random",
+    "Saliency", "TextSimilarity", "Uniform", "VisPruner", "get_pruner",
 ]  # fmt: skip

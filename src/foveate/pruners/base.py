@@ -113,3 +113,17 @@ class Pruner(ABC):
         from foveate.call import Options
 
         return Attachment(model, self, Options(**options))
+
+
+def require_count(least: int = 1, **counts: int) -> None:
+    """Raises unless every option is an int >= ``least``.
+
+    Raises:
+        TypeError: no int (bool included).
+        ValueError: too small.
+    """
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+        if value < least:
+            raise ValueError(f"{name} must be >= {least}, got {value!r}")

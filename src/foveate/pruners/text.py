@@ -15,22 +15,20 @@ from foveate.tokens import TextTokens, VisualTokens
 TEXT_SPANS = ("prompt", "turn")
 
 
-class ReadsText:
-    """Mixed into a ``Pruner`` that reads the question; the dataclass declares these three options itself.
+class ReadsQuestion:
+    """Mixed into a ``Pruner`` that reads the question; the dataclass declares these two options itself.
 
     Args:
         text_span: which text guides the selection. ``"prompt"`` (as released): every token after the image,
             to the end of the prompt. ``"turn"``: only those of the image's own user turn, so that later
             turns of a conversation keep the same tokens.
-        temperature: of the softmax over the visual tokens, ``softmax(cos / temperature)``. Default 0.01.
         special_tokens: False leaves special tokens (BOS, EOS, ...) out. Default True.
 
     Raises:
-        ValueError: an unknown ``text_span``, a ``temperature`` that is not positive and finite.
+        ValueError: an unknown ``text_span``.
     """
 
     text_span: str
-    temperature: float
     special_tokens: bool
 
     reads_text: ClassVar[bool] = True
@@ -39,17 +37,13 @@ class ReadsText:
         super().__post_init__()  # type: ignore[misc]
         if self.text_span not in TEXT_SPANS:
             raise ValueError(f"unknown text_span {self.text_span!r}; known: {', '.join(TEXT_SPANS)}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
 
-    def text_to_image(self, visual: VisualTokens, text: TextTokens) -> Tensor:
-        """(N,) float32: how strongly the text of the chosen span points at each visual token.
-
-        Text is left out by a mask, not by indexing, which would need a host sync.
+    def text_mask(self, text: TextTokens) -> Tensor | None:
+        """(T,) bool, True for the tokens that count, or None for all. A mask: indexing would need a host sync.
 
         Raises:
-            ValueError: the options leave no text token (on an accelerator whose masks lie there too, the
-                result is -inf instead, for the caller's ``require_finite``).
+            ValueError: the options leave no text token (not on an accelerator whose masks lie there too; what the
+                mask leaves then has no finite score, for the caller's ``require_finite``).
         """
         mask = None
         if self.text_span == "turn":
@@ -62,8 +56,35 @@ class ReadsText:
                 f"{len(text)} text tokens beside this image; put the question after the image, or use "
                 "text_span='prompt', special_tokens=True"
             )
+        return mask
+
+
+class ReadsText(ReadsQuestion):
+    """Mixed into a ``Pruner`` that reads text-to-image attention; the dataclass declares these three options itself.
+
+    Args:
+        text_span, special_tokens: as for ``ReadsQuestion``.
+        temperature: of the softmax over the visual tokens, ``softmax(cos / temperature)``. Default 0.01.
+
+    Raises:
+        ValueError: an unknown ``text_span``, a ``temperature`` that is not positive and finite.
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
+
+    def text_to_image(self, visual: VisualTokens, text: TextTokens) -> Tensor:
+        """(N,) float32: how strongly the text of the chosen span points at each visual token.
+
+        Raises:
+            ValueError: the options leave no text token, see ``text_mask``.
+        """
         return text_to_image_attention(
-            text.embeddings.detach(), visual.features.detach(), 1 / self.temperature, text_mask=mask
+            text.embeddings.detach(), visual.features.detach(), 1 / self.temperature, text_mask=self.text_mask(text)
         )
 
 
