@@ -15,6 +15,12 @@ from foveate.functional.diversity import (
     saliency_coverage,
 )
 from foveate.functional.grid import spatial_crops, uniform_grid
+from foveate.functional.merging import (
+    dominant_and_contextual,
+    outliers_with_neighbours,
+    salient_and_spread,
+    spatial_pooling,
+)
 from foveate.functional.mixture import (
     adafv,
     adafv_released,
@@ -30,16 +36,20 @@ __all__ = [
     "adafv_released",
     "adafv_split",
     "conditional_dpp",
+    "dominant_and_contextual",
     "fixed_mix",
     "holistic_context",
     "important_and_diverse",
     "least_duplicated",
     "max_min_diversity",
+    "outliers_with_neighbours",
     "released_mixture",
     "relevance_to_text",
     "require_finite",
     "saliency_coverage",
+    "salient_and_spread",
     "spatial_crops",
+    "spatial_pooling",
     "text_to_image_attention",
     "top_k",
     "uniform_grid",

@@ -81,13 +81,13 @@ def accumulator(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
-def directions(visual: Tensor) -> Tensor:
-    """(N, D) tokens of one image as float32 unit vectors, zeros as they are; checked where that takes no sync."""
-    require_floating(visual=visual)
+def directions(visual: Tensor, name: str = "visual") -> Tensor:
+    """(N, D) vectors of one image as float32 unit vectors, zeros as they are; checked where that takes no sync."""
+    require_floating(**{name: visual})
     if visual.ndim != 2 or 0 in visual.shape:
-        raise ValueError(f"visual must be (N, D) with N, D >= 1, got {shape_of(visual)}")
+        raise ValueError(f"{name} must be (N, D) with N, D >= 1, got {shape_of(visual)}")
     if visual.device.type == "cpu":
-        require_finite(visual=visual)
+        require_finite(**{name: visual})
     return torch.nn.functional.normalize(visual.float(), dim=-1)
 
 

@@ -39,7 +39,7 @@ def uniform_grid(view: Tensor, row: Tensor, column: Tensor, budget: int) -> Tens
         ValueError: shapes that differ, no token, ``budget`` < 1.
     """
     budget = require_budget(budget)
-    _require_places(view, row, column)
+    require_places(view, row, column)
     tokens = view.shape[-1]
     if tokens <= budget:
         return everything(view)
@@ -88,7 +88,7 @@ def spatial_crops(
         TypeError: coordinates that are not int64.
         ValueError: shapes that differ, no token, no grid, ``side`` < 1.
     """
-    _require_places(view, row, column)
+    require_places(view, row, column)
     if side < 1 or not grids:
         raise ValueError(f"side must be >= 1 and grids not empty, got {side!r} and {grids!r}")
     rows, columns = torch.tensor(grids, dtype=torch.int64).to(view.device, non_blocking=True).unbind(-1)
@@ -98,7 +98,7 @@ def spatial_crops(
     return (view * side + down) * side + right, len(grids) * side * side, largest
 
 
-def _require_places(view: Tensor, row: Tensor, column: Tensor) -> None:
+def require_places(view: Tensor, row: Tensor, column: Tensor) -> None:
     for name, tensor in {"view": view, "row": row, "column": column}.items():
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {tensor.dtype}")
