@@ -233,8 +233,58 @@ def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):
     assert "seed: 0 then, 1 now" in refused(*options, "--seed", 1)
 
 
+@pytest.fixture
+def asked(photo, tmp_path):
+    """A JSONL of three questions about one photo."""
+    lines = [
+        {"image": "photo.png", "question": question, "answer": answer, "kind": kind}
+        for question, answer, kind in (
+            (QUESTION, "no", "a"),
+            ("Is there a dog?", "yes", "b"),
+            ("Is there?", "yes", "b"),
+        )
+    ]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
+def test_eval_of_a_jsonl_with_a_metric(folder, asked, tmp_path):
+    options = ["eval", "--suite", asked, "--metric", "yesno", "--group-column", "kind", "--model", folder]
+    options += ["--methods", "adafv,saliency", "--keep", "0.25,7", "--max-new-tokens", 2, "--out", tmp_path / "out"]
+    result = call(*options)
+    assert "F1 of yes in %" in result.stdout and "precision" in result.stdout and "p (swaps)" in result.stdout
+    told = json.loads(call(*options, "--json").stdout)
+    assert {run["keep"] for run in told["runs"]} == {1.0, 0.25, 7} and told["metric"] == "yesno"
+    assert {cell["group"] for cell in told["accuracy"]} == {"all", "a", "b"}
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(tmp_path / "out" / "answers.parquet")
+    assert table.num_rows == 3 * 5 and set(table["score"].to_pylist()) <= {0.0, 1.0}
+    assert "metric" not in json.loads((tmp_path / "out" / "settings.json").read_text())  # another needs no new answers
+    again = json.loads(call(*options, "--metric", "exact", "--json").stdout)
+    assert again["metric"] == "exact" and again["runs"] == told["runs"]
+
+
+def test_eval_of_a_data_set_folder(folder, tmp_path):
+    import datasets
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 50, 3), dtype=np.uint8))
+    rows = {"image": [picture] * 2, "q": [QUESTION, "Is there a dog?"], "answers": [["red"], ["yes", "no"]]}
+    datasets.DatasetDict({"validation": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "set")
+    options = ["eval", "--suite", f"hf:{tmp_path / 'set'}", "--split", "validation", "--question-column", "q"]
+    options += ["--methods", "adafv", "--keep", "0.5", "--max-new-tokens", 2, "--suffix", " In a word.", "--json"]
+    told = json.loads(call(*options, "--model", folder, "--out", tmp_path / "out").stdout)
+    assert [run["count"] for run in told["runs"]] == [2, 2]
+    rows = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8")
+    assert '"question": "Is there a dog? In a word."' in rows
+    assert "columns: " in refused(*options, "--id-column", "q", "--model", folder, "--out", tmp_path / "out")
+
+
 def test_eval_refuses_bad_arguments(tmp_path):
     assert "unknown suite" in refused("eval", "--suite", "all")
+    assert "unknown metric" in refused("eval", "--suite", "a.jsonl", "--metric", "bleu")
+    assert "no such file of questions" in refused("eval", "--suite", "a.jsonl", "--out", tmp_path / "b")
     assert "unknown method" in refused("eval", "--methods", "adafv,nope")
     assert "keep" in refused("eval", "--keep", "0.1,none")
     assert "names nothing" in refused("eval", "--keep", ",")

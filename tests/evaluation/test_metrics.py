@@ -1,9 +1,6 @@
-"""Normalisation case by case; intervals and tests against known values and brute force."""
+"""Metrics case by case, and against their definitions by brute force."""
 
 from __future__ import annotations
-
-import itertools
-import math
 
 import numpy as np
 import pytest
@@ -11,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.evaluation.metrics import (
-    Estimate,
-    combine,
+    METRICS,
+    anls,
+    get_metric,
     is_correct,
-    mcnemar,
+    levenshtein,
     normalise,
-    paired_difference,
-    wilson,
+    relaxed_accuracy,
+    vqa_accuracy,
+    yes_or_no,
 )
 
 
@@ -54,86 +53,96 @@ def test_is_correct_takes_any_of_the_answers():
     assert not is_correct("12", ["2", "two"]) and not is_correct("", ["no"])
 
 
-def test_wilson_known_values():
-    # Newcombe 1998, table I: 81 of 263
-    estimate = wilson(81, 263)
-    assert (round(estimate.low, 4), round(estimate.high, 4)) == (0.2553, 0.3662)
-    assert wilson(0, 20).low == 0 and round(wilson(0, 20).high, 4) == 0.1611
-    assert wilson(20, 20).high == 1
-    empty = wilson(0, 0)
-    assert math.isnan(empty.value) and (empty.low, empty.high, empty.count) == (0, 1, 0)
+@pytest.mark.parametrize("matches,others", [(0, 10), (1, 9), (2, 8), (3, 7), (4, 6), (10, 0)])
+def test_vqa_accuracy_is_the_mean_over_nine_of_ten_people(matches, others):
+    answers = ["2"] * matches + [f"x{number}" for number in range(others)]
+    nines = [answers[:left] + answers[left + 1 :] for left in range(10)]
+    expected = np.mean([min(1, nine.count("2") / 3) for nine in nines])
+    assert vqa_accuracy("Two.", answers) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("correct,count", [(2, 1), (-1, 3)])
-def test_wilson_refuses_the_impossible(correct, count):
-    with pytest.raises(ValueError, match="impossible"):
-        wilson(correct, count)
+def test_vqa_accuracy_of_few_answers():
+    assert vqa_accuracy("the cat", ["cat"]) == 1 and vqa_accuracy("dog", ["cat"]) == 0
+    with pytest.raises(ValueError, match="about ten people .* use the metric exact"):
+        vqa_accuracy("2", ["2", "two"])
 
 
-@given(st.integers(1, 400).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
-def test_wilson_holds_the_share(case):
-    estimate = wilson(*case)
-    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+@given(st.text("ab", max_size=5), st.text("ab", max_size=5))
+def test_levenshtein_against_its_recursion(first, second):
+    def slow(a, b):
+        if not a or not b:
+            return len(a) + len(b)
+        return min(slow(a[1:], b) + 1, slow(a, b[1:]) + 1, slow(a[1:], b[1:]) + (a[0] != b[0]))
+
+    assert levenshtein(first, second) == slow(first, second)
 
 
-def test_combine_weights_and_leaves_out_the_empty():
-    yes, no, reading = wilson(8, 10), wilson(4, 10), wilson(9, 10)
-    mean = combine([yes, no, reading, wilson(0, 0)], [0.5, 0.5, 1, 1])
-    assert mean.value == pytest.approx((0.6 + 0.9) / 2) and mean.count == 30
-    assert mean.low < mean.value < mean.high
-    # a single part is itself
-    alone = combine([yes])
-    assert (alone.value, alone.low, alone.high) == pytest.approx((yes.value, yes.low, yes.high))
-    assert math.isnan(combine([wilson(0, 0)]).value)
-    assert combine([Estimate(1, 0.9, 1, 5), Estimate(1, 0.8, 1, 5)]).low < 1
+@pytest.mark.parametrize(
+    "prediction,answers,expected",
+    [
+        ("Invoice  No 12", ["invoice no 12"], 1.0),
+        ("helo", ["hello"], 0.8),
+        ("hxxxo", ["hello"], 0.0),  # 0.4 is below the threshold
+        ("hello", ["goodbye", "hallo"], 0.8),
+        ("", ["a"], 0.0),
+    ],
+)
+def test_anls(prediction, answers, expected):
+    assert anls(prediction, answers) == pytest.approx(expected)
 
 
-def test_combine_covers_as_it_says():
-    rng = np.random.default_rng(0)
-    shares, counts = (0.95, 0.7, 0.5), (60, 40, 80)
-    truth = np.mean(shares)
-    hits = 0
-    for _ in range(400):
-        drawn = combine([wilson(int(rng.binomial(n, p)), n) for p, n in zip(shares, counts, strict=True)])
-        hits += drawn.low <= truth <= drawn.high
-    assert 0.92 <= hits / 400 <= 0.985
+@pytest.mark.parametrize(
+    "prediction,answer,expected",
+    [
+        ("104", "100", 1),
+        ("106", "100", 0),
+        ("95.0", "100", 1),
+        ("1,040", "1000", 1),
+        ("12%", "0.12", 1),
+        ("12", "12%", 0),
+        ("$20.", "20", 1),
+        ("0", "0", 1),
+        ("0.01", "0", 0),
+        ("Blue", "blue", 1),
+        ("blue", "100", 0),
+        ("nan", "100", 0),
+        ("-96", "-100", 1),
+    ],
+)
+def test_relaxed_accuracy(prediction, answer, expected):
+    assert relaxed_accuracy(prediction, ["nothing like it", answer]) == expected
 
 
-def test_mcnemar_against_enumeration():
-    for first, second in itertools.product(range(7), repeat=2):
-        trials = first + second
-        tail = sum(1 for flips in itertools.product((0, 1), repeat=trials) if sum(flips) <= min(first, second))
-        assert mcnemar(first, second) == pytest.approx(min(1, 2 * tail / 2**trials) if trials else 1)
-    assert mcnemar(900, 800) == pytest.approx(0.0163, abs=2e-4)  # integers, so no overflow
+@pytest.mark.parametrize(
+    "text,expected",
+    [("Yes.", True), ("No, there is none", False), ("There is not", False), ("yes, not no", True), ("a cat", None)],
+)
+def test_yes_or_no(text, expected):
+    assert yes_or_no(text) is expected
 
 
-def test_paired_difference_counts_and_weighs():
-    first = [True] * 6 + [False] * 4
-    second = [True] * 3 + [False] * 7
-    pictures = [f"p{number // 2}" for number in range(10)]
-    plain = paired_difference(first, second, pictures)
-    assert plain.value == pytest.approx(0.3) and (plain.first_only, plain.second_only) == (3, 0)
-    assert plain.p_value == pytest.approx(0.25) and plain.count == 10
-    assert plain.low <= plain.value <= plain.high
-    strata = ["a"] * 8 + ["b"] * 2
-    weighted = paired_difference(first, second, pictures, strata, {"a": 1.0, "b": 3.0})
-    assert weighted.value == pytest.approx((3 / 8 * 1 + 0 * 3) / 4)
-    assert paired_difference(first, second, pictures) == plain  # the bootstrap has a seed
-    same = paired_difference(first, first, pictures)
-    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+def test_yesno_is_f1_of_yes():
+    yesno = METRICS["yesno"]
+    said = ["yes", "yes", "no", "yes", "perhaps", "no"]
+    true = ["yes", "no", "yes", "yes", "yes", "no"]
+    totals = yesno.tallies((one, [other]) for one, other in zip(said, true, strict=True)).sum(0)
+    precision, recall = 2 / 3, 2 / 4
+    assert yesno.value(totals) == pytest.approx(2 * precision * recall / (precision + recall))
+    extras = {name: float(value(totals)) for name, value in yesno.extras.items()}
+    assert extras == pytest.approx({"accuracy": 3 / 6, "precision": 2 / 3, "recall": 0.5, "yes ratio": 3 / 6})
+    assert [yesno.score(one, [other]) for one, other in zip(said, true, strict=True)] == [1, 0, 0, 1, 0, 1]
+    with pytest.raises(ValueError, match="needs yes or no"):
+        yesno.score("yes", ["a cat"])
 
 
-def test_bootstrap_resamples_whole_pictures():
-    # Ten questions on each picture, all won or all lost together: the pictures are what varies.
-    wins = np.repeat(np.random.default_rng(1).random(40) < 0.5, 10)
-    nothing = np.zeros(400, dtype=bool)
-    clustered = paired_difference(wins, nothing, [f"p{n // 10}" for n in range(400)])
-    scattered = paired_difference(wins, nothing, [f"p{n}" for n in range(400)])
-    assert clustered.high - clustered.low > 2.5 * (scattered.high - scattered.low)
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "yesno"])
+def test_averages_average(name):
+    metric = METRICS[name]
+    pairs = [("100", ["100"]), ("blue", ["100"]), ("100", ["blue"])]
+    scores = [metric.score(*pair) for pair in pairs]
+    assert scores == [1, 0, 0] and metric.value(metric.tallies(pairs).sum(0)) == pytest.approx(1 / 3)
 
 
-def test_paired_difference_refuses_unequal_lengths():
-    with pytest.raises(ValueError, match="as many on both sides"):
-        paired_difference([True], [True, False], ["p"])
-    with pytest.raises(ValueError, match="at least one"):
-        paired_difference([], [], [])
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match="unknown metric 'bleu'; known: exact, vqa, anls, relaxed, yesno"):
+        get_metric("bleu")

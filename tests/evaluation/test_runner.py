@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +15,11 @@ from PIL import Image
 import foveate
 from foveate.evaluation import report as reporting
 from foveate.evaluation import runner
-from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, evaluate
+from foveate.evaluation.metrics import METRICS
+from foveate.evaluation.processes import Processes
+from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, evaluate, write_parquet
 from foveate.evaluation.scenes import Item
+from foveate.evaluation.suites import Question
 from tests import checkpoint
 
 METHODS = ["adafv", "random"]
@@ -224,9 +229,9 @@ def test_items_with_ids_and_variants_of_methods(loaded, suite, tmp_path):
         ask(loaded, suite, tmp_path / "b", items=[items[0], items[0]])
 
 
-def rows_of(right: dict[tuple[str, float], list[bool]]) -> list[runner.Row]:
+def rows_of(right: dict[tuple[str, float], list[bool]], items) -> list[runner.Row]:
     return [
-        runner.Row(str(place), method, keep, "q", "a", good, 10 if keep < 1 else 100, 100, 1.0)
+        runner.Row(str(place), method, keep, "q", items[place].answers[0] if good else "?", 10, 100, 1.0)
         for (method, keep), answers in right.items()
         for place, good in enumerate(answers)
     ]
@@ -245,7 +250,7 @@ def test_report_weighs_presence_and_kinds(suite):
         ("text", 0.1): [True] * 6 + [False] * 4,
     }
     made = reporting.summarise(
-        rows_of(right), items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
+        rows_of(right, items), items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
     )
     value = {name: made.cell("adafv", 0.1, name).estimate.value for name in made.groups}
     assert value["presence"] == pytest.approx((1 + 0.5) / 2) and value["attribute"] == 0.5 and value["counting"] == 0
@@ -266,9 +271,118 @@ def test_report_weighs_presence_and_kinds(suite):
 
 def test_report_is_written_and_strict_json(suite, tmp_path):
     right = {("all", 1.0): [False] * 5, ("adafv", 0.1): [True] * 5}  # nothing to be relative to
-    made = reporting.summarise(rows_of(right), suite[1], reporting.scenes_groups())
+    made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.scenes_groups())
     files = reporting.save(made, tmp_path, ["overall", "small in clutter", "not there"], "title")
     assert [file.name for file in files] == ["report.json", "accuracy.png"]
     read = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read["accuracy"][0]["relative"] is None
     assert Image.open(files[1]).size[0] > 500
+
+
+@pytest.fixture
+def single(tmp_path):
+    """Pictures with one question each: batches go across them."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    questions = ["Is there a cat?", "What number is on the sign?", "What color is the card of the dog?", "How many?"]
+    items = []
+    for number, question in enumerate([*questions, "Is there a dog on the left?"]):
+        size = ((90, 50), (60, 120), (56, 56))[number % 3]
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        items.append(Question(f"{number}.png", question, ["yes"], f"q{number}", "first" if number < 2 else "second"))
+    return folder, items
+
+
+def test_batches_across_pictures_answer_as_one_by_one(loaded, single, tmp_path, monkeypatch):
+    alone = ask(loaded, single, tmp_path / "alone", methods=["adafv", "saliency"], batch=1)
+    monkeypatch.setattr(runner, "look", lambda *args: pytest.fail("a batch of one"))
+    together = ask(loaded, single, tmp_path / "together", methods=["adafv", "saliency"], batch=2)
+    assert stable(together) == stable(alone) and all(row.latency_ms > 0 for row in together)
+    with pytest.raises(ValueError, match="batch: 2 then, 3 now"):  # seeds follow from the batches
+        ask(loaded, single, tmp_path / "together", batch=3)
+    with pytest.raises(ValueError, match="batch must be at least 1"):
+        ask(loaded, single, tmp_path / "none", batch=0)
+
+
+class Threads:
+    """Processes as threads of this one, that meet at a barrier."""
+
+    def __init__(self, size):
+        self.barrier = threading.Barrier(size, timeout=60)
+        barrier = self.barrier
+
+        class Thread(Processes):
+            def wait(self):
+                barrier.wait()
+
+        self.members = [Thread(rank, size) for rank in range(size)]
+
+    def run(self, function):
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            return [future.result() for future in [pool.submit(function, member) for member in self.members]]
+
+
+@pytest.mark.parametrize("pictures", ["suite", "single"])
+def test_processes_share_the_work_and_another_number_goes_on(loaded, tmp_path, request, pictures):
+    asked = request.getfixturevalue(pictures)
+    whole = ask(loaded, asked, tmp_path / "whole", batch=2)
+    out = tmp_path / "out"
+    first = Threads(2).run(lambda one: ask(loaded, asked, out, methods=["adafv"], batch=2, processes=one))
+    files = sorted(path.name for path in out.glob("rows*"))
+    assert files == ["rows-1.jsonl", "rows.jsonl"] and all((out / name).stat().st_size for name in files)
+    assert stable(first[0]) == stable(first[1])
+    with (out / "rows-1.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"item": "4", "method": "ada')  # a kill came in the middle of a line
+    more = Threads(3).run(lambda one: ask(loaded, asked, out, batch=2, processes=one))
+    assert stable(more[0]) == stable(whole)
+    written = [line for path in out.glob("rows*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    keys = [(row["item"], row["method"], repr(row["keep"])) for row in map(json.loads, written)]
+    assert len(keys) == len(set(keys)) == len(whole)
+    assert stable(ask(loaded, asked, out, batch=2)) == stable(whole)  # one process alone reads them all
+
+
+def test_progress_is_of_the_process_s_own_share(loaded, suite, tmp_path):
+    seen = {0: [], 1: []}
+
+    def run(one):
+        told = seen[one.rank]
+        ask(loaded, suite, tmp_path / "out", processes=one, progress=lambda done, total: told.append((done, total)))
+
+    Threads(2).run(run)
+    assert [told[0] for told in seen.values()] == [(0, 10), (0, 15)]  # a.png has two questions, b.png three
+    assert [told[-1] for told in seen.values()] == [(10, 10), (15, 15)]
+
+
+def test_parquet_has_a_row_per_answer(loaded, single, tmp_path):
+    import pyarrow.parquet as pq
+
+    rows = ask(loaded, single, tmp_path / "out", methods=["adafv"])
+    table = pq.read_table(write_parquet(rows, single[1], METRICS["exact"], tmp_path / "answers.parquet")).to_pylist()
+    assert len(table) == len(rows) == 15
+    for line, row in zip(table, rows, strict=True):
+        item = next(item for item in single[1] if item.id == row.item)
+        assert (line["item"], line["image"], line["question"]) == (item.id, item.image, item.question)
+        assert line["answers"] == ["yes"] and line["answer"] == row.answer and line["score"] == (row.answer == "yes")
+        assert (line["kept"], line["total"], line["group"]) == (row.kept, row.total, item.group)
+        assert (line["keep"], line["keep_tokens"]) == (
+            (None, 1) if row.keep == 1 and row.kept == 1 else (row.keep, None)
+        )
+
+
+def test_a_plain_report_has_its_own_groups_and_any_metric(single, tmp_path):
+    items = [Question(f"{n}.png", "q", ["yes" if n % 2 else "no"], str(n), "ab"[n // 6]) for n in range(12)]
+    right = {("all", 1.0): [True] * 11 + [False], ("adafv", 0.1): [True] * 4 + [False] * 8}
+    made = reporting.summarise(
+        rows_of(right, items), items, reporting.plain_groups(items), [], ["all"], METRICS["yesno"], bootstrapped=True
+    )
+    assert made.groups == ("all", "a", "b")
+    cell = made.cell("adafv", 0.1, "all")
+    # yes is asked for six times; adafv says it twice, rightly, and "?" else
+    assert cell.estimate.value == pytest.approx(2 * 2 / (2 + 6)) and cell.extras["precision"] == 1
+    assert cell.estimate.low < cell.estimate.value < cell.estimate.high <= 1
+    (pair,) = made.pairs
+    assert pair.second == "all" and pair.difference.second_only == 7
+    assert pair.difference.p_value == pytest.approx(2 / 2**3, abs=0.02)  # three pictures make a difference to F1
+    told = made.as_dict()
+    assert told["metric"] == "yesno" and "swapped" in told["note"] and told["accuracy"][0]["extras"]

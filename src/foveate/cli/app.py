@@ -24,6 +24,19 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Split = Annotated[str, typer.Option("--split", help="test, or style: artwork of a style never trained on.")]
 Seed = Annotated[int, typer.Option("--seed", help="Which pictures are drawn.")]
+Metric = Annotated[
+    str, typer.Option("--metric", help="exact, vqa, anls, relaxed (charts) or yesno (F1, as in POPE); not for scenes.")
+]
+ImageColumn = Annotated[str, typer.Option("--image-column", help="Field or column of the picture.")]
+QuestionColumn = Annotated[str, typer.Option("--question-column", help="Field or column of the question.")]
+AnswersColumn = Annotated[str, typer.Option("--answers-column", help="Field or column of the answer or answers.")]
+Config = Annotated[str | None, typer.Option("--config", help="Configuration of a data set that has several.")]
+Suffix = Annotated[str, typer.Option("--suffix", help="Text put after every question; \\n is a line break.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")]
+AnswerTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", min=1, help="Longest answer, tokens; default 8 for scenes, 32 for others."),
+]
 
 
 def main() -> int:
@@ -81,14 +94,32 @@ def ask(
 @app.command("eval")
 @command
 def evaluate(
-    suite: Annotated[str, typer.Option(help="What to ask: scenes.")] = "scenes",
+    suite: Annotated[
+        str,
+        typer.Option(help="scenes, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
+    ] = "scenes",
     methods: Annotated[str, typer.Option(help="Comma-separated names, or all.")] = "all",
     keep: Annotated[
         str, typer.Option(help="Comma-separated budgets: fractions, or tokens per image. 1 is all tokens, always run.")
     ] = "1,0.25,0.1,0.05",
-    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 300,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many scenes (default 300); of another suite, how many questions (default all)."),
+    ] = None,
     seed: Seed = 0,
-    split: Split = "test",
+    split: Annotated[str, typer.Option("--split", help="Of the scenes (test, style) or of the data set.")] = "test",
+    metric: Metric = "exact",
+    image_column: ImageColumn = "image",
+    question_column: QuestionColumn = "question",
+    answers_column: AnswersColumn = "answers",
+    id_column: Annotated[str | None, typer.Option(help="Field or column of an id; default the place.")] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="Field or column by which accuracy is broken down as well.")
+    ] = None,
+    config: Config = None,
+    suffix: Suffix = "",
+    batch_size: BatchSize = 16,
+    max_new_tokens: AnswerTokens = None,
     out: Annotated[
         Path | None, typer.Option(help="Results folder; started again with the same settings, it goes on.")
     ] = None,
@@ -96,10 +127,17 @@ def evaluate(
     as_json: Json = False,
     dtype: Dtype = "auto",
 ) -> None:
-    """Measure accuracy with all tokens and under every method, with 95 % intervals; resumable."""
-    from foveate.cli.evaluate import Request, run
+    """Measure accuracy with all tokens and under every method, with 95 % intervals; resumable.
 
-    run(Request(suite, methods, keep, count, seed, split, out, model, as_json, dtype))
+    Under `accelerate launch -m foveate eval ...` every process answers its share, and the first one reports.
+    """
+    from foveate.cli.evaluate import Request, run
+    from foveate.evaluation.suites import Columns, Source
+
+    columns = Columns(image_column, question_column, answers_column, id_column, group_column)
+    count = 300 if count is None and suite == "scenes" else count
+    source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
+    run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens))
 
 
 @app.command()

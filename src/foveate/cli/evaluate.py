@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast
 
 from rich.table import Table
 
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout
 from foveate.evaluation import report as reporting
-from foveate.evaluation.runner import ALL, SETTINGS_FILE, evaluate, factory
-from foveate.evaluation.scenes import read_items, write_scenes
-from foveate.evaluation.scenes.files import QUESTIONS_FILE, Split
+from foveate.evaluation.processes import Processes, from_environment
+from foveate.evaluation.runner import ALL, PARQUET_FILE, SETTINGS_FILE, evaluate, factory, write_parquet
+from foveate.evaluation.scenes import write_scenes
+from foveate.evaluation.scenes.files import Split
+from foveate.evaluation.suites import Source, Suite, check_split
 from foveate.pruners import METHODS
 
-SUITES = ("scenes",)
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
 TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter")
@@ -24,18 +25,17 @@ TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter")
 
 @dataclass(frozen=True)
 class Request:
-    """The command's arguments, as typed."""
+    """The command's arguments: what to ask, and the rest as typed."""
 
-    suite: str
+    source: Source
     methods: str
     keep: str
-    count: int
-    seed: int
-    split: str
     out: Path | None
     model: str | None
     as_json: bool
     dtype: str
+    batch_size: int
+    max_new_tokens: int | None
 
 
 def draw(out: Path, count: int, seed: int, split: str) -> Path:
@@ -44,54 +44,74 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
     Raises:
         ValueError: an unknown split, or what ``write_scenes`` refuses.
     """
-    if split not in ("test", "style"):
-        raise ValueError(f"unknown split {split!r}; known: test, style")
-    assert split in get_args(Split)
+    check_split(split)
     with progress_bar("drawing scenes") as progress:
-        return write_scenes(out, count, seed, split, lambda done: progress(done, count))  # type: ignore[arg-type]
+        return write_scenes(out, count, seed, cast(Split, split), lambda done: progress(done, count))
+
+
+def parse_methods(text: str) -> list[str]:
+    """Names of registered methods, or all of them. Raises ValueError for an unknown one."""
+    names = list(METHODS) if text == "all" else split_list(text)
+    for name in names:
+        factory(name)
+    return names
+
+
+def open_suite(source: Source, out: Path, settings: dict[str, Any], processes: Processes) -> Suite:
+    """The questions; the first process draws or exports what is not there yet, the others wait for it.
+
+    Raises:
+        ValueError: the folder holds results of other settings, or what ``Source.open`` refuses.
+    """
+    if processes.rank:
+        processes.wait()
+    check_folder(out, settings)
+    with progress_bar("drawing scenes" if source.is_scenes else "reading questions") as progress:
+        suite = source.open(out, progress)
+    if not processes.rank:
+        processes.wait()
+    return suite
+
+
+def answer_tokens(source: Source, wanted: int | None) -> int:
+    """The longest answer in tokens: as asked for, else by the suite."""
+    return wanted or (8 if source.is_scenes else 32)
 
 
 def run(request: Request) -> None:
-    """Draws the suite, asks everything that has no answer yet, prints the tables and writes report and plot.
+    """Asks everything that has no answer yet, prints the tables and writes answers, report and plot.
 
     Raises:
         ValueError: bad input, or an output folder made with other settings.
     """
-    if request.suite not in SUITES:
-        raise ValueError(f"unknown suite {request.suite!r}; known: {', '.join(SUITES)}")
-    methods = list(METHODS) if request.methods == "all" else _split(request.methods)
-    for name in methods:
-        factory(name)  # unknown names are refused before anything is drawn
-    keeps = [parse_keep(text, one_is_all=True) for text in _split(request.keep)]
-    out = request.out or Path("build") / "eval" / f"scenes-{request.split}-{request.seed}-{request.count}"
-    settings = {
-        "suite": request.suite,
-        "split": request.split,
-        "count": request.count,
-        "seed": request.seed,
-        "model_name": request.model or "bundled",
-    }
-    _check_folder(out, settings)
-    questions = out / "scenes" / QUESTIONS_FILE
-    if not questions.is_file():  # written last, so it stands for the pictures too
-        draw(questions.parent, request.count, request.seed, request.split)
-    items = read_items(questions)
+    methods = parse_methods(request.methods)
+    keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
+    out = request.out or Path("build") / "eval" / request.source.slug()
+    settings = {**request.source.settings(), "model_name": request.model or "bundled"}
+    processes = from_environment()
+    suite = open_suite(request.source, out, settings, processes)
     model, processor = load_model(request.model, request.dtype)
-    with progress_bar("asking") as progress:
+    with progress_bar("asking" if processes.size == 1 else f"asking, process {processes.rank}") as progress:
         rows = evaluate(
-            model, processor, items, methods, keeps, out, folder=questions.parent, settings=settings, progress=progress
-        )
-    report = reporting.summarise(
-        rows, items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
-    )
-    name = Path(request.model).name if request.model else "bundled model"
-    title = f"scenes, split {request.split}, {request.count} pictures, {name}"
-    files = reporting.save(report, out, PLOTTED, title)
+            model, processor, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
+            max_new_tokens=answer_tokens(request.source, request.max_new_tokens), batch=request.batch_size,
+            progress=progress, processes=processes,
+        )  # fmt: skip
+    if processes.rank:
+        return
+    report = _report(suite, rows, methods)
+    title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
+    files = reporting.save(report, out, PLOTTED if suite.is_scenes else report.groups[:3], title)
+    try:
+        files.append(write_parquet(rows, suite.items, suite.metric, out / PARQUET_FILE))
+    except ModuleNotFoundError as error:
+        note(f"warning: {PARQUET_FILE} was not written. {error}")
     if request.as_json:
         print_json({"settings": settings, **report.as_dict(), "files": [str(file) for file in files]})
         return
     console = stdout()
-    for heading, columns in (("by kind", COLUMNS), ("by size and clutter", TAGS)):
+    tables = (("by kind", COLUMNS), ("by size and clutter", TAGS)) if suite.is_scenes else (("", report.groups),)
+    for heading, columns in tables:
         console.print(_accuracy(report, heading, columns))
         console.print()
     if report.pairs:
@@ -100,8 +120,18 @@ def run(request: Request) -> None:
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
-def _check_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Refuses a folder of other settings before scenes are drawn into it."""
+def _report(suite: Suite, rows: list[Any], methods: list[str]) -> reporting.Report:
+    if suite.is_scenes:
+        return reporting.summarise(
+            rows, suite.items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
+        )
+    groups = reporting.plain_groups(suite.items)
+    pairs = [("adafv", other) for other in methods if other != "adafv"]
+    return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
+
+
+def check_folder(out: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder of other settings before anything is written into it."""
     record = out / SETTINGS_FILE
     if not record.is_file():
         return
@@ -118,7 +148,7 @@ def _check_folder(out: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{out} holds results of other settings ({'; '.join(changed)}): choose another --out")
 
 
-def _split(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise ValueError(f"{text!r} names nothing")
@@ -132,8 +162,10 @@ def _label(keep: float | int) -> str:
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
     """One table; ``of all`` is the first column's accuracy over that of all tokens, in %."""
     columns = tuple(name for name in columns if name in report.groups)
-    table = Table(title=f"accuracy in % {heading} [95 % interval]", title_justify="left", box=None, pad_edge=False)
-    for name in ("method", "keep", *columns, "of all"):
+    what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
+    table = Table(title=f"{what} [95 % interval]", title_justify="left", box=None, pad_edge=False)
+    extras = tuple(report.metric.extras)
+    for name in ("method", "keep", *columns, "of all", *extras):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
@@ -141,8 +173,8 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
             f"{100 * c.estimate.value:.1f} [dim]{100 * c.estimate.low:.0f}-{100 * c.estimate.high:.0f}[/]"
             for c in cells
         ]
-        relative = report.cell(run.method, run.keep, columns[0]).relative
-        table.add_row(run.method, _label(run.keep), *shown, f"{100 * relative:.1f}")
+        more = [f"{100 * cells[0].extras[name]:.1f}" for name in extras]
+        table.add_row(run.method, _label(run.keep), *shown, f"{100 * cells[0].relative:.1f}", *more)
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()
     table.add_row("[dim]questions[/]", "", *counts, "")
@@ -151,7 +183,8 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
 
 def _paired(report: reporting.Report) -> Table:
     table = Table(title="paired on the same questions, points [95 %]", title_justify="left", box=None, pad_edge=False)
-    for name in ("group", "keep", "first", "second", "difference", "won:lost", "p (McNemar)"):
+    test = "p (McNemar)" if report.metric.binary else "p (swaps)"
+    for name in ("group", "keep", "first", "second", "difference", "won:lost", test):
         table.add_column(
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )

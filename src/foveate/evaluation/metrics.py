@@ -1,60 +1,18 @@
-"""Right or wrong, and how sure: exact match, intervals of proportions, paired tests. Needs numpy only.
-
-Intervals are 95 % throughout. Questions about one picture are not independent, so what resamples
-(``paired_difference``) draws whole pictures.
-"""
+"""What an answer is worth: the metrics of the usual suites, each as numbers that add up over answers. numpy only."""
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-Z = 1.959963984540054
-"""Standard normal quantile of a two-sided 95 % interval."""
-
 _ARTICLES = {"a", "an", "the"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A proportion or a mean of proportions, with its 95 % interval.
-
-    Args:
-        value: in [0, 1]; NaN when nothing was counted.
-        low, high: the interval's ends.
-        count: how many answers it rests on.
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Two methods on the same questions.
-
-    Args:
-        value: first minus second, in [-1, 1].
-        low, high: 95 % bootstrap interval over pictures.
-        first_only, second_only: questions that only one of them answered rightly.
-        p_value: exact McNemar test on those, two-sided.
-        count: questions both were asked.
-    """
-
-    value: float
-    low: float
-    high: float
-    first_only: int
-    second_only: int
-    p_value: float
-    count: int
+_NUMBERS = dict(
+    zip(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], range(11), strict=True)
+)
 
 
 def normalise(text: str) -> str:
@@ -72,102 +30,193 @@ def is_correct(prediction: str, answers: Iterable[str]) -> bool:
     return normalise(prediction) in {normalise(answer) for answer in answers}
 
 
-def wilson(correct: int, count: int) -> Estimate:
-    """Proportion with Wilson's score interval (Wilson 1927), which holds for few answers and near 0 and 1 as well.
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the normalised prediction equals one of the normalised answers, else 0."""
+    return float(is_correct(prediction, answers))
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """VQA accuracy (Antol et al. 2015, arXiv 1505.00468): agreement with what about ten people said, in [0, 1].
+
+    ``min(1, m / 3)``, ``m`` of the others having said the same, averaged over leaving each person out. Texts are
+    compared as ``normalise`` leaves them, number words as digits, where the official script has its own lists.
 
     Raises:
-        ValueError: not 0 <= correct <= count.
+        ValueError: two or three answers, among which nobody could be agreed with by three. A single answer is compared
+            exactly.
     """
-    if not 0 <= correct <= count:
-        raise ValueError(f"{correct} correct out of {count} is impossible")
-    if count == 0:
-        return Estimate(math.nan, 0.0, 1.0, 0)
-    share = correct / count
-    scale = 1 + Z**2 / count
-    middle = (share + Z**2 / (2 * count)) / scale
-    half = Z / scale * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    # At the ends one limit equals the share exactly; rounding must not put it on the wrong side.
-    return Estimate(share, max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share)), count)
-
-
-def combine(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
-    """Weighted mean of independent proportions; parts without answers are left out.
-
-    The interval combines those of the parts by the method of variance estimates recovery (Zou and Donner 2008), so it
-    stays sensible where a part is at 0 or 1.
-
-    Args:
-        parts: what to average.
-        weights: one per part, default equal.
-    """
-    weights = [1.0] * len(parts) if weights is None else weights
-    used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part.count]
-    total = sum(weight for _, weight in used)
-    if not used or total <= 0:
-        return Estimate(math.nan, 0.0, 1.0, 0)
-    value = sum(weight * part.value for part, weight in used) / total
-    below = math.sqrt(sum((weight * (part.value - part.low)) ** 2 for part, weight in used)) / total
-    above = math.sqrt(sum((weight * (part.high - part.value)) ** 2 for part, weight in used)) / total
-    return Estimate(value, max(0.0, value - below), min(1.0, value + above), sum(part.count for part, _ in used))
-
-
-def mcnemar(first_only: int, second_only: int) -> float:
-    """Two-sided exact p-value that a question is as often won by the first as by the second (McNemar 1947)."""
-    trials = first_only + second_only
-    if trials == 0:
-        return 1.0
-    tail = sum(math.comb(trials, wins) for wins in range(min(first_only, second_only) + 1))
-    return min(1.0, 2 * tail / 2**trials)  # exact integers until the last division
-
-
-def paired_difference(
-    first: Sequence[bool],
-    second: Sequence[bool],
-    pictures: Sequence[str],
-    strata: Sequence[str] | None = None,
-    weights: dict[str, float] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Compares two methods on the same questions.
-
-    Args:
-        first, second: (n,) whether each question was answered rightly.
-        pictures: (n,) which picture each question is about: pictures are resampled whole.
-        strata: (n,) the stratum of each question; the difference is the weighted mean of the strata's. Default: one.
-        weights: of the strata, default equal.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: lengths differ, or there is no question.
-    """
-    count = len(first)
-    strata = [""] * count if strata is None else strata
-    if not count or not count == len(second) == len(pictures) == len(strata):
+    said = [_as_digits(answer) for answer in answers]
+    if len(said) in (2, 3):
         raise ValueError(
-            f"paired questions must be as many on both sides, at least one; got {count}, {len(second)}, "
-            f"{len(pictures)} pictures, {len(strata)} strata"
+            f"VQA accuracy needs the answers of about ten people to each question, got {len(said)} ({answers!r}): use "
+            "the metric exact, which takes any of the answers"
         )
-    one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    _, picture = np.unique(np.asarray(pictures), return_inverse=True)
-    names, stratum = np.unique(np.asarray(strata), return_inverse=True)
-    share = np.array([1.0 if weights is None else weights[str(name)] for name in names])
-    cells = (int(picture.max()) + 1, len(names))
-    gains, asked = np.zeros(cells), np.zeros(cells)
-    np.add.at(gains, (picture, stratum), one.astype(float) - two)
-    np.add.at(asked, (picture, stratum), 1.0)
+    mine = _as_digits(prediction)
+    matches = said.count(mine)
+    if len(said) == 1:
+        return float(matches)
+    without_one = matches * min(1.0, (matches - 1) / 3) + (len(said) - matches) * min(1.0, matches / 3)
+    return without_one / len(said)
 
-    def difference(draws: np.ndarray) -> np.ndarray:
-        total = draws @ asked
-        present = np.where(total > 0, share, 0.0)  # a resample may miss a rare stratum
-        means = draws @ gains / np.maximum(total, 1.0)
-        return np.asarray((present * means).sum(-1) / present.sum(-1))
 
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(cells[0], np.full(cells[0], 1 / cells[0]), size=resamples).astype(float)
-    low, high = np.quantile(difference(draws), [0.025, 0.975])
-    wins, losses = int((one & ~two).sum()), int((two & ~one).sum())
-    return Difference(
-        float(difference(np.ones(cells[0]))), float(low), float(high), wins, losses, mcnemar(wins, losses), count
+def _as_digits(text: str) -> str:
+    return " ".join(str(_NUMBERS.get(word, word)) for word in normalise(text).split())
+
+
+def anls(prediction: str, answers: Sequence[str]) -> float:
+    """Normalised Levenshtein similarity (Biten et al. 2019, arXiv 1905.13648): DocVQA's, in [0, 1].
+
+    The largest over the answers of ``1 - distance / longer length``, in lower case, blanks as one; below 0.5 it is 0.
+    """
+    mine = " ".join(prediction.casefold().split())
+    best = 0.0
+    for answer in answers:
+        other = " ".join(answer.casefold().split())
+        longer = max(len(mine), len(other))
+        best = max(best, 1.0 - levenshtein(mine, other) / longer if longer else 1.0)
+    return best if best >= 0.5 else 0.0
+
+
+def levenshtein(first: str, second: str) -> int:
+    """The fewest insertions, deletions and replacements of letters that make one text of the other."""
+    before = list(range(len(second) + 1))
+    for row, letter in enumerate(first, 1):
+        now = [row]
+        for column, other in enumerate(second, 1):
+            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (letter != other)))
+        before = now
+    return before[-1]
+
+
+def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Relaxed accuracy (Masry et al. 2022, arXiv 2203.10244): ChartQA's, 0 or 1.
+
+    A number may be off by 5 % of the answer; a text must equal it, normalised. ``12%`` is 0.12. Years
+    count as numbers, as in the original.
+    """
+    mine = _number(prediction)
+    for answer in answers:
+        target = _number(answer)
+        if mine is not None and target:
+            right = abs(mine - target) / abs(target) <= 0.05
+        else:
+            right = (mine == target) if target is not None else is_correct(prediction, [answer])
+        if right:
+            return 1.0
+    return 0.0
+
+
+def _number(text: str) -> float | None:
+    bare = text.strip().rstrip(".").replace(",", "").lstrip("$")
+    try:
+        value = float(bare.removesuffix("%"))
+    except ValueError:
+        return None
+    if not np.isfinite(value):
+        return None
+    return value / 100 if bare.endswith("%") else value
+
+
+def yes_or_no(text: str) -> bool | None:
+    """Whether an answer to a yes-no question says yes: its first "yes", "no" or "not" decides; None when there is none.
+
+    The script of POPE takes everything that holds no "no" for a yes; here an answer that says neither is wrong.
+    """
+    for word in normalise(text).split():
+        if word in ("yes", "no", "not"):
+            return word == "yes"
+    return None
+
+
+def _yes_counts(prediction: str, answers: Sequence[str]) -> tuple[float, ...]:
+    said, true = yes_or_no(prediction), yes_or_no(answers[0])
+    if true is None:
+        raise ValueError(f"the metric yesno needs yes or no as the answer, got {answers[0]!r}")
+    return tuple(float(fact) for fact in (said is True, true, said is True and true, said is true))
+
+
+def _mean(totals: np.ndarray) -> np.ndarray:
+    return _share(totals[..., 0], totals[..., -1])
+
+
+def _f1(totals: np.ndarray) -> np.ndarray:
+    return _share(2 * totals[..., 2], totals[..., 0] + totals[..., 1])
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.asarray(part / np.where(whole > 0, whole, 1.0))
+
+
+Value = Callable[[np.ndarray], np.ndarray]
+"""(..., k + 1) sums of tallies, the number of answers last, to (...) figures."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How answers become a figure. Tallies are summed over answers, so that any resample of them has its figure too.
+
+    Args:
+        name: for ``--metric``.
+        title: for people.
+        tally: what an answer adds: k numbers, the last of them its own score, in [0, 1].
+        value: the figure of sums.
+        binary: whether the figure is a mean of zeros and ones, a proportion.
+        extras: further figures of the same sums, by name.
+        lost, won: tallies of a question answered as wrongly, and as rightly, as can be.
+    """
+
+    name: str
+    title: str
+    tally: Callable[[str, Sequence[str]], tuple[float, ...]]
+    value: Value
+    binary: bool = True
+    extras: Mapping[str, Value] = field(default_factory=dict)
+    lost: tuple[float, ...] = (0.0,)
+    won: tuple[float, ...] = (1.0,)
+
+    def score(self, prediction: str, answers: Sequence[str]) -> float:
+        """What one answer is worth, in [0, 1]."""
+        return self.tally(prediction, answers)[-1]
+
+    def tallies(self, answered: Iterable[tuple[str, Sequence[str]]]) -> np.ndarray:
+        """(n, k + 1): the tallies of n answers, ones in the last column. Takes (prediction, answers) pairs."""
+        return np.array([(*self.tally(*one), 1.0) for one in answered], dtype=float)
+
+
+def _averaged(name: str, title: str, score: Callable[[str, Sequence[str]], float], binary: bool = True) -> Metric:
+    return Metric(name, title, lambda prediction, answers: (score(prediction, answers),), _mean, binary)
+
+
+EXACT = _averaged("exact", "exact match", exact_match)
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        EXACT,
+        _averaged("vqa", "VQA accuracy", vqa_accuracy, binary=False),
+        _averaged("anls", "ANLS", anls, binary=False),
+        _averaged("relaxed", "relaxed accuracy", relaxed_accuracy),
+        Metric(
+            "yesno",
+            "F1 of yes",  # POPE: Li et al. 2023, arXiv 2305.10355
+            _yes_counts,
+            _f1,
+            binary=False,
+            extras={
+                "accuracy": lambda totals: _share(totals[..., 3], totals[..., -1]),
+                "precision": lambda totals: _share(totals[..., 2], totals[..., 0]),
+                "recall": lambda totals: _share(totals[..., 2], totals[..., 1]),
+                "yes ratio": lambda totals: _share(totals[..., 0], totals[..., -1]),
+            },
+            lost=_yes_counts("no", ["yes"]),
+            won=_yes_counts("yes", ["yes"]),
+        ),
     )
+}
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of that name. Raises ValueError, naming those known, when there is none."""
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+    return METRICS[name]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.evaluation.metrics import Difference, Estimate, combine, paired_difference, wilson
+import numpy as np
+
+from foveate.evaluation.metrics import EXACT, Metric
 from foveate.evaluation.runner import ALL, Row
+from foveate.evaluation.statistics import Design, Difference, Estimate, bootstrap, combine, paired_difference, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +64,8 @@ class Cell:
     estimate: Estimate
     relative: float
     """Accuracy over that of all tokens; NaN where that is 0 or missing."""
+    extras: Mapping[str, float] = field(default_factory=dict)
+    """The metric's further figures, by name."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,13 @@ class Run:
 
 
 NOTE = (
-    "accuracy: exact match after normalisation, 95 % intervals (Wilson; means of groups: variance recovery). "
-    "paired: first minus second, 95 % bootstrap over pictures; p_value: exact McNemar on the group's questions, "
-    "two-sided, not corrected for the number of comparisons. latency_ms: without the vision tower."
+    "accuracy: the metric's figure, with 95 % intervals: {intervals}. "
+    "paired: first minus second on the same questions, 95 % bootstrap over pictures; p_value: two-sided, {test}, not "
+    "corrected for the number of comparisons. latency_ms: from picture to answer, vision tower included, per question; "
+    "questions asked as one batch share its time."
 )
+WILSON = "Wilson's of proportions, combined by variance recovery for means of groups"
+BOOTSTRAP = "percentiles of 2000 bootstrap samples of pictures"
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ class Report:
     groups: tuple[str, ...]
     cells: tuple[Cell, ...]
     pairs: tuple[Pair, ...]
+    metric: Metric = EXACT
+    intervals: str = WILSON
 
     def cell(self, method: str, keep: float | int, group: str) -> Cell:
         """One figure. Raises KeyError when there is none."""
@@ -111,7 +121,9 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN becomes None."""
+        test = "exact McNemar" if self.metric.binary else "methods swapped picture by picture at random, 5000 times"
         return {
+            "metric": self.metric.name,
             "runs": [asdict(run) for run in self.runs],
             "accuracy": [
                 {
@@ -120,6 +132,7 @@ class Report:
                     "group": cell.group,
                     **{name: _number(value) for name, value in asdict(cell.estimate).items()},
                     "relative": _number(cell.relative),
+                    **({"extras": dict(cell.extras)} if cell.extras else {}),
                 }
                 for cell in self.cells
             ],
@@ -133,7 +146,7 @@ class Report:
                 }
                 for pair in self.pairs
             ],
-            "note": NOTE,
+            "note": NOTE.format(intervals=self.intervals, test=test),
         }
 
 
@@ -182,6 +195,17 @@ def _asks_of_a_thing(item: Any) -> bool:
     return item.kind in ("attribute", "reading") or (item.kind == "presence" and item.answers[0] == "yes")
 
 
+def plain_groups(items: Sequence[Any]) -> tuple[Group, ...]:
+    """All questions, and those of each of the items' own groups, if there are several."""
+    names = list(dict.fromkeys(item.group for item in items))
+    whole = Group("all", (Stratum("all", lambda item: True),))
+
+    def within(name: str) -> Group:
+        return Group(name, (Stratum(name, lambda item: item.group == name),))
+
+    return (whole, *(within(name) for name in names if len(names) > 1 and name not in ("", "all")))
+
+
 SCENES_PAIRS = (("adafv", "text"), ("adafv", "saliency"))
 SCENES_PAIRED_GROUPS = ("overall", "pooled", "small in clutter")
 
@@ -192,6 +216,8 @@ def summarise(
     groups: Sequence[Group],
     pairs: Iterable[tuple[str, str]] = (),
     paired_groups: Sequence[str] = (),
+    metric: Metric = EXACT,
+    bootstrapped: bool = False,
 ) -> Report:
     """Works out every figure.
 
@@ -202,7 +228,11 @@ def summarise(
         pairs: methods to compare with each other at every budget both ran at; each method is compared with all tokens
             besides.
         paired_groups: names of the groups to compare on.
+        metric: what an answer is worth.
+        bootstrapped: whether intervals come from resampled pictures rather than from Wilson's formula, which is for
+            metrics that are proportions.
     """
+    assert bootstrapped or metric.binary
     known = {str(getattr(item, "id", place)): item for place, item in enumerate(items)}
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -211,11 +241,14 @@ def summarise(
 
     cells: list[Cell] = []
     for group in groups:
-        whole = _estimate(runs.get((ALL, "1.0"), []), known, group)
-        for answered in runs.values():
-            estimate = _estimate(answered, known, group)
-            relative = estimate.value / whole.value if whole.count and whole.value else math.nan
-            cells.append(Cell(answered[0].method, answered[0].keep, group.name, estimate, relative))
+        figures = {
+            run: _estimate(_grouped(answered, known, group, metric), group, metric, bootstrapped)
+            for run, answered in runs.items()
+        }
+        whole = figures.get((ALL, "1.0"))
+        for run, (estimate, extras) in figures.items():
+            relative = estimate.value / whole[0].value if whole and whole[0].count and whole[0].value else math.nan
+            cells.append(Cell(runs[run][0].method, runs[run][0].keep, group.name, estimate, relative, extras))
 
     compared: list[Pair] = []
     wanted = list(pairs)
@@ -226,7 +259,7 @@ def summarise(
             others = [second for first, second in wanted if first == method] + ([ALL] if method != ALL else [])
             for other in others:
                 against = runs.get((other, "1.0" if other == ALL else keep))
-                difference = _compare(answered, against, known, group) if against else None
+                difference = _compare(answered, against, known, group, metric) if against else None
                 if difference is not None:
                     compared.append(Pair(method, other, answered[0].keep, group.name, difference))
 
@@ -235,6 +268,8 @@ def summarise(
         tuple(group.name for group in groups),
         tuple(cells),
         tuple(compared),
+        metric,
+        BOOTSTRAP if bootstrapped else WILSON,
     )
 
 
@@ -252,27 +287,56 @@ def _run(rows: Sequence[Row]) -> Run:
     )
 
 
-def _estimate(rows: Sequence[Row], known: dict[str, Any], group: Group) -> Estimate:
-    right: dict[str, list[bool]] = {stratum.name: [] for stratum in group.strata}
+@dataclass(frozen=True)
+class Grouped:
+    """A run's answers to the questions of a group: by question, (tallies, picture, stratum)."""
+
+    answers: dict[str, tuple[np.ndarray, str, str]]
+
+    def tallies(self, of: Iterable[str] | None = None) -> np.ndarray:
+        return np.stack([self.answers[item][0] for item in (self.answers if of is None else of)])
+
+    def design(self, group: Group, metric: Metric, of: Iterable[str] | None = None) -> Design:
+        answers = [self.answers[item] for item in (self.answers if of is None else of)]
+        weights = {part.name: part.weight for part in group.strata}
+        return Design([picture for _, picture, _ in answers], metric.value, [part for *_, part in answers], weights)
+
+
+def _grouped(rows: Sequence[Row], known: dict[str, Any], group: Group, metric: Metric) -> Grouped:
+    found = {}
     for row in rows:
-        stratum = group.stratum_of(known[row.item])
+        item = known[row.item]
+        stratum = group.stratum_of(item)
         if stratum is not None:
-            right[stratum.name].append(row.correct)
-    parts = [wilson(sum(answers), len(answers)) for answers in right.values()]
-    return combine(parts, [stratum.weight for stratum in group.strata])
+            found[row.item] = (metric.tallies([(row.answer, item.answers)])[0], item.image, stratum.name)
+    return Grouped(found)
 
 
-def _compare(first: Sequence[Row], second: Sequence[Row], known: dict[str, Any], group: Group) -> Difference | None:
-    other = {row.item: row.correct for row in second}
-    shared = []
-    for row in first:
-        stratum = group.stratum_of(known[row.item])
-        if stratum is not None and row.item in other:
-            shared.append((row.correct, other[row.item], known[row.item].image, stratum.name))
+def _estimate(
+    grouped: Grouped, group: Group, metric: Metric, bootstrapped: bool
+) -> tuple[Estimate, Mapping[str, float]]:
+    if not grouped.answers:
+        return Estimate(math.nan, 0.0, 1.0, 0), {}
+    tallies = grouped.tallies()
+    totals = tallies.sum(0)
+    extras = {name: float(value(totals)) for name, value in metric.extras.items()}
+    if bootstrapped:
+        return bootstrap(grouped.design(group, metric), tallies), extras
+    scores: dict[str, list[float]] = {stratum.name: [] for stratum in group.strata}
+    for one, _, stratum in grouped.answers.values():
+        scores[stratum].append(one[0])
+    parts = [wilson(round(sum(answers)), len(answers)) for answers in scores.values()]
+    return combine(parts, [stratum.weight for stratum in group.strata]), extras
+
+
+def _compare(
+    first: Sequence[Row], second: Sequence[Row], known: dict[str, Any], group: Group, metric: Metric
+) -> Difference | None:
+    one, two = (_grouped(rows, known, group, metric) for rows in (first, second))
+    shared = [item for item in one.answers if item in two.answers]
     if not shared:
         return None
-    one, two, pictures, strata = zip(*shared, strict=True)
-    return paired_difference(one, two, pictures, strata, {part.name: part.weight for part in group.strata})
+    return paired_difference(one.tallies(shared), two.tallies(shared), one.design(group, metric, shared))
 
 
 def _number(value: float) -> float | None:

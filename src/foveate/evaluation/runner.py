@@ -1,4 +1,7 @@
-"""Asks a suite's questions with every method and budget, one line per answer, and goes on where a kill left off."""
+"""Asks a suite's questions with every method and budget, one line per answer, and goes on where a kill left off.
+
+Several processes (``accelerate launch``) share the work: each has its own file of answers, and all read them all.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,25 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+import torch
+
 from foveate import __version__
-from foveate.evaluation.metrics import is_correct
+from foveate.evaluation.metrics import Metric
+from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
+from foveate.prompts import adds_special_tokens
 from foveate.pruners import METHODS, Pruner
-from foveate.session import look
-from foveate.tokens import Keep
+from foveate.pruners.uniform import Uniform
+from foveate.session import look, question_prompt
+from foveate.tokens import Keep, Selection
 
 ROWS_FILE = "rows.jsonl"
+ROWS_FILES = "rows*.jsonl"
 SETTINGS_FILE = "settings.json"
+PARQUET_FILE = "answers.parquet"
+
+FEW = 2
+"""With fewer questions per picture than this on average, batches go across pictures."""
 
 ALL = "all"
 """The method name of the run with all tokens."""
@@ -38,7 +51,7 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One answer, a line of ``rows.jsonl``.
+    """One answer, a line of ``rows.jsonl``. What it is worth is worked out from the item's answers afterwards.
 
     Args:
         item: which question, its id or its place in the suite.
@@ -46,10 +59,9 @@ class Row:
         keep: the budget asked for: a fraction, or an int, tokens per image.
         question: as asked.
         answer: the model's.
-        correct: whether it equals one of the item's answers, normalised.
         kept, total: patch tokens of the picture that reached the LLM, and that there were.
-        latency_ms: selection and generation, the vision tower (which ran once for the picture) left out; the mean
-            over the questions that were asked as one batch.
+        latency_ms: from picture to answer: processor, vision tower, selection and generation. Questions that were asked
+            as one batch share its time alike; a vision tower that ran once for several questions counts for each.
     """
 
     item: str
@@ -57,7 +69,6 @@ class Row:
     keep: float | int
     question: str
     answer: str
-    correct: bool
     kept: int
     total: int
     latency_ms: float
@@ -104,11 +115,13 @@ def evaluate(
     batch: int = 16,
     progress: Callable[[int, int], None] | None = None,
     resume: bool = True,
+    processes: Processes = ALONE,
 ) -> list[Row]:
     """Answers every item with all tokens, and with every method at every budget.
 
-    The vision tower runs once per picture; the questions of a picture are asked in batches. Every answer is on disk
-    before the next batch is asked: after a kill, the same call goes on and repeats nothing.
+    Where pictures have several questions, the vision tower runs once per picture and the questions of a picture are
+    asked in batches. Where most have one or two, batches go across pictures, and the vision tower runs for every batch.
+    Every answer is on disk before the next batch is asked: after a kill, the same call goes on and repeats nothing.
 
     Args:
         model, processor: a stock transformers model of a known family, and its processor.
@@ -116,25 +129,29 @@ def evaluate(
         methods: names of registered methods, or name -> factory for variants of them.
         keeps: budgets, each a fraction in (0, 1] or an int, tokens per image. ``1.0`` is the run with all tokens,
             which is done once and in any case.
-        out: folder for ``rows.jsonl`` and ``settings.json``, made if it is not there.
+        out: folder for the answers and ``settings.json``, made if it is not there.
         folder: where the items' pictures lie.
         settings: what else made the items and the model what they are (names, seeds); recorded and compared.
         max_new_tokens: longest answer, tokens.
-        batch: most questions asked at once.
-        progress: called with the number of answers there are and of those there will be.
+        batch: most questions asked at once; 1 never batches across pictures.
+        progress: called with the number of answers there are and of those there will be (of this process's share).
         resume: False refuses a folder that holds answers already.
+        processes: which of several this is. Each takes every n-th piece of the work, all on one file system; it may be
+            gone on with by another number of them.
 
     Returns:
-        The rows of these items, methods and budgets, in the order of the items.
+        The rows of these items, methods and budgets, in the order of the items, those of other processes included.
 
     Raises:
-        ValueError: no item, unknown method, impossible budget, a damaged ``rows.jsonl``, or a folder that was made with
-            other settings; the message names what differs.
+        ValueError: no item, unknown method, impossible budget, a damaged file of answers, or a folder that was made
+            with other settings; the message names what differs.
     """
     if not items:
         raise ValueError("no question to ask")
     if isinstance(methods, str):
         raise TypeError(f"methods is a list of names or a mapping, got the text {methods!r}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
     factories = dict(methods) if isinstance(methods, Mapping) else {name: factory(name) for name in methods}
     if ALL in factories:
         raise ValueError(f"{ALL!r} is the run with all tokens, which is done in any case: leave it out of methods")
@@ -144,63 +161,170 @@ def evaluate(
     ids = [str(getattr(item, "id", place)) for place, item in enumerate(items)]
     if len(set(ids)) != len(ids):
         raise ValueError("items must have different ids")
+    pieces: list[Sequence[int]] = list(_by_picture(items))
+    across = batch > 1 and len(items) < FEW * len(pieces)
+    if across:
+        pieces = list(_chunks([place for places in pieces for place in places], batch))
 
     recorded = {
         **(settings or {}),
         "items": _digest_items(items, ids, folder),
         "model": fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        "device": model.device.type,
         "max_new_tokens": max_new_tokens,
         "foveate": __version__,
     }
+    if across:  # the seeds of a piece follow from where it begins
+        recorded["batch"] = batch
+    if processes.rank:
+        processes.wait()
     rows = {row.key: row for row in open_folder(out, recorded, resume=resume)}
-    wanted = [(item, method, repr(keep)) for item in ids for method, keep in runs]
-    done = sum(key in rows for key in wanted)
+    if not processes.rank:
+        processes.wait()  # the others find a folder that was made, checked and repaired
+    processes.wait()  # and nobody writes while another still reads
+    mine = [(number, places) for number, places in enumerate(pieces) if number % processes.size == processes.rank]
+    own = [ids[place] for _, places in mine for place in places]
+    done = sum((item, method, repr(keep)) in rows for item in own for method, keep in runs)
+    total = len(runs) * len(own)
     if progress is not None:
-        progress(done, len(wanted))
-    with (out / ROWS_FILE).open("a", encoding="utf-8") as file:
-        for number, places in enumerate(_by_picture(items)):
+        progress(done, total)
+    with (out / processes.file(ROWS_FILE)).open("a", encoding="utf-8") as file:
+        for number, places in mine:
             open_runs = [
                 (method, keep, [place for place in places if (ids[place], method, repr(keep)) not in rows])
                 for method, keep in runs
             ]
             if not any(pending for _, _, pending in open_runs):
                 continue
-            session = look(model, processor, load_image(folder / items[places[0]].image))
+            asker = _Across(model, processor, folder) if across else _OnePicture(model, processor, folder)
             for method, keep, pending in open_runs:
                 for chunk in _chunks(pending, batch):
-                    pruner = None if method == ALL else factories[method](keep, number)
-                    start = time.perf_counter()
-                    answers = session.ask_many(
-                        [items[place].question for place in chunk],
-                        pruner,
-                        max_new_tokens=max_new_tokens,
-                        do_sample=False,
-                        num_beams=1,
-                    )
-                    milliseconds = (time.perf_counter() - start) * 1e3 / len(chunk)
+                    pruner = Uniform(keep=1.0) if method == ALL else factories[method](keep, number)
+                    answers, milliseconds = asker.ask([items[place] for place in chunk], pruner, max_new_tokens)
                     fresh = [
                         Row(
                             item=ids[place],
                             method=method,
                             keep=keep,
                             question=items[place].question,
-                            answer=answer.text,
-                            correct=is_correct(answer.text, items[place].answers),
-                            kept=sum(len(selection) for selection in answer.selections),
-                            total=sum(selection.total for selection in answer.selections),
+                            answer=answer,
+                            kept=len(selection),
+                            total=selection.total,
                             latency_ms=round(milliseconds, 3),
                         )
-                        for place, answer in zip(chunk, answers, strict=True)
+                        for place, (answer, selection) in zip(chunk, answers, strict=True)
                     ]
                     file.write("".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in fresh))
                     file.flush()
                     rows.update((row.key, row) for row in fresh)
                     done += len(fresh)
                     if progress is not None:
-                        progress(done, len(wanted))
-    return [rows[key] for key in wanted]
+                        progress(done, total)
+    if processes.size > 1:
+        processes.wait()
+        rows = {row.key: row for row in _read_folder(out)}
+    return [rows[item, method, repr(keep)] for item in ids for method, keep in runs]
+
+
+class _OnePicture:
+    """Asks batches of questions about one picture, at which the vision tower looks once."""
+
+    def __init__(self, model: Any, processor: Any, folder: Path) -> None:
+        self.model, self.processor, self.folder = model, processor, folder
+        self.session: Any = None
+        self.looking = 0.0
+
+    def ask(
+        self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
+    ) -> tuple[list[tuple[str, Selection]], float]:
+        """(answer, what was kept) for each item, and the milliseconds that each of them took."""
+        if self.session is None:
+            picture = load_image(self.folder / items[0].image)
+            start = _now(self.model)
+            self.session = look(self.model, self.processor, picture)
+            self.looking = _now(self.model) - start
+        start = _now(self.model)
+        answers = self.session.ask_many(
+            [item.question for item in items], pruner, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+        )
+        seconds = self.looking + (_now(self.model) - start) / len(items)
+        return [(answer.text, answer.selections[0]) for answer in answers], seconds * 1e3
+
+
+class _Across:
+    """Asks batches of questions about a picture each, through the model's own ``generate``."""
+
+    def __init__(self, model: Any, processor: Any, folder: Path) -> None:
+        self.model, self.processor, self.folder = model, processor, folder
+
+    def ask(
+        self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
+    ) -> tuple[list[tuple[str, Selection]], float]:
+        """As for one picture."""
+        pictures = [load_image(self.folder / item.image) for item in items]
+        prompts = [question_prompt(self.processor, item.question, 1) for item in items]
+        start = _now(self.model)
+        inputs = self.processor(
+            images=[[picture] for picture in pictures],
+            text=prompts,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=adds_special_tokens(self.processor, prompts[0]),
+        ).to(self.model.device, self.model.dtype)
+        with pruner(self.model):
+            sequences = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=False
+            )
+        length = inputs["input_ids"].shape[1]
+        texts = self.processor.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)
+        seconds = (_now(self.model) - start) / len(items)
+        return [(text.strip(), kept) for text, kept in zip(texts, pruner.selections, strict=True)], seconds * 1e3
+
+
+def _now(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def write_parquet(rows: Sequence[Row], items: Sequence[Item], metric: Metric, path: Path) -> Path:
+    """Writes one line per answer: what was asked, what was answered, what it is worth, tokens and milliseconds.
+
+    A budget stands in ``keep`` when it was a fraction and in ``keep_tokens`` when it was tokens per image.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("Parquet needs pyarrow: pip install 'foveate[eval]'") from None
+    known = {str(getattr(item, "id", place)): item for place, item in enumerate(items)}
+    asked = [known[row.item] for row in rows]
+    table = pa.table(
+        {
+            "item": [row.item for row in rows],
+            "image": [item.image for item in asked],
+            "question": [row.question for row in rows],
+            "answers": pa.array([list(item.answers) for item in asked], pa.list_(pa.string())),
+            "group": [getattr(item, "group", getattr(item, "kind", "")) for item in asked],
+            "method": [row.method for row in rows],
+            "keep": pa.array([row.keep if isinstance(row.keep, float) else None for row in rows], pa.float64()),
+            "keep_tokens": pa.array([row.keep if isinstance(row.keep, int) else None for row in rows], pa.int64()),
+            "answer": [row.answer for row in rows],
+            "score": [metric.score(row.answer, item.answers) for row, item in zip(rows, asked, strict=True)],
+            "kept": [row.kept for row in rows],
+            "total": [row.total for row in rows],
+            "latency_ms": [row.latency_ms for row in rows],
+        }
+    )
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial)
+    os.replace(partial, path)
+    return path
 
 
 def open_folder(out: Path, settings: Mapping[str, Any], *, resume: bool = True) -> list[Row]:
@@ -214,7 +338,8 @@ def open_folder(out: Path, settings: Mapping[str, Any], *, resume: bool = True) 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; results are written to a folder")
     out.mkdir(parents=True, exist_ok=True)
-    rows, record = out / ROWS_FILE, out / SETTINGS_FILE
+    record = out / SETTINGS_FILE
+    answered = any(path.stat().st_size for path in out.glob(ROWS_FILES))
     settings = json.loads(json.dumps(settings))  # as it will be read back
     if record.exists():
         try:
@@ -226,18 +351,16 @@ def open_folder(out: Path, settings: Mapping[str, Any], *, resume: bool = True) 
         if changed:
             listed = "; ".join(f"{name}: {before.get(name)!r} then, {settings.get(name)!r} now" for name in changed)
             raise ValueError(f"{out} holds results of other settings ({listed}): choose another folder")
-    elif rows.exists() and rows.stat().st_size:
+    elif answered:
         raise ValueError(f"{out} holds {ROWS_FILE} without {SETTINGS_FILE}: choose another folder")
     else:
         # Written aside and renamed, so that a kill leaves either no settings or whole ones.
         partial = record.with_suffix(".partial")
         partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, record)
-    if not rows.exists():
-        return []
-    if not resume and rows.stat().st_size:
+    if answered and not resume:
         raise ValueError(f"{out} holds answers already: choose another folder, or resume")
-    return _read_rows(rows)
+    return _read_folder(out)
 
 
 def fingerprint(model: Any) -> str:
@@ -257,6 +380,10 @@ def _digest_items(items: Sequence[Item], ids: Sequence[str], folder: Path) -> st
         size = file.stat().st_size if file.is_file() else None
         digest.update(json.dumps([name, item.image, size, item.question, list(item.answers)]).encode())
     return digest.hexdigest()[:16]
+
+
+def _read_folder(out: Path) -> list[Row]:
+    return [row for path in sorted(out.glob(ROWS_FILES)) for row in _read_rows(path)]
 
 
 def _read_rows(path: Path) -> list[Row]:
