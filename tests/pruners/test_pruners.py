@@ -5,10 +5,27 @@ import math
 import pytest
 import torch
 
-from foveate.functional import adafv_released, adafv_split, text_to_image_attention
+from foveate.functional import (
+    adafv_released,
+    adafv_split,
+    conditional_dpp,
+    dominant_and_contextual,
+    holistic_context,
+    important_and_diverse,
+    least_duplicated,
+    max_min_diversity,
+    outliers_with_neighbours,
+    relevance_to_text,
+    saliency_coverage,
+    salient_and_spread,
+    spatial_crops,
+    spatial_pooling,
+    text_to_image_attention,
+    top_k,
+)
 from foveate.pruners import METHODS, AdaFV, FixedMix, Random, Saliency, TextSimilarity, Uniform, get_pruner
 from foveate.pruners.text import ReadsText
-from foveate.tokens import Geometry, TextTokens, VisualTokens
+from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
 
 READING_TEXT = [name for name, method in METHODS.items() if method.reads_text]
 READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(method, ReadsText)]
@@ -165,12 +182,14 @@ def test_broken_features(method):
 def test_registry():
     assert list(METHODS) == [
         *("adafv", "saliency", "text", "fixed-mix"),
-        *("cdpruner", "dart", "divprune", "holov", "scope", "vispruner"),
-        *("random", "uniform"),
+        *("cdpruner", "dart", "divprune", "holov", "prumerge", "prumerge-plus", "scope", "visionzip", "vispruner"),
+        *("random", "uniform", "pool"),
     ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
     with pytest.raises(ValueError, match="unknown method 'fastv'; known: adafv, saliency"):
         get_pruner("fastv")
+    with pytest.raises(ValueError, match="trim is not available: .* needs CLIP's text encoder"):
+        get_pruner("trim")
     with pytest.raises(TypeError):
         get_pruner("saliency", seed=1)
 
@@ -310,6 +329,131 @@ def test_random_reaches_every_token():
     assert int(times.min()) > 60 and int(times.max()) < 140  # 100 on average, deviation 9
 
 
+# --- the peers: their functions, with their options --------------------------------------------------------------
+
+
+def merged(kept, saliency, keys, neighbours):
+    return kept, outliers_with_neighbours(saliency, keys, kept, neighbours)
+
+
+# One row per set of options: what the pure function gives, (kept, [weights]).
+PEERS = [
+    ("cdpruner", {}, lambda v, t, r: [conditional_dpp(v.features, relevance_to_text(t.embeddings, v.features), 20)]),
+    ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
+    ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
+    ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
+    ("holov", {}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(4), 20, 0.09)[0]]),
+    ("holov", {"crops": 2, "beta": 9}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(2), 20, 9)[0]]),
+    ("prumerge", {}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 32)),
+    ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
+    ("prumerge-plus", {}, lambda v, t, r: merged(r(0.25, 20), v.saliency, v.keys, 32)),
+    ("prumerge-plus", {"neighbours": 2, "salient": 1}, lambda v, t, r: merged(r(1, 20), v.saliency, v.keys, 2)),
+    ("scope", {}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20)[0]]),
+    ("scope", {"alpha": 3}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20, 3)[0]]),
+    ("visionzip", {}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20)),
+    ("visionzip", {"contextual": 0.5}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20, 0.5)),
+    ("vispruner", {}, lambda v, t, r: [important_and_diverse(v.features, v.saliency, 20, 0.5, 8)[0]]),
+    (
+        "vispruner",
+        {"important": 0.2, "step": 1},
+        lambda v, t, r: [important_and_diverse(v.features, v.saliency, 20, 0.2, 1)[0]],
+    ),
+    ("pool", {}, lambda v, t, r: r(20)),
+]
+
+
+@pytest.mark.parametrize("method, options, expected", PEERS)
+def test_peers_are_their_functions(method, options, expected):
+    visual, text = picture(), question()
+    where = visual.geometry
+    places = where.view, where.row, where.column
+    regions = {
+        "holov": lambda side: spatial_crops(*places, where.grids, side),
+        "prumerge-plus": lambda salient, budget: salient_and_spread(visual.saliency, *places, budget, salient),
+        "pool": lambda budget: spatial_pooling(*places, budget),
+    }
+    kept, *weights = expected(visual, text, regions.get(method))
+    selection = get_pruner(method, keep=20, **options).select(visual, text)
+    assert torch.equal(selection.indices, kept)
+    if weights:
+        assert torch.equal(selection.weights, weights[0])
+        assert selection.weights.dtype == torch.float32 and selection.weights.shape == (20, 108)
+    else:
+        assert selection.weights is None
+
+
+def test_every_peer_is_among_them():
+    ours = {"adafv", "saliency", "text", "fixed-mix", "random", "uniform"}
+    assert {method for method, _, _ in PEERS} == set(METHODS) - ours
+
+
+def test_options_of_the_peers_matter():
+    """Guards the rows above against an option that is never read."""
+    visual, text = picture(), question()
+    for method, options, _ in PEERS:
+        if options:
+            usual, other = (get_pruner(method, keep=20, **given).select(visual, text) for given in ({}, options))
+            same_weights = usual.weights is None or torch.equal(usual.weights, other.weights)
+            assert not (torch.equal(usual.indices, other.indices) and same_weights), (method, options)
+
+
+def test_cdpruner_reads_the_chosen_text():
+    visual, text = picture(), question()
+    for options, chosen in [
+        ({}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"text_span": "turn"}, [0, 1, 2, 3, 4]),
+        ({"text_span": "turn", "special_tokens": False}, [1, 2, 3]),
+    ]:
+        score = get_pruner("cdpruner", **options).select(visual, text).scores["relevance"]
+        torch.testing.assert_close(score, relevance_to_text(text.embeddings[chosen], visual.features))
+
+
+@pytest.mark.parametrize(
+    "method, options, error, message",
+    [
+        ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
+        ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
+        ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
+        ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
+        ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
+        ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
+        ("scope", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("visionzip", {"contextual": 1.0}, ValueError, "contextual must be in"),
+        ("vispruner", {"important": math.nan}, ValueError, "important must be in"),
+        ("vispruner", {"step": 0}, ValueError, "step must be >= 1"),
+    ],
+)
+def test_options_of_the_peers(method, options, error, message):
+    with pytest.raises(error, match=message):
+        get_pruner(method, **options)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if OWN_SCORES.get(name)])
+def test_broken_features_are_seen(method):
+    visual = picture()
+    visual.features[3, 2] = math.inf
+    with pytest.raises(ValueError, match="NaN or infinity in visual"):
+        get_pruner(method).select(visual, question())
+
+
+@pytest.mark.parametrize("method", READING_KEYS)
+def test_broken_keys(method):
+    visual = picture()
+    visual.keys[3, 2] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinity in keys"):
+        get_pruner(method).select(visual, question())
+
+
+def test_weights_fit_the_selection():
+    where, kept = geometry((2, 2)), torch.tensor([1, 2])
+    assert Selection(kept, where, weights=torch.ones(2, 4)).weights is not None
+    with pytest.raises(ValueError, match=r"weights must be \(kept, patch\) tokens, \(2, 4\), got \(4, 2\)"):
+        Selection(kept, where, weights=torch.ones(4, 2))
+    with pytest.raises(TypeError, match="weights must be float32"):
+        Selection(kept, where, weights=torch.ones(2, 4, dtype=torch.float64))
+
+
 def test_uniform_reaches_every_view():
     selection = Uniform(keep=12).select(picture())
     assert torch.bincount(selection.view).tolist() == [4, 4, 4]
@@ -319,18 +463,19 @@ def test_uniform_reaches_every_view():
 # --- on a GPU ---------------------------------------------------------------------------------------------
 
 
+def on_cuda(tokens):
+    where = tokens.geometry
+    places = (tensor.cuda() for tensor in (where.view, where.row, where.column, where.boxes))
+    there = Geometry(*places, where.image_size, where.grids)
+    return VisualTokens(tokens.features.cuda(), there, tokens.saliency.cuda(), tokens.full_grid, tokens.keys.cuda())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_sync_on_cuda(name):
-    def moved(tokens):
-        where = tokens.geometry
-        places = (tensor.cuda() for tensor in (where.view, where.row, where.column, where.boxes))
-        there = Geometry(*places, where.image_size, where.grids)
-        return VisualTokens(tokens.features.cuda(), there, tokens.saliency.cuda(), tokens.full_grid, tokens.keys.cuda())
-
     text = question()
     there = TextTokens(text.embeddings.cuda(), text.turn.cuda(), text.special.cuda())
     options = {"text_span": "turn", "special_tokens": False} if name in READING_TEXT else {}
-    pruner, visual = get_pruner(name, keep=0.2, **options), moved(picture())
+    pruner, visual = get_pruner(name, keep=0.2, **options), on_cuda(picture())
     pruner.select(visual, there)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -338,4 +483,18 @@ def test_no_sync_on_cuda(name):
         selection = pruner.select(visual, there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(selection.indices.cpu(), pruner.select(picture(), text).indices)
+    expected = pruner.select(picture(), text)
+    assert torch.equal(selection.indices.cpu(), expected.indices)
+    if expected.weights is not None:
+        torch.testing.assert_close(selection.weights.cpu(), expected.weights)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", [name for name in METHODS if OWN_SCORES.get(name)])
+def test_broken_features_show_in_the_scores_on_cuda(method):
+    """Nothing is checked there; whoever called finds it in a score."""
+    visual, text = on_cuda(picture()), question()
+    visual.features[3, 2] = math.nan
+    there = TextTokens(text.embeddings.cuda(), text.turn, text.special)
+    scores = get_pruner(method, keep=0.2).select(visual, there).scores
+    assert any(not bool(torch.isfinite(score).all()) for score in scores.values())

@@ -36,7 +36,7 @@ def list_methods(as_json: bool) -> None:
     if as_json:
         print_json({"methods": described})
         return
-    table = Table("name", "reads", "what stays", "paper", box=None, pad_edge=False, header_style="bold")
+    table = Table("name", "reads beside tokens", "what stays", "paper", box=None, pad_edge=False, header_style="bold")
     for entry in described:
         does = _ARXIV.sub("", entry["does"]).replace(" ()", "")
         table.add_row(entry["name"], ", ".join(entry["reads"]) or "nothing", does, entry["paper"] or "")

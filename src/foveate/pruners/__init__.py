@@ -11,11 +11,14 @@ from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.holov import HoloV
 from foveate.pruners.mix import FixedMix
+from foveate.pruners.pool import Pool
+from foveate.pruners.prumerge import PruMerge, PruMergePlus
 from foveate.pruners.random import Random
 from foveate.pruners.saliency import Saliency
 from foveate.pruners.scope import SCOPE
 from foveate.pruners.text import TextSimilarity
 from foveate.pruners.uniform import Uniform
+from foveate.pruners.visionzip import VisionZip
 from foveate.pruners.vispruner import VisPruner
 
 METHODS: dict[str, type[Pruner]] = {
@@ -29,21 +32,36 @@ METHODS: dict[str, type[Pruner]] = {
         DART,
         DivPrune,
         HoloV,
+        PruMerge,
+        PruMergePlus,
         SCOPE,
+        VisionZip,
         VisPruner,
         Random,
         Uniform,
+        Pool,
     )
 }
+
+LACKING = {
+    "trim": (
+        "TRIM (arXiv 2409.10994) ranks patches by CLIP's image-text similarity, and that needs CLIP's text encoder and "
+        "both its projections, which a vision-language checkpoint does not hold; 'text' and 'cdpruner' rank by the "
+        "language model's own embeddings of the question"
+    ),
+}
+"""Methods that people ask for by name, and what stands in their way."""
 
 
 def get_pruner(name: str, **options: Any) -> Pruner:
     """The pruner of that name, with its options (``keep`` among them).
 
     Raises:
-        ValueError: no such method; the message names those known.
+        ValueError: no such method; the message names those known, or says what a method lacks.
         TypeError: an option the method does not have.
     """
+    if name in LACKING:
+        raise ValueError(f"{name} is not available: {LACKING[name]}")
     try:
         method = METHODS[name]
     except KeyError:
@@ -52,6 +70,6 @@ def get_pruner(name: str, **options: Any) -> Pruner:
 
 
 __all__ = [
-    "DART", "METHODS", "SCOPE", "AdaFV", "CDPruner", "Choice", "DivPrune", "FixedMix", "HoloV", "Pruner", "Random",
-    "Saliency", "TextSimilarity", "Uniform", "VisPruner", "get_pruner",
+    "DART", "METHODS", "SCOPE", "AdaFV", "CDPruner", "Choice", "DivPrune", "FixedMix", "HoloV", "Pool", "PruMerge",
+    "PruMergePlus", "Pruner", "Random", "Saliency", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "get_pruner",
 ]  # fmt: skip
