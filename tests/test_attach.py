@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 
 import foveate
 from tests import reference
-from tests.tiny import BOS, IMAGE, ROWS, prompts, text_config
+from tests.tiny import BOS, IMAGE, prompts, text_config
+from tests.tiny.llava import ROWS
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [IMAGE]}
 
@@ -269,8 +270,8 @@ def test_step_by_step_with_a_cache(row: Any, model: Any) -> None:
                 output = model(
                     input_ids=tokens[-1][:, None], attention_mask=mask, past_key_values=output.past_key_values
                 )
-        assembled = reference.assemble(model, inputs, [one.indices for one in selections], positions=positions)
-        assert torch.equal(torch.stack(tokens, dim=1), reference.greedy(model, assembled, 4)[0])
+        assembled = reference.assemble(row, model, inputs, [one.indices for one in selections], positions=positions)
+        assert torch.equal(torch.stack(tokens, dim=1), reference.greedy(row, model, assembled, 4, [IMAGE])[0])
 
 
 # What is refused, each with its reason.

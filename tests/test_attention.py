@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.attachment import looking_through
 from foveate.attention import QUERY_CHUNK, cls_attention, received_attention
-from tests.tiny import IMAGE, ROWS, prompts
+from tests.encoding import encode
+from tests.tiny import IMAGE, prompts
+from tests.tiny.llava import ROWS
 
 
 @pytest.fixture(params=list(ROWS))
@@ -26,60 +27,6 @@ def images_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def layers_of(model: Any) -> Any:
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower).encoder.layers
-
-
-def views(inputs: dict[str, Tensor], encoded: Any) -> Tensor:
-    """The views the tower saw, without batch padding."""
-    pixels = inputs["pixel_values"]
-    if pixels.ndim == 4:
-        return pixels
-    counts = [len(image.tokens.geometry.grids) for image in encoded]
-    return torch.cat([pixels[number, :count] for number, count in enumerate(counts)])
-
-
-@torch.no_grad()
-def materialised(model: Any, pixels: Tensor) -> Tensor:
-    """(V, P) float64: the read layer's attention, every matrix whole, in double precision."""
-    double = {name: value.double() for name, value in model.model.vision_tower.state_dict().items()}
-    tower = type(model.model.vision_tower)(model.config.vision_config).double().eval()
-    tower.load_state_dict(double)
-    tower.set_attn_implementation("eager")
-    attentions = tower(pixels.double(), output_attentions=True, output_hidden_states=True).attentions
-    layer = model.config.vision_feature_layer
-    whole = attentions[layer if layer < 0 else layer - 1].mean(dim=1)
-    if model.config.vision_config.model_type == "clip_vision_model":
-        return whole[:, 0, 1:]
-    return whole.mean(dim=1)
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_equals_materialised_attention(row: Any, attention: str, record_property: Any) -> None:
-    model = row.make(attention)
-    inputs = prompts(row, model, "mixed")
-    with looking_through(model) as site, torch.no_grad():
-        encoded = site.family.encode(images_of(inputs), saliency=True, layout="stock", features=site.features)
-    expected = materialised(model, views(inputs, encoded))
-    start = 0
-    worst = 0.0
-    for image in encoded:
-        geometry = image.tokens.geometry
-        side = geometry.grids[0][1]
-        flat = expected[start : start + len(geometry.grids)]
-        wanted = flat[geometry.view, geometry.row * side + geometry.column]
-        start += len(geometry.grids)
-        worst = max(worst, float((image.tokens.saliency - wanted).abs().max()))
-    record_property("largest_error", worst)
-    assert worst < 1e-6
-
-
-def test_encoder_output_is_bit_identical(row: Any) -> None:
-    model = row.make("sdpa")
-    inputs = images_of(prompts(row, model, "mixed"))
-    with torch.no_grad():
-        stock = model.get_image_features(**inputs, return_dict=True).pooler_output
-        with looking_through(model) as site:
-            encoded = site.family.encode(inputs, saliency=True, layout="stock", features=site.features)
-    assert all(torch.equal(image.stream, theirs) for image, theirs in zip(encoded, stock, strict=True))
 
 
 def test_unread_layers_are_not_computed(row: Any) -> None:
@@ -105,28 +52,13 @@ def test_unread_layers_are_not_computed(row: Any) -> None:
             hook.remove()
 
 
-def test_nothing_is_tapped_for_methods_that_do_not_read_it(row: Any) -> None:
-    model = row.make("sdpa")
-    inputs = images_of(prompts(row, model, "one"))
-    with looking_through(model) as site, torch.no_grad():
-        (image,) = site.family.encode(inputs, saliency=False, layout="stock", features=site.features)
-    assert image.tokens.saliency is None
-
-
 def test_the_calls_own_feature_layer_wins(row: Any) -> None:
     model = row.make("sdpa")
     inputs = images_of(prompts(row, model, "one"))
-    with looking_through(model) as site, torch.no_grad():
-        first, last = (
-            site.family.encode(
-                {**inputs, "vision_feature_layer": layer}, saliency=True, layout="stock", features=site.features
-            )[0]
-            for layer in (1, -1)
-        )
-        with pytest.raises(ValueError, match="before any attention"):
-            site.family.encode(
-                {**inputs, "vision_feature_layer": 0}, saliency=True, layout="stock", features=site.features
-            )
+    first, last = (encode(model, {**inputs, "vision_feature_layer": layer})[0] for layer in (1, -1))
+    with pytest.raises(ValueError, match="before any attention"):
+        encode(model, {**inputs, "vision_feature_layer": 0})
+    with torch.no_grad():
         stock = model.get_image_features(**inputs, vision_feature_layer=-1, return_dict=True).pooler_output[0]
     assert torch.equal(last.stream, stock)
     assert not torch.equal(first.tokens.saliency, last.tokens.saliency)
@@ -160,8 +92,7 @@ def test_selection_is_the_functions_choice(row: Any) -> None:
     with pruner(model):
         model.generate(**inputs, max_new_tokens=1)
     (selection,) = pruner.selections
-    with looking_through(model) as site, torch.no_grad():
-        (image,) = site.family.encode(images_of(inputs), saliency=True, layout="stock", features=site.features)
+    (image,) = encode(model, images_of(inputs))
     ids = inputs["input_ids"][0]
     text = ids[int((ids == IMAGE).nonzero()[-1]) + 1 :]
     attention = foveate.functional.text_to_image_attention(model.get_input_embeddings()(text), image.tokens.features)

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 import foveate
-from foveate.attachment import looking_through
 from tests import reference
+from tests.encoding import encode
 from tests.tiny import IMAGE, PINPOINTS, ROWS, SIDE, prompts
 
 try:  # the PIL processors: no torchvision needed
@@ -36,13 +36,6 @@ def clip_images() -> Any:
     return ClipImages(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
 
 
-def encode(name: str, processed: dict[str, Tensor], layout: str = "stock") -> Any:
-    model = ROWS[name].make("sdpa")
-    with looking_through(model) as site, torch.no_grad():
-        (image,) = site.family.encode(dict(processed), saliency=False, layout=layout, features=site.features)
-    return image
-
-
 def painted(size: tuple[int, int], box: Tensor) -> Image.Image:
     pixels = np.zeros((*size, 3), dtype=np.uint8)
     left, top, right, bottom = (int(value) for value in box.round().tolist())
@@ -62,7 +55,7 @@ def test_llava_next(size: tuple[int, int], layout: str) -> None:
     processor = next_images()
     blank = Image.new("RGB", size[::-1])
     processed = processor(blank, return_tensors="pt")
-    geometry = encode("llava_next-clip", processed, layout).tokens.geometry
+    geometry = encode(ROWS["llava_next-clip"].make("sdpa"), processed, layout=layout)[0].tokens.geometry
     assert geometry.image_size == size
     inside = (geometry.boxes[:, 2:] - geometry.boxes[:, :2]).min(dim=1).values
     checked = 0
@@ -80,7 +73,7 @@ def test_llava_next(size: tuple[int, int], layout: str) -> None:
 def test_llava(size: tuple[int, int]) -> None:
     processor = clip_images()
     processed = processor(Image.new("RGB", size[::-1]), return_tensors="pt")
-    geometry = encode("llava-clip", processed).tokens.geometry
+    geometry = encode(ROWS["llava-clip"].make("sdpa"), processed)[0].tokens.geometry
     boxes = geometry.boxes_in(*size)
     assert geometry.cropped
     for token in range(len(geometry)):
@@ -94,9 +87,7 @@ def test_every_stock_token_has_its_view_row_and_column() -> None:
         model = ROWS[name].make("sdpa")
         inputs = prompts(ROWS[name], model, "mixed")
         images = {key: inputs[key] for key in ("pixel_values", "image_sizes")}
-        with looking_through(model) as site, torch.no_grad():
-            stock = site.family.encode(images, saliency=False, layout="stock", features=site.features)
-            full = site.family.encode(images, saliency=False, layout="released", features=site.features)
+        stock, full = (encode(model, images, saliency=False, layout=layout) for layout in ("stock", "released"))
         for packed, whole in zip(stock, full, strict=True):
             side = packed.tokens.geometry.grids[0][1]
             geometry = packed.tokens.geometry
@@ -112,8 +103,7 @@ def test_released_layout_reaches_the_model() -> None:
     model = ROWS["llava_next-clip"].make("sdpa")
     inputs = prompts(ROWS["llava_next-clip"], model, "several")
     images = {key: inputs[key] for key in ("pixel_values", "image_sizes")}
-    with looking_through(model) as site, torch.no_grad():
-        full = site.family.encode(images, saliency=True, layout="released", features=site.features)
+    full = encode(model, images, layout="released")
     for variant, keep in (("paper", 0.3), ("released", 30), ("paper", 1.0)):
         pruner = foveate.AdaFV(keep=keep, variant=variant)
         with pruner(model, layout="released"):
@@ -132,17 +122,23 @@ def test_released_layout_reaches_the_model() -> None:
         embeddings = torch.cat(pieces).detach()[None]
         length = embeddings.shape[1]
         assembled = reference.Assembled(
-            embeddings, torch.ones(1, length, dtype=torch.long), torch.arange(length)[None], [], []
+            embeddings,
+            torch.ones(1, length, dtype=torch.long),
+            torch.arange(length)[None],
+            [],
+            [],
+            torch.zeros(1, length, dtype=torch.bool),
         )
-        assert torch.equal(result[:, len(ids) :], reference.greedy(model, assembled, 5)[0])
+        assert torch.equal(
+            result[:, len(ids) :], reference.greedy(ROWS["llava_next-clip"], model, assembled, 5, [IMAGE])[0]
+        )
 
 
 def test_released_variant_equals_the_released_function() -> None:
     model = ROWS["llava_next-clip"].make("sdpa")
     inputs = prompts(ROWS["llava_next-clip"], model, "one")
     images = {key: inputs[key] for key in ("pixel_values", "image_sizes")}
-    with looking_through(model) as site, torch.no_grad():
-        (image,) = site.family.encode(images, saliency=True, layout="released", features=site.features)
+    (image,) = encode(model, images, layout="released")
     pruner = foveate.AdaFV(keep=12, variant="released")
     with pruner(model, layout="released"):
         model.generate(**inputs, max_new_tokens=1)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from foveate.call import Call, Options, Positions
+from foveate.call import Call, Options
 from foveate.delivery import deliver, fill_mask, is_inside
 from foveate.models import Family, family_for
-from foveate.models.base import Layout, Newlines, Patch
+from foveate.models.base import Kind, Layout, Newlines, Patch, Positions
 from foveate.pruners.base import Pruner
 
 _SITE = "_foveate_site"
@@ -66,7 +66,7 @@ def attach(
     model: Any,
     pruner: Pruner,
     *,
-    positions: Positions = "compact",
+    positions: Positions | None = None,
     newlines: Newlines = "drop",
     layout: Layout = "stock",
     turn_end: Sequence[Sequence[int]] | None = None,
@@ -80,6 +80,7 @@ def attach(
         model: a stock transformers model of a known family (``foveate models`` lists them).
         pruner: which tokens stay; see ``foveate.METHODS``.
         positions: ``"compact"`` renumbers the shortened prompt; ``"original"`` leaves every kept token its position.
+            Default: the family's own: compact, or original where positions have three dimensions (M-RoPE).
         newlines: LLaVA-NeXT's ``image_newline`` tokens: ``"drop"`` them, or keep those of ``"rows"`` that keep a patch.
             When every patch is kept, they all stay.
         layout: ``"stock"`` sends what stock transformers would send; ``"released"`` (LLaVA-NeXT) chooses from every
@@ -107,13 +108,18 @@ class Site:
         self.attachments: dict[int, Attachment] = {}
         self.users = 0
         self.originals: dict[str, Callable[..., Any]] = {"generate": model.generate, "forward": model.forward}
-        self.features: Callable[..., Any] = self.family.base.get_image_features
+        self.features: dict[Kind, Callable[..., Any]] = {
+            kind: getattr(self.family.base, f"get_{kind}_features") for kind in self.family.placeholder_ids
+        }
         self._undo: list[tuple[Patch, bool, Any]] = []
         self._patches = [
             Patch(model, _SITE, self),
             Patch(model, "generate", self._routed("generate")),
             Patch(model, "forward", self._routed("forward")),
-            Patch(self.family.base, "get_image_features", deliver(self.features)),
+            *(
+                Patch(self.family.base, f"get_{kind}_features", deliver(features, kind))
+                for kind, features in self.features.items()
+            ),
             *self.family.instruments(),
         ]
 
@@ -139,9 +145,8 @@ class Site:
                 self._uninstall()
 
     def _admit(self, attachment: Attachment) -> None:
-        layout, thread = attachment.options.layout, threading.get_ident()
-        if layout not in self.family.layouts:
-            raise ValueError(f"{self.family.title} has no layout {layout!r}; known: {', '.join(self.family.layouts)}")
+        thread = threading.get_ident()
+        attachment.options.check(self.family)
         if thread in self.attachments:
             raise RuntimeError(
                 f"this model has a pruner on it already ({self.attachments[thread].pruner}): leave its `with` block or "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -71,6 +71,9 @@ class Recorder:
         at: the attention module it is read at.
         skip: layers whose output nobody reads; they pass their input on.
         project: the projector, whose output per view is kept before the model packs or unpads it.
+        keys: whether to keep the keys of that module too, averaged over heads.
+        segments: lengths of the sequences that are packed into one and attend only within themselves, for encoders
+            that pack (an implementation may hand them over packed, or one by one).
     """
 
     def __init__(
@@ -79,18 +82,60 @@ class Recorder:
         at: nn.Module | None = None,
         skip: Iterable[nn.Module] = (),
         project: nn.Module | None = None,
+        keys: bool = False,
+        segments: Sequence[int] | None = None,
     ) -> None:
         self.read = read
         self.at = at
         self.skip = {id(layer) for layer in skip}
         self.project = project
+        self.keys = keys
+        self.segments = segments
         self.rows: list[Tensor] = []
+        self.key_rows: list[Tensor] = []
         self.projected: list[Tensor] = []
 
-    @property
-    def attention(self) -> Tensor:
-        """(V, P) float32: the rows of every tower call inside this recording, in order."""
-        return torch.cat(self.rows)
+    def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
+        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each."""
+        lengths = [query.shape[2]]
+        if self.segments is not None and query.shape[2] == sum(self.segments):
+            lengths = list(self.segments)
+        if len(lengths) > 1:
+            mask = None  # it only keeps the segments apart
+        for part, other in zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True):
+            if self.read == "cls":
+                self.rows.append(cls_attention(part, other, scaling).flatten())
+            elif self.read == "received":
+                self.rows.append(received_attention(part, other, scaling, mask).flatten())
+            if self.keys:
+                patches = other[:, :, 1:] if self.read == "cls" else other
+                self.key_rows.append(patches.float().mean(dim=1).flatten(0, 1))
+
+    def saliency(self, sources: Tensor, device: torch.device) -> Tensor | None:
+        """(N,) float32 on ``device``: what was read, summed over the patches that make up each token.
+
+        Args:
+            sources: (N,) or (N, m) int64: the patches of each token, numbered through all tower calls of the
+                recording. A negative one stands for none.
+            device: of the tokens.
+        """
+        return self._pool(self.rows, sources, device, mean=False)
+
+    def keys_of(self, sources: Tensor, device: torch.device) -> Tensor | None:
+        """(N, d) float32: the keys, averaged likewise; None when they were not asked for."""
+        return self._pool(self.key_rows, sources, device, mean=True)
+
+    @staticmethod
+    def _pool(rows: Sequence[Tensor], sources: Tensor, device: torch.device, mean: bool) -> Tensor | None:
+        if not rows:
+            return None
+        values = torch.cat([row.to(device) for row in rows])
+        sources = sources.to(device)
+        if sources.ndim == 1:
+            return values[sources]
+        there = (sources >= 0).float().view(*sources.shape, *[1] * (values.ndim - 1))
+        pooled = (values[sources.clamp(min=0)] * there).sum(dim=1)
+        return pooled / there.sum(dim=1) if mean else pooled
 
 
 # Per thread (and per async task): two threads may encode with one model at once.
@@ -130,15 +175,11 @@ def _tapped(
     **kwargs: Any,
 ) -> Any:
     recorder = _recorder.get()
-    if recorder is not None and recorder.read is not None and recorder.at is module:
+    if recorder is not None and recorder.at is module:
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         with torch.no_grad():
-            recorder.rows.append(
-                cls_attention(query, key, scaling)
-                if recorder.read == "cls"
-                else received_attention(query, key, scaling, attention_mask)
-            )
+            recorder.note(query, key, scaling, attention_mask)
     if implementation == "eager":  # each modelling file has its own
         real = sys.modules[type(module).__module__].eager_attention_forward
     else:

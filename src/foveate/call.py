@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.arguments import PromptStreamer, bind, refuse_generation, restore, shift_lengths, wanted_logits
 from foveate.delivery import Delivery, delivering
 from foveate.functional import require_finite
-from foveate.models.base import EncodedImage, Family, Layout, Newlines
+from foveate.models.base import EncodedImage, Family, Kept, Kind, Layout, Newlines, Positions, Request, Rope
 from foveate.prompts import (
     CachedPrompt,
     ImageSpan,
@@ -30,8 +30,6 @@ from foveate.prompts import (
 from foveate.pruners.base import Pruner
 from foveate.tokens import Selection, TextTokens
 
-Positions = Literal["compact", "original"]
-
 IGNORED_LABEL = -100
 
 
@@ -43,7 +41,7 @@ class Options:
         ValueError: an unknown value, or values that do not go together.
     """
 
-    positions: Positions = "compact"
+    positions: Positions | None = None
     newlines: Newlines = "drop"
     layout: Layout = "stock"
     turn_end: Sequence[Sequence[int]] | None = None
@@ -51,11 +49,20 @@ class Options:
     def __post_init__(self) -> None:
         for name, known in (("positions", Positions), ("newlines", Newlines), ("layout", Layout)):
             value = getattr(self, name)
-            if value not in get_args(known):
+            if value not in get_args(known) and not (name == "positions" and value is None):
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(get_args(known))}")
         if self.layout == "released" and self.positions == "original":
             raise ValueError(
                 "layout='released' sends tokens that have no place in the stock prompt: use positions='compact' with it"
+            )
+
+    def check(self, family: Family) -> None:
+        """Raises ValueError for what this family does not have."""
+        if self.layout not in family.layouts:
+            raise ValueError(f"{family.title} has no layout {self.layout!r}; known: {', '.join(family.layouts)}")
+        if self.positions is not None and self.positions not in family.positions:
+            raise ValueError(
+                f"{family.title} has no positions={self.positions!r}; known: {', '.join(family.positions)}"
             )
 
 
@@ -65,16 +72,13 @@ class Shortened:
 
     Args:
         plan: how they were shortened.
-        rows: the kept features of every row's images.
+        rows: by kind, what was kept of every row's images.
         touched: False when nothing was dropped and the inputs may go on as they came.
     """
 
     plan: Plan
-    rows: Sequence[Sequence[Tensor]]
+    rows: Mapping[Kind, Sequence[Sequence[Kept]]]
     touched: bool
-
-    def delivery(self, positions: Positions) -> Delivery:
-        return Delivery(self.rows, sum(map(len, self.rows)), positions == "original")
 
 
 class Call:
@@ -84,7 +88,7 @@ class Call:
         family: the model's adapter.
         pruner: which tokens stay; its ``selections`` are those of this call afterwards.
         options: see ``foveate.attach``.
-        features: the model's own ``get_image_features``.
+        features: by kind, the model's own ``get_image_features`` and ``get_video_features``.
         images: the call's images when they are encoded already (a session); the pixels are not encoded then.
 
     After ``generate``, ``prompt_tokens`` is the length of the prompt that reached the LLM (padding included), and
@@ -103,13 +107,14 @@ class Call:
         family: Family,
         pruner: Pruner,
         options: Options,
-        features: Callable[..., Any],
+        features: Mapping[Kind, Callable[..., Any]],
         images: Sequence[EncodedImage] | None = None,
     ) -> None:
         self.family = family
         self.model = family.model
         self.pruner = pruner
         self.options = options
+        self.positions = options.positions or family.positions[0]
         self.features = features
         self.images = images
         self.prompt_tokens = 0
@@ -129,21 +134,23 @@ class Call:
         short = self._shorten(arguments, ids, self._infer_mask(ids) if mask is None else mask)
         plan = short.plan
         if short.touched:
-            arguments.update(self._short_inputs(arguments, ids, plan, pad, key))
-            arguments.update(self._positions(arguments, plan, from_mask=True))
+            positions = self._positions(arguments, plan, from_mask=True)
+            arguments.update(self._short_inputs(arguments, ids, plan, pad, key) | positions)
             dropped = ids.shape[1] - arguments[key].shape[1]
             arguments.update(shift_lengths(self.model.generation_config, arguments, dropped))
         short_ids = arguments[key]
         self.prompt_tokens = short_ids.shape[1]
-        self.visual_tokens = [sum(map(len, row)) for row in short.rows]
+        self.visual_tokens = [
+            sum(len(one.features) for kept in short.rows.values() for one in kept[row]) for row in range(len(ids))
+        ]
         if arguments.get("streamer") is not None and short.touched:
             arguments["streamer"] = PromptStreamer(arguments["streamer"], ids)
-        with delivering(short.delivery(self.options.positions)):
+        with delivering(self._delivery(short, arguments)):
             result = original(**arguments)
-        remember(arguments.get("past_key_values"), plan)
+        self._remember(arguments.get("past_key_values"), plan)
         if torch.is_tensor(result):
             return restore(result, ids, short_ids)
-        remember(getattr(result, "past_key_values", None), plan)
+        self._remember(getattr(result, "past_key_values", None), plan)
         result.sequences = restore(result.sequences, ids, short_ids)
         return result
 
@@ -161,23 +168,23 @@ class Call:
         short = self._shorten(arguments, ids, mask, only_new=cached_length(arguments.get("past_key_values")) > 0)
         plan = short.plan
         if not short.touched:
-            with delivering(short.delivery(self.options.positions)):
+            with delivering(self._delivery(short, arguments)):
                 output = original(**arguments)
-            remember(getattr(output, "past_key_values", None), plan)
+            self._remember(getattr(output, "past_key_values", None), plan)
             return output
         wanted_dict = arguments.pop("return_dict", None)
         wanted_dict = self.model.config.return_dict if wanted_dict is None else wanted_dict
-        arguments.update(self._short_inputs(arguments, ids, plan, self._pad_id(None), "input_ids"))
-        arguments.update(self._positions(arguments, plan, from_mask=False))
+        positions = self._positions(arguments, plan, from_mask=False)
+        arguments.update(self._short_inputs(arguments, ids, plan, self._pad_id(None), "input_ids") | positions)
         nearest = plan.expand()[:, -ids.shape[1] :]
         nearest, arguments["logits_to_keep"] = wanted_logits(
             nearest, arguments.get("logits_to_keep", 0), arguments["input_ids"].shape[1]
         )
-        with delivering(short.delivery(self.options.positions)):
+        with delivering(self._delivery(short, arguments)):
             output = original(**arguments, return_dict=True)
         rows = torch.arange(len(nearest), device=output.logits.device)[:, None]
         output.logits = output.logits[rows, nearest.to(output.logits.device)]
-        remember(getattr(output, "past_key_values", None), plan)
+        self._remember(getattr(output, "past_key_values", None), plan)
         return output if wanted_dict else output.to_tuple()
 
     def _is_text_only(self, arguments: Mapping[str, Any], ids: Tensor | None) -> bool:
@@ -191,23 +198,36 @@ class Call:
                 "mm_encoder_outputs bring features without the saliency they were made with: pass pixel_values, or use "
                 "foveate.look(...) to encode once and ask often"
             )
-        if any(arguments.get(name) is not None for name in self.family.image_inputs) or self.images:
+        self.family.refuse(arguments)
+        if any(self.family.has(arguments, kind) for kind in self.features) or self.images:
             if ids is None:
                 raise ValueError("images came without input_ids: pass all that the processor returned")
             return False
         if is_remembered(arguments.get("past_key_values")):
             return False
-        if ids is not None and bool((ids == self.family.image_token_id).any()):
-            raise ValueError(
-                "the prompt holds image placeholders, but no pixel_values came with it, and no cache that a pruned "
-                "call filled: pass all that the processor returned"
-            )
+        if ids is not None:
+            for kind, token in self.family.placeholder_ids.items():
+                if bool((ids == token).any()):
+                    raise ValueError(
+                        f"the prompt holds {kind} placeholders, but no {self.family.inputs_of(kind)[0]} came with it, "
+                        "and no cache that a pruned call filled: pass all that the processor returned"
+                    )
         return True
 
     def _bare(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         self.pruner.record([])
-        with delivering(Delivery((), 0, False)):
+        with delivering(Delivery(self.family, {}, {})):
             return original(**arguments)
+
+    def _delivery(self, short: Shortened, arguments: Mapping[str, Any]) -> Delivery:
+        given = [kind for kind in short.rows if self.family.has(arguments, kind)]
+        return Delivery(
+            self.family,
+            {kind: short.rows[kind] for kind in given},
+            {kind: self.family.copies(arguments, kind) for kind in given},
+            # Where positions have three dimensions, a row of plain ones goes along for the mask code.
+            fill_mask=self.positions == "original" and "compact" in self.family.positions,
+        )
 
     def _shorten(
         self, arguments: Mapping[str, Any], given: Tensor, given_mask: Tensor, only_new: bool = False
@@ -222,44 +242,68 @@ class Call:
         """
         ids, mask, cached = self._long_prompt(arguments, given.cpu(), given_mask, only_new)
         start = 0 if cached is None else cached.long_length
-        images = self._encode(arguments)
         fresh = mask.clone()
         fresh[:, :start] = False
-        try:
-            spans = locate_images(ids, fresh, self.family.image_token_id, [image.placeholders for image in images])
-        except ValueError as error:
-            hint = " With past_key_values, give only the images that are new." if cached is not None else ""
-            raise ValueError(f"{error}{hint}") from None
-        text = fresh & (ids != self.family.image_token_id) & (ids >= 0)
+        located = self._locate(arguments, ids, fresh, cached is not None)
+        text = fresh & (ids >= 0)
+        for token in {*self.family.placeholder_ids.values(), *self.family.structure_token_ids}:
+            text &= ids != token
         labels = arguments.get("labels")
         answer = torch.zeros_like(text)
         if labels is not None:
             answer[:, -labels.shape[1] :] = labels.cpu() != IGNORED_LABEL
         with torch.no_grad():
             selections = [
-                self.pruner.select(image.tokens, self._text_tokens(span, ids, text, answer))
-                for image, span in zip(images, spans, strict=True)
+                self.pruner.select(image.tokens, self._text_tokens(span, ids, text, answer)) for image, span in located
             ]
-        rows: list[list[Tensor]] = [[] for _ in range(ids.shape[0])]
+        rows: dict[Kind, list[list[Kept]]] = {kind: [[] for _ in range(ids.shape[0])] for kind in self.features}
         repeats = torch.ones_like(ids)
-        for image, span, selection, kept in zip(images, spans, selections, _fetch(selections), strict=True):
-            features, counts = image.keep(selection, kept, self.options.newlines)
-            rows[span.row].append(features)
-            repeats[span.row, span.positions] = counts
+        for (image, span), selection, indices in zip(located, selections, _fetch(selections), strict=True):
+            kept = image.keep(selection, indices, self.options.newlines)
+            rows[image.kind][span.row].append(kept)
+            repeats[span.row, span.positions] = kept.repeats
         self.pruner.record(selections)
-        if cached is None and bool((repeats == 1).all()):
-            everything = torch.arange(ids.shape[1]).expand_as(ids)
+        whole = all(selection.weights is None for selection in selections)
+        if cached is None and whole and bool((repeats == 1).all()):
+            everything = torch.where(mask, torch.arange(ids.shape[1]), -1)
             return Shortened(Plan(everything, ids, mask), rows, touched=False)
         return Shortened(make_plan(ids, mask, repeats, cached), rows, touched=True)
 
-    def _encode(self, arguments: Mapping[str, Any]) -> Sequence[EncodedImage]:
+    def _locate(
+        self, arguments: Mapping[str, Any], ids: Tensor, fresh: Tensor, continued: bool
+    ) -> list[tuple[EncodedImage, ImageSpan]]:
+        """Every image and video with its place, in prompt order."""
+        images = self._encode(arguments, torch.where(fresh, ids, -1))
+        located: list[tuple[EncodedImage, ImageSpan]] = []
+        for kind, token in self.family.placeholder_ids.items():
+            ours = [image for image in images if image.kind == kind]
+            try:
+                spans = locate_images(ids, fresh, token, [image.placeholders for image in ours], kind)
+            except ValueError as error:
+                hint = " With past_key_values, give only the images that are new." if continued else ""
+                raise ValueError(f"{error}{hint}") from None
+            located += zip(ours, spans, strict=True)
+        return sorted(located, key=lambda pair: (pair[1].row, int(pair[1].positions[0])))
+
+    def _encode(self, arguments: Mapping[str, Any], prompt: Tensor) -> list[EncodedImage]:
         if self.images is not None:
-            return self.images
-        if arguments.get(self.family.image_inputs[0]) is None:
-            return []
-        return self.family.encode(
-            arguments, saliency=self.pruner.reads_saliency, layout=self.options.layout, features=self.features
-        )
+            return list(self.images)
+        images: list[EncodedImage] = []
+        for kind, features in self.features.items():
+            if arguments.get(self.family.inputs_of(kind)[0]) is None:
+                continue
+            encode = self.family.encode if kind == "image" else self.family.encode_videos
+            images += encode(
+                arguments,
+                Request(
+                    features,
+                    saliency=self.pruner.reads_saliency,
+                    keys=self.pruner.reads_keys,
+                    layout=self.options.layout,
+                    prompt=prompt,
+                ),
+            )
+        return images
 
     def _long_prompt(
         self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, only_new: bool
@@ -350,7 +394,7 @@ class Call:
 
     def _positions(self, arguments: Mapping[str, Any], plan: Plan, *, from_mask: bool) -> dict[str, Any]:
         given = arguments.get("position_ids")
-        if self.options.positions == "compact":
+        if self.positions == "compact":
             if given is not None:
                 raise ValueError(
                     "position_ids were given, and positions='compact' renumbers the prompt: leave them out, or "
@@ -358,9 +402,38 @@ class Call:
                 )
             return {}
         if given is not None:
+            if given.ndim == 3 and given.shape[0] == 4:  # the first of four is for the mask code
+                spatial = plan.short_ids(given[1:], 0)
+                text = plan.text_positions()[None, :, -spatial.shape[-1] :].to(given)
+                return {"position_ids": torch.cat([text, spatial])}
             return {"position_ids": plan.short_ids(given, 0)}
-        positions = plan.positions(plan.index.device, from_mask=from_mask)
-        return {"position_ids": (positions if from_mask else positions[:, plan.start :]).to(self.model.device)}
+        rope = self._rope(arguments, plan)
+        if rope is None:
+            positions = plan.positions(plan.index.device, from_mask=from_mask)
+        else:
+            counted = (plan.index >= 0).sum(dim=1)
+            self.family.base.rope_deltas = (rope.following - counted)[:, None].to(self.model.device)
+            positions = torch.cat([plan.text_positions()[None], plan.shorten(rope.positions, 0)])
+        return {"position_ids": (positions if from_mask else positions[..., plan.start :]).to(self.model.device)}
+
+    def _rope(self, arguments: Mapping[str, Any], plan: Plan) -> Rope | None:
+        """Positions of the whole long prompt; those of what a cache holds are not asked for and left 0."""
+        types = arguments.get("mm_token_type_ids")
+        types = None if types is None else types.cpu()[:, -(plan.length - plan.long_start) :]
+        fresh = slice(plan.long_start, None)
+        rope = self.family.rope(arguments, plan.ids[:, fresh], plan.mask[:, fresh], types)
+        if rope is None or not plan.long_start:
+            return rope
+        first = (plan.index[:, : plan.start] >= 0).sum(dim=1) if plan.following is None else plan.following
+        before = torch.zeros(3, len(plan.ids), plan.long_start, dtype=torch.int64)
+        return Rope(torch.cat([before, rope.positions + first[:, None]], dim=-1), rope.following + first)
+
+    def _remember(self, cache: Any, plan: Plan) -> None:
+        deltas = getattr(self.family.base, "rope_deltas", None)
+        following = None
+        if deltas is not None and len(deltas) >= len(plan.ids):  # once per beam, in rows of the batch
+            following = (plan.index >= 0).sum(dim=1) + deltas.cpu().flatten()[:: len(deltas) // len(plan.ids)]
+        remember(cache, plan, following)
 
     def _pad_id(self, generation_config: Any) -> int:
         for config in (generation_config, self.model.generation_config, self.model.config.get_text_config()):

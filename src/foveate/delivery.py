@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from foveate.models.base import Family, Kept, Kind
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,18 @@ class Delivery:
     """The kept features of a call on their way into the model.
 
     Args:
-        rows: for every row of the batch, the (m, D) features of its images, in order.
-        images: how many images there are.
+        family: the model's adapter.
+        rows: by kind, for every row of the batch what was kept of its images or videos, in order. A kind that is
+            missing is not delivered: the model's own function answers for it.
+        copies: by kind, the length along which generate may repeat their pixels; see ``Family.copies``.
         fill_mask: whether a forward without cache and mask needs an explicit mask (original positions look like
             packed sequences to the mask code).
     """
 
-    rows: Sequence[Sequence[Tensor]]
-    images: int
-    fill_mask: bool
+    family: Family
+    rows: Mapping[Kind, Sequence[Sequence[Kept]]]
+    copies: Mapping[Kind, int]
+    fill_mask: bool = False
 
 
 # What the running thread's innermost pruned call delivers; None outside of one. Set also marks "inside": everything the
@@ -49,20 +53,20 @@ def delivering(delivery: Delivery) -> Iterator[None]:
         _delivery.reset(token)
 
 
-def deliver(features: Callable[..., Any]) -> Callable[..., Any]:
+def deliver(features: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
     """``get_image_features`` that hands out the kept features inside a pruned call, and is itself outside."""
+    signature = inspect.signature(features)
 
     @functools.wraps(features)
     def delivered(*args: Any, **kwargs: Any) -> Any:
         delivery = _delivery.get()
-        if delivery is None or delivery.images == 0:
+        if delivery is None or kind not in delivery.rows:
             return features(*args, **kwargs)
-        pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        # Before 5.19, generate() repeats pixel_values for beams and encodes afterwards; since then it repeats the
-        # features. A fresh list each time: beam search changes it in place.
-        times = len(pixels) // delivery.images
-        flat = [image for row in delivery.rows for _ in range(times) for image in row]
-        return BaseModelOutputWithPooling(pooler_output=flat)  # type: ignore[arg-type]  # a list, as stock gives it
+        # Before 5.19, generate() repeats the pixels for beams and encodes afterwards; since then it repeats the
+        # features. A fresh package each time: beam search changes it in place.
+        times = delivery.family.copies(signature.bind(*args, **kwargs).arguments, kind) // delivery.copies[kind]
+        flat = [one for row in delivery.rows[kind] for _ in range(times) for one in row]
+        return delivery.family.package(flat, kind)
 
     return delivered
 

@@ -6,7 +6,7 @@ All of it is bookkeeping over token ids on the CPU: a few thousand integers, fet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ class ImageSpan:
     positions: Tensor
 
 
-def locate_images(ids: Tensor, mask: Tensor, image_token_id: int, placeholders: Sequence[int]) -> list[ImageSpan]:
+def locate_images(
+    ids: Tensor, mask: Tensor, image_token_id: int, placeholders: Sequence[int], kind: str = "image"
+) -> list[ImageSpan]:
     """Assigns placeholders to images, row by row, in order.
 
     Args:
@@ -34,6 +36,7 @@ def locate_images(ids: Tensor, mask: Tensor, image_token_id: int, placeholders: 
         mask: (B, S) bool on the CPU, False where padding stands.
         image_token_id: the placeholder's id.
         placeholders: n of every image, in the order of ``pixel_values``.
+        kind: what to call them in errors.
 
     Raises:
         ValueError: the prompts' placeholders are not those of the images; the message counts both.
@@ -42,9 +45,9 @@ def locate_images(ids: Tensor, mask: Tensor, image_token_id: int, placeholders: 
     per_row = spots.sum(dim=1).tolist()
     if sum(per_row) != sum(placeholders):
         raise ValueError(
-            f"the prompts hold {sum(per_row)} image placeholders, but the {len(placeholders)} image(s) given need "
-            f"{sum(placeholders)} ({', '.join(map(str, placeholders))}). Pass every image with its prompt through the "
-            "model's own processor, with one image token in the text for each image."
+            f"the prompts hold {sum(per_row)} {kind} placeholders, but the {len(placeholders)} {kind}(s) given need "
+            f"{sum(placeholders)} ({', '.join(map(str, placeholders))}). Pass every {kind} with its prompt through the "
+            f"model's own processor, with one {kind} token in the text for each {kind}."
         )
     spans: list[ImageSpan] = []
     image = 0
@@ -55,9 +58,9 @@ def locate_images(ids: Tensor, mask: Tensor, image_token_id: int, placeholders: 
             take = placeholders[image]
             if used + take > count:
                 raise ValueError(
-                    f"row {row} of the batch holds {count} image placeholders, which does not end at an image's "
-                    f"border: image {image} needs {take} and only {count - used} are left. Images must come in "
-                    "prompt order."
+                    f"row {row} of the batch holds {count} {kind} placeholders, which does not end at the border of "
+                    f"one: {kind} {image} needs {take} and only {count - used} are left. They must come in prompt "
+                    "order."
                 )
             spans.append(ImageSpan(row, columns[used : used + take]))
             used, image = used + take, image + 1
@@ -138,6 +141,7 @@ class Plan:
         mask: (B, S) bool on the CPU, the long prompt's attention mask.
         start: first column of the short prompt that the ids of this call cover; before it lies a cache.
         long_start: the same in the long prompt.
+        following: (B,) int64 on the CPU: the M-RoPE position of the first token that is not cached; None without.
     """
 
     index: Tensor
@@ -145,6 +149,7 @@ class Plan:
     mask: Tensor
     start: int = 0
     long_start: int = 0
+    following: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -171,13 +176,14 @@ class Plan:
         """The ids of this call, shortened: those from ``start`` on when the call passed only what is not cached yet.
 
         Args:
-            ids: (B, S) or (B, S - long_start) int64.
+            ids: (..., B, S) or (..., B, S - long_start) int64.
             fill: id for padding.
         """
-        if ids.shape[1] == self.length:
+        if ids.shape[-1] == self.length:
             return self.shorten(ids, fill)
         index = self.index[:, self.start :].to(ids.device)
-        return torch.where(index < 0, fill, ids.gather(-1, (index - self.long_start).clamp(min=0)))
+        source = (index - self.long_start).clamp(min=0).expand(*ids.shape[:-2], *index.shape)
+        return torch.where(index < 0, fill, ids.gather(-1, source))
 
     def short_mask(self, mask: Tensor) -> Tensor:
         """(B, S') in the dtype and on the device of the (B, S) mask."""
@@ -194,6 +200,10 @@ class Plan:
         if not from_mask:
             long = torch.arange(self.length).expand_as(long)
         return self.shorten(long, 0).to(device)
+
+    def text_positions(self) -> Tensor:
+        """(B, S') int64: every token's position in the short prompt, padding not counted."""
+        return ((self.index >= 0).long().cumsum(1) - 1).clamp(min=0)
 
     def expand(self) -> Tensor:
         """(B, S - long_start) int64: for every column of the long prompt, which of the short one speaks for it.
@@ -229,7 +239,7 @@ def make_plan(
     fresh = _pack((repeats * mask)[:, start:], left=True)
     fresh = torch.where(fresh < 0, fresh, fresh + start)
     index = torch.cat([cached.index, fresh], dim=1)
-    return Plan(index, ids, mask, start=cached.index.shape[1], long_start=start)
+    return Plan(index, ids, mask, cached.index.shape[1], start, cached.following)
 
 
 def _pack(repeats: Tensor, left: bool) -> Tensor:
@@ -254,12 +264,14 @@ class CachedPrompt:
         ids: (B, S0) int64, the long prompt of the call that filled it.
         mask: (B, S0) bool, False where that prompt was padded.
         long_length: columns of the long prompt that the cache stands for.
+        following: (B,) int64: the M-RoPE position of the token that follows; None without.
     """
 
     index: Tensor
     ids: Tensor
     mask: Tensor
     long_length: int
+    following: Tensor | None = None
 
     def grown_to(self, cached: int) -> CachedPrompt:
         """The same after generated tokens joined the cache, ``cached`` positions in all.
@@ -273,17 +285,21 @@ class CachedPrompt:
                 f"this cache holds {cached} positions, fewer than the {known} of the pruned prompt that filled it: a "
                 "cropped cache cannot be continued under pruning. Start without past_key_values."
             )
-        new = torch.arange(self.long_length, self.long_length + cached - known).expand(self.index.shape[0], -1)
-        return replace(self, index=torch.cat([self.index, new], dim=1), long_length=self.long_length + cached - known)
+        grown = cached - known
+        new = torch.arange(self.long_length, self.long_length + grown).expand(self.index.shape[0], -1)
+        following = None if self.following is None else self.following + grown
+        return CachedPrompt(
+            torch.cat([self.index, new], dim=1), self.ids, self.mask, self.long_length + grown, following
+        )
 
 
 _CACHE_ATTRIBUTE = "_foveate_prompt"
 
 
-def remember(cache: Any, plan: Plan) -> None:
+def remember(cache: Any, plan: Plan, following: Tensor | None = None) -> None:
     """Leaves on a cache which prompt it holds, so that a later turn can go on from the long ids."""
     if cache is not None and not isinstance(cache, tuple):
-        setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.mask, plan.length))
+        setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.mask, plan.length, following))
 
 
 def is_remembered(cache: Any) -> bool:

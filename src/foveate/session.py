@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,18 @@ from PIL.Image import Image
 from torch import Tensor
 
 from foveate.attachment import looking_through
-from foveate.call import Call, Options, Positions
-from foveate.models.base import EncodedImage, Layout, Newlines
+from foveate.call import Call, Options
+from foveate.models import family_for
+from foveate.models.base import EncodedImage, Layout, Newlines, Positions, Request
 from foveate.prompts import adds_special_tokens
 from foveate.pruners.base import Pruner
 from foveate.pruners.uniform import Uniform
 from foveate.tokens import Selection
+
+PROBE = "?"
+"""A question that only shows what a processor makes of a prompt."""
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+"""What a processor gives with one entry per prompt token."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,53 @@ def question_prompt(processor: Any, question: str, images: int) -> str:
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         return rendered
-    marks = f"{processor.image_token}\n" * images
+    marks = f"{image_mark(processor)}\n" * images
     return f"USER: {marks}{question} ASSISTANT:"
 
 
 class Session:
-    """Encoded images that questions can be asked about; made by ``foveate.look``."""
+    """Encoded images that questions can be asked about; made by ``foveate.look``.
 
-    def __init__(self, model: Any, processor: Any, images: Sequence[EncodedImage], layout: Layout) -> None:
+    Args:
+        model, processor: as given to ``look``.
+        pictures: the images, as given.
+        images: the same, encoded.
+        inputs: what the processor made of a probe prompt with them, pixels included.
+        layout: see ``foveate.attach``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        pictures: Sequence[Image],
+        images: Sequence[EncodedImage],
+        inputs: Mapping[str, Tensor],
+        layout: Layout,
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.pictures = pictures
         self.images = images
         self.layout = layout
+        family = family_for(model)
+        self._token = family.image_token_id
+        # The features are delivered; the model only asks how many images there are, and how they are shaped.
+        self._image_inputs = {name: inputs[name] for name in family.image_inputs if name in inputs}
+        pixels = self._image_inputs["pixel_values"]
+        self._image_inputs["pixel_values"] = pixels.new_zeros(len(pixels), 1)
+        # Where writing runs of placeholders is all that the processor does to a prompt, its work on the pixels need
+        # not be repeated for every question.
+        self._by_runs = self._equals(inputs, lambda: self._write_runs([self.prompt(PROBE)]))
+
+    @staticmethod
+    def _equals(inputs: Mapping[str, Tensor], written: Callable[[], Mapping[str, Tensor]]) -> bool:
+        try:
+            ours = written()
+        except (ValueError, AttributeError):
+            return False
+        theirs = {name: inputs[name] for name in PER_TOKEN if name in inputs}
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def prompt(self, question: str) -> str:
         """The text for the processor: see ``question_prompt``."""
@@ -82,7 +123,7 @@ class Session:
         questions: Sequence[str],
         pruner: Pruner | None = None,
         *,
-        positions: Positions = "compact",
+        positions: Positions | None = None,
         newlines: Newlines = "drop",
         turn_end: Sequence[Sequence[int]] | None = None,
         max_new_tokens: int = 64,
@@ -106,13 +147,15 @@ class Session:
         options = Options(positions=positions, newlines=newlines, layout=self.layout, turn_end=turn_end)
         inputs = self._tokenize([self.prompt(question) for question in questions])
         images = [image for _ in questions for image in self.images]
+        repeated = {
+            name: value.repeat(len(questions), *[1] * (value.ndim - 1)) for name, value in self._image_inputs.items()
+        }
         with looking_through(self.model) as site:
             call = Call(site.family, pruner, options, site.features, images)
             sequences = call.generate(
                 site.originals["generate"],
                 **inputs,
-                # The model only asks how many there are: the features are delivered.
-                pixel_values=torch.zeros(len(images), 1, device=self.model.device, dtype=self.model.dtype),
+                **repeated,
                 max_new_tokens=max_new_tokens,
                 return_dict_in_generate=False,
                 **generate_options,
@@ -135,26 +178,65 @@ class Session:
         ]
 
     def _tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
-        mark = self.processor.image_token
-        tokenizer = self.processor.tokenizer
+        for prompt in prompts:
+            self._count_marks(prompt)
+        if self._by_runs:
+            return self._write_runs(prompts)
+        inputs = process(self.processor, self.model, prompts, self.pictures)
+        return {name: inputs[name] for name in PER_TOKEN if name in inputs}
+
+    def _count_marks(self, prompt: str) -> list[str]:
+        mark = image_mark(self.processor)
+        parts = prompt.split(mark)
+        if len(parts) != len(self.images) + 1:
+            raise ValueError(
+                f"the prompt has {len(parts) - 1} image tokens for {len(self.images)} images; the question must "
+                f"not contain {mark!r} itself"
+            )
+        return parts
+
+    def _write_runs(self, prompts: Sequence[str]) -> dict[str, Any]:
         texts = []
         for prompt in prompts:
-            parts = prompt.split(mark)
-            if len(parts) != len(self.images) + 1:
-                raise ValueError(
-                    f"the prompt has {len(parts) - 1} image tokens for {len(self.images)} images; the question must "
-                    f"not contain {mark!r} itself"
-                )
-            runs = [mark * image.placeholders for image in self.images]
+            runs = [self.processor.image_token * image.placeholders for image in self.images]
+            parts = self._count_marks(prompt)
             texts.append("".join(part + run for part, run in zip(parts, [*runs, ""], strict=True)))
-        batch = tokenizer(
+        batch = self.processor.tokenizer(
             texts,
             return_tensors="pt",
             padding=True,
             padding_side="left",
             add_special_tokens=adds_special_tokens(self.processor, texts[0]),
         )
-        return {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        found = {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        if "mm_token_type_ids" in getattr(self.processor, "model_input_names", ()):
+            found["mm_token_type_ids"] = (found["input_ids"] == self._token).long()
+        return found
+
+
+def image_mark(processor: Any) -> str:
+    """What stands for an image in a prompt's text: the processor's mark, else its placeholder."""
+    return str(getattr(processor, "boi_token", None) or processor.image_token)
+
+
+def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequence[Image]) -> dict[str, Tensor]:
+    """The processor's inputs for several prompts about the same pictures, padded on the left, for the model's device.
+
+    Pixels get the model's dtype.
+    """
+    inputs = processor(
+        text=list(prompts),
+        images=[list(pictures) for _ in prompts],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=adds_special_tokens(processor, prompts[0]),
+    )
+    return {
+        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        for name, value in inputs.items()
+        if torch.is_tensor(value)
+    }
 
 
 def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout: Layout = "stock") -> Session:
@@ -172,17 +254,13 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     Raises:
         ValueError: no image, an unknown family, or a model that cannot be pruned faithfully.
     """
-    images = [images] if isinstance(images, Image) else list(images)
-    if not images:
+    pictures = [images] if isinstance(images, Image) else list(images)
+    if not pictures:
         raise ValueError("no image to look at")
-    inputs = processor.image_processor(images, return_tensors="pt")
-    inputs = {
-        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
-        for name, value in inputs.items()
-        if torch.is_tensor(value)
-    }
+    inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures))], pictures)
+    ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as site, torch.no_grad():
-        if layout not in site.family.layouts:
-            raise ValueError(f"{site.family.title} has no layout {layout!r}; known: {', '.join(site.family.layouts)}")
-        encoded = site.family.encode(inputs, saliency=True, layout=layout, features=site.features)
-    return Session(model, processor, encoded, layout)
+        Options(layout=layout).check(site.family)
+        request = Request(site.features["image"], keys=True, layout=layout, prompt=torch.where(mask, ids, -1))
+        encoded = site.family.encode(inputs, request)
+    return Session(model, processor, pictures, encoded, inputs, layout)

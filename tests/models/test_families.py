@@ -12,9 +12,9 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PixtralVisi
 import foveate
 from foveate.models import FAMILIES, family_for
 from tests import reference
-from tests.tiny import IMAGE, ROWS, prompts, text_config
+from tests.tiny import IMAGE, ROWS, SILENT, prompts, text_config
 
-GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [IMAGE]}
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
 
 
 def changed(name: str, **config: Any) -> Any:
@@ -72,8 +72,9 @@ def test_llava_keeps_a_cls_it_sends(keep: float) -> None:
         return
     indices = [torch.cat([torch.tensor([0]), one.indices + 1]) for one in pruner.selections]
     assert all(one.total == 16 for one in pruner.selections)
-    assembled = reference.assemble(model, inputs, indices)
-    assert torch.equal(result[:, inputs["input_ids"].shape[1] :], reference.greedy(model, assembled, 4)[0])
+    row = ROWS["llava-clip"]
+    expected = reference.greedy(row, model, reference.assemble(row, model, inputs, indices), 4)[0]
+    assert torch.equal(result[:, inputs["input_ids"].shape[1] :], expected)
 
 
 def test_llava_next_needs_image_sizes() -> None:
@@ -100,7 +101,8 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     """Half-precision models: keep=1 is the stock model, and scores are float32."""
     model = copy.deepcopy(ROWS[name].make("sdpa")).to(dtype)
     inputs = prompts(ROWS[name], ROWS[name].make("sdpa"), "mixed")
-    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    for pixels in inputs.keys() & {"pixel_values", "pixel_values_videos"}:
+        inputs[pixels] = inputs[pixels].to(dtype)
     with foveate.AdaFV(keep=1.0)(model):
         ours = model.generate(**inputs, **GREEDY)
     assert torch.equal(ours, model.generate(**inputs, **GREEDY))

@@ -7,9 +7,10 @@ from typing import Any
 from foveate.models.base import EncodedImage, Family
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
+from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 
 FAMILIES: dict[str, type[Family]] = {
-    model_type: family for family in (Llava, LlavaNext) for model_type in family.model_types
+    model_type: family for family in (Llava, LlavaNext, Qwen2Vl, Qwen25Vl, Qwen3Vl) for model_type in family.model_types
 }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from foveate.attention import recording
-from foveate.models.base import STAYS, EncodedImage, Layout
+from foveate.models.base import STAYS, EncodedImage, Request, grid_geometry
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
@@ -18,11 +18,8 @@ class Llava(TowerFamily):
 
     title = "LLaVA-1.5"
     model_types = ("llava",)
-    views = "1"
 
-    def encode(
-        self, inputs: Mapping[str, Any], *, saliency: bool, layout: Layout, features: Callable[..., Any]
-    ) -> list[EncodedImage]:
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels = inputs["pixel_values"]
         if not torch.is_tensor(pixels) or pixels.ndim != 4:
             raise ValueError(
@@ -30,8 +27,8 @@ class Llava(TowerFamily):
                 f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
         reading = self.tower.reading(inputs)
-        with recording(self.tower.recorder(reading, saliency)) as record:
-            output = features(
+        with recording(self.tower.recorder(reading, request)) as record:
+            output = request.features(
                 pixel_values=pixels,
                 vision_feature_layer=inputs.get("vision_feature_layer"),
                 vision_feature_select_strategy=inputs.get("vision_feature_select_strategy"),
@@ -43,10 +40,12 @@ class Llava(TowerFamily):
         slots = torch.cat([torch.tensor([STAYS]), patches]) if sends_cls else patches
         images = []
         for number, stream in enumerate(output.pooler_output):
+            sources = patches + number * len(patches)
             tokens = VisualTokens(
                 features=stream[1:] if sends_cls else stream,
                 geometry=geometry,
-                saliency=record.attention[number].to(stream.device) if saliency else None,
+                saliency=record.saliency(sources, stream.device),
+                keys=record.keys_of(sources, stream.device),
                 full_grid=True,
             )
             images.append(EncodedImage(tokens, len(slots), slots, None, stream))
@@ -54,10 +53,6 @@ class Llava(TowerFamily):
 
     def _geometry(self, height: int, width: int, device: torch.device) -> Geometry:
         size = self.config.vision_config.patch_size
-        rows, columns = height // size, width // size
-        row, column = torch.meshgrid(
-            torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-        )
-        row, column = row.flatten(), column.flatten()
-        boxes = torch.stack([column, row, column + 1, row + 1], dim=1).float() * size
-        return Geometry(torch.zeros_like(row), row, column, boxes, (height, width), ((rows, columns),), cropped=True)
+        grid = (height // size, width // size)
+        boxes = torch.tensor([[0, 0, grid[1] * size, grid[0] * size]])
+        return grid_geometry([grid], boxes, (height, width), device, cropped=True)

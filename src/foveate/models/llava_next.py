@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from foveate.attention import recording
-from foveate.models.base import NEWLINE, EncodedImage, Layout
+from foveate.attention import Recorder, recording
+from foveate.models.base import NEWLINE, EncodedImage, Layout, Request
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
@@ -43,9 +43,7 @@ class LlavaNext(TowerFamily):
     image_inputs = ("pixel_values", "image_sizes")
     views = "1 + crops"
 
-    def encode(
-        self, inputs: Mapping[str, Any], *, saliency: bool, layout: Layout, features: Callable[..., Any]
-    ) -> list[EncodedImage]:
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels, sizes = inputs["pixel_values"], inputs.get("image_sizes")
         if sizes is None:
             raise ValueError("LLaVA-NeXT needs image_sizes beside pixel_values: pass all that the processor returned")
@@ -59,8 +57,8 @@ class LlavaNext(TowerFamily):
             )
         # A few integers per image, read once for all of them.
         canvases = [self._canvas((int(h), int(w))) for h, w in torch.as_tensor(sizes).tolist()]
-        with recording(self.tower.recorder(reading, saliency)) as record:
-            output = features(
+        with recording(self.tower.recorder(reading, request)) as record:
+            output = request.features(
                 pixel_values=pixels,
                 image_sizes=sizes,
                 vision_feature_layer=inputs.get("vision_feature_layer"),
@@ -68,34 +66,34 @@ class LlavaNext(TowerFamily):
                 return_dict=True,
             )
         views = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
-        attention: Sequence[Tensor | None] = record.attention.split(views) if saliency else [None] * len(views)
+        first = [sum(views[:number]) * self.tower.side**2 for number in range(len(views))]
         projected = torch.cat(record.projected).split(views)
         return [
-            self._image(canvas, stream, full, rows, layout)
-            for canvas, stream, full, rows in zip(canvases, output.pooler_output, projected, attention, strict=True)
+            self._image(canvas, stream, full, record, start, request.layout)
+            for canvas, stream, full, start in zip(canvases, output.pooler_output, projected, first, strict=True)
         ]
 
     def _image(
-        self, canvas: Canvas, stream: Tensor, full: Tensor, attention: Tensor | None, layout: Layout
+        self, canvas: Canvas, stream: Tensor, full: Tensor, record: Recorder, start: int, layout: Layout
     ) -> EncodedImage:
         device = stream.device
         source = self._stream_sources(canvas)
         patch = source >= 0
-        order = source[patch]
-        flat = attention.flatten().to(device) if attention is not None else None
-        if layout == "released":
-            everything = torch.arange(full.shape[0] * full.shape[1])
-            tokens = VisualTokens(full.flatten(0, 1), self._geometry(canvas, everything, device), flat, full_grid=True)
+        released = layout == "released"
+        order = torch.arange(full.shape[0] * full.shape[1]) if released else source[patch]
+        tokens = VisualTokens(
+            features=full.flatten(0, 1) if released else stream[patch.nonzero()[:, 0].to(device)],
+            geometry=self._geometry(canvas, order, device),
+            saliency=record.saliency(start + order, device),
+            keys=record.keys_of(start + order, device),
+            full_grid=released,
+        )
+        if released:
             return EncodedImage(tokens, len(source))
         slots = torch.where(patch, patch.cumsum(0) - 1, NEWLINE)
         # A line is a row of the canvas: it ends with its newline. The base view has none.
         lines = (source == NEWLINE).long().cumsum(0) - (source == NEWLINE).long()
         lines[: self.tower.side**2] = -1
-        tokens = VisualTokens(
-            features=stream[patch.nonzero()[:, 0].to(device)],
-            geometry=self._geometry(canvas, order, device),
-            saliency=flat[order.to(device)] if flat is not None else None,
-        )
         return EncodedImage(tokens, len(source), slots, lines, stream)
 
     def _stream_sources(self, canvas: Canvas) -> Tensor:

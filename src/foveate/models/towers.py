@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
 from foveate.attention import Read, Recorder, projecting, skippable, tapped_config
-from foveate.models.base import Family, Patch
+from foveate.models.base import Family, Patch, Request
 
 TOWERS: dict[str, Read] = {"clip_vision_model": "cls", "siglip_vision_model": "received"}
 
@@ -83,30 +83,21 @@ class Tower:
         patches += [Patch(layer.self_attn, "config", tapped_config(layer.self_attn)) for layer in self.layers]
         return patches
 
-    def recorder(self, reading: Reading, saliency: bool) -> Recorder:
+    def recorder(self, reading: Reading, request: Request) -> Recorder:
         """A recorder that taps the read layer and skips those after it, whose output nobody reads."""
         return Recorder(
-            read=self.read if saliency else None,
-            at=self.layers[reading.saliency_layer].self_attn,
+            read=self.read if request.saliency else None,
+            at=self.layers[reading.saliency_layer].self_attn if request.saliency or request.keys else None,
             skip=self.layers[reading.saliency_layer + 1 :],
             project=self.projector,
+            keys=request.keys,
         )
 
 
 class TowerFamily(Family):
     """What families around such a tower share."""
 
-    views: ClassVar[str]
-
-    @classmethod
-    def traits(cls) -> Mapping[str, str]:
-        return {
-            "saliency": "CLS row (CLIP), mean received attention (SigLIP)",
-            "views": cls.views,
-            "positions": "compact, original",
-            "layouts": ", ".join(cls.layouts),
-            "video": "no",
-        }
+    saliency = "CLS row (CLIP), mean received attention (SigLIP)"
 
     def check(self) -> None:
         self.tower = Tower(self.base, self.config)

@@ -1,0 +1,181 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: dynamic resolution, merged patches, M-RoPE positions, images and videos."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.attention import Recorder, recording, tapped_config
+from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, Rope, accepted, grid_geometry
+from foveate.tokens import VisualTokens
+
+Grid = tuple[int, int, int]
+"""Frames, rows, columns of the encoder's patches."""
+
+
+class PackedVisionFamily(Family):
+    """What families share whose encoder packs the patches of all images, merges them by squares, and has M-RoPE."""
+
+    positions = ("original",)
+    image_inputs = ("pixel_values", "image_grid_thw")
+    merge = "2x2"
+    saliency = "mean received attention, last layer"
+
+    def check(self) -> None:
+        self.blocks: Sequence[Any] = self.base.visual.blocks
+        self.side: int = self.base.visual.spatial_merge_size
+
+    @property
+    def read_layer(self) -> int:
+        """The layer whose attention is read: the last."""
+        return len(self.blocks) - 1
+
+    def instruments(self) -> Sequence[Patch]:
+        attention = self.blocks[self.read_layer].attn
+        return [Patch(attention, "config", tapped_config(attention))]
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        return self._encode(inputs, request, "image")
+
+    def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        return self._encode(inputs, request, "video")
+
+    def _encode(self, inputs: Mapping[str, Any], request: Request, kind: Kind) -> list[EncodedImage]:
+        pixels_name, grid_name = self.inputs_of(kind)[:2]
+        pixels, given = inputs[pixels_name], inputs.get(grid_name)
+        if given is None:
+            raise ValueError(
+                f"{self.title} needs {grid_name} beside {pixels_name}: pass all that the processor returned"
+            )
+        grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(given).tolist()]  # one read for all
+        patches = sum(t * h * w for t, h, w in grids)
+        if pixels.ndim != 2 or len(pixels) != patches:
+            raise ValueError(
+                f"{self.title} takes {pixels_name} as (patches, values) with {patches} patches for {grid_name} "
+                f"{grids}, got {tuple(pixels.shape)}"
+            )
+        record = Recorder(
+            read="received" if request.saliency else None,
+            at=self.blocks[self.read_layer].attn if request.saliency or request.keys else None,
+            keys=request.keys,
+            segments=[h * w for t, h, w in grids for _ in range(t)],
+        )
+        with recording(record):
+            output = request.features(pixels, given, return_dict=True)
+        planes = getattr(output, "deepstack_features", None) or []
+        sources = self.sources(grids)
+        images, start = [], 0
+        for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
+            frames, rows, columns = grid[0], grid[1] // self.side, grid[2] // self.side
+            size = self.config.vision_config.patch_size
+            seen = (grid[1] * size, grid[2] * size)
+            ours = sources[start : start + len(stream)]
+            start += len(stream)
+            boxes = torch.tensor([[0, 0, seen[1], seen[0]]]).expand(frames, -1)
+            tokens = VisualTokens(
+                features=stream,
+                geometry=grid_geometry([(rows, columns)] * frames, boxes, seen, stream.device),
+                saliency=record.saliency(ours, stream.device),
+                keys=record.keys_of(ours, stream.device),
+                full_grid=True,
+            )
+            images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
+        return images
+
+    def sources(self, grids: Sequence[Grid]) -> Tensor:
+        """(N, m) int64: which of the encoder's patches each token is merged from. The processor puts them together."""
+        unit = self.side**2
+        return torch.arange(sum(t * h * w for t, h, w in grids)).view(-1, unit)
+
+    def copies(self, arguments: Mapping[str, Any], kind: Kind) -> int:
+        return len(arguments[self.inputs_of(kind)[0]])
+
+    def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
+        grids = {
+            name: torch.as_tensor(arguments[name]).cpu()
+            for name in ("image_grid_thw", "video_grid_thw")
+            if arguments.get(name) is not None
+        }
+        if types is None:
+            if grids:
+                raise ValueError(
+                    f"{self.title} needs mm_token_type_ids: without them stock transformers silently numbers images "
+                    "like text. Pass all that the processor returned."
+                )
+            types = torch.zeros_like(ids)
+        seconds = arguments.get("second_per_grid_ts")
+        stock = self.base.get_rope_index
+        positions, deltas = stock(
+            input_ids=ids,
+            mm_token_type_ids=types,
+            attention_mask=mask.long(),
+            **accepted(stock, {**grids, "second_per_grid_ts": seconds}),
+        )
+        return Rope(positions, deltas.flatten() + mask.sum(dim=1))
+
+
+class Qwen2Vl(PackedVisionFamily):
+    """``Qwen2VLForConditionalGeneration``."""
+
+    title = "Qwen2-VL"
+    model_types = ("qwen2_vl",)
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
+
+
+class Qwen25Vl(PackedVisionFamily):
+    """``Qwen2_5_VLForConditionalGeneration``: attention in windows, but for a few layers."""
+
+    title = "Qwen2.5-VL"
+    model_types = ("qwen2_5_vl",)
+    video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+    saliency = "mean received attention, last layer that sees the whole image"
+
+    def check(self) -> None:
+        super().check()
+        if not self.config.vision_config.fullatt_block_indexes:
+            raise ValueError(
+                f"{self.title}: vision_config.fullatt_block_indexes is empty, so no layer sees the whole image and no "
+                "saliency can be read"
+            )
+
+    @property
+    def read_layer(self) -> int:
+        """The last layer that is not confined to windows."""
+        return int(max(self.config.vision_config.fullatt_block_indexes))
+
+    def sources(self, grids: Sequence[Grid]) -> Tensor:
+        """The encoder sees the merged squares window by window; where each has gone is worked out as it does."""
+        vision = self.config.vision_config
+        across = vision.window_size // self.side // vision.patch_size
+        order, first = [], 0
+        for frames, height, width in grids:
+            rows, columns = height // self.side, width // self.side
+            frame, row, column = torch.meshgrid(
+                torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij"
+            )
+            window = (frame * rows + row // across) * columns + column // across
+            order.append(first + window.flatten().argsort(stable=True))
+            first += window.numel()
+        place = torch.cat(order).argsort()
+        unit = self.side**2
+        return place[:, None] * unit + torch.arange(unit)
+
+
+class Qwen3Vl(PackedVisionFamily):
+    """``Qwen3VLForConditionalGeneration`` and its MoE variant: DeepStack planes go along with the tokens."""
+
+    title = "Qwen3-VL"
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
+
+    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
+        depth = len(self.base.visual.deepstack_visual_indexes)
+        output = sys.modules[type(self.base).__module__].BaseModelOutputWithDeepstackFeatures
+        return output(
+            pooler_output=[one.features for one in kept],
+            deepstack_features=[[one.planes[level] for one in kept] for level in range(depth)],
+        )

@@ -1,0 +1,19 @@
+"""A model's images as its adapter encodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from foveate.attachment import looking_through
+from foveate.models.base import EncodedImage, Request
+
+
+def encode(model: Any, inputs: Mapping[str, Any], kind: str = "image", **request: Any) -> list[EncodedImage]:
+    """What ``Family.encode`` (or ``encode_videos``) gives for a call's inputs; ``request`` as for ``Request``."""
+    with looking_through(model) as site, torch.no_grad():
+        family = site.family
+        run = family.encode if kind == "image" else family.encode_videos
+        return run(dict(inputs), Request(site.features[kind], **request))

@@ -1,0 +1,161 @@
+"""Every family's encoder: saliency to the last digit, its own output untouched, no trace left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import foveate
+from foveate.attachment import looking_through
+from tests.encoding import encode
+from tests.tiny import ROWS, SILENT, Row, prompts
+from tests.tiny.rows import features_of
+
+
+@pytest.fixture(params=list(ROWS))
+def row(request: pytest.FixtureRequest) -> Row:
+    return ROWS[request.param]
+
+
+class Materialised:
+    """An attention function that makes every matrix whole, in double precision, and keeps them by module."""
+
+    def __init__(self) -> None:
+        self.matrices: dict[int, list[Tensor]] = {}
+        self.keys: dict[int, list[Tensor]] = {}
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        logits = query.double() @ key.double().transpose(-1, -2) * kwargs["scaling"]
+        if attention_mask is not None:
+            logits = (
+                logits.masked_fill(~attention_mask, -torch.inf)
+                if attention_mask.dtype == torch.bool
+                else (logits + attention_mask)
+            )
+        weights = logits.softmax(dim=-1)
+        self.matrices.setdefault(id(module), []).append(weights.mean(dim=1))
+        self.keys.setdefault(id(module), []).append(key.double().mean(dim=1))
+        return (weights @ value.double()).transpose(1, 2).to(value.dtype), weights
+
+
+@pytest.fixture
+def materialised() -> Iterator[Materialised]:
+    function = Materialised()
+    ALL_ATTENTION_FUNCTIONS.register("materialised", function)
+    yield function
+    ALL_ATTENTION_FUNCTIONS._local_mapping.pop("materialised", None)
+
+
+def double(row: Row) -> Any:
+    model = copy.deepcopy(row.make("sdpa")).double()
+    model.set_attn_implementation("materialised")
+    return model
+
+
+def in_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_saliency_equals_materialised_attention(
+    row: Row, attention: str, materialised: Materialised, record_property: Any
+) -> None:
+    model = row.make(attention)
+    inputs = prompts(row, model, "mixed")
+    encoded = encode(model, inputs, row.kind)
+    whole = double(row)
+    features_of(whole, in_double(inputs), row.kind)
+    expected = row.saliency(whole, inputs, materialised.matrices[id(row.read(whole))], encoded)
+    worst = max(
+        float((image.tokens.saliency - wanted).abs().max()) for image, wanted in zip(encoded, expected, strict=True)
+    )
+    record_property("largest_error", worst)
+    assert worst < 1e-6
+    assert all(image.tokens.saliency.dtype == torch.float32 for image in encoded)
+    assert all(float(image.tokens.saliency.std()) > 0 for image in encoded)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_encoder_output_is_bit_identical(row: Row, attention: str) -> None:
+    model = row.make(attention)
+    inputs = prompts(row, model, "mixed")
+    stock = row.streams(model, inputs, row.kind)
+    encoded = encode(model, inputs, row.kind, keys=True)
+    assert all(torch.equal(image.stream, theirs) for image, theirs in zip(encoded, stock, strict=True))
+    if row.planes:
+        for image, planes in zip(encoded, row.planes(model, inputs, row.kind), strict=True):
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(image.planes, planes, strict=True))
+
+
+def test_nothing_is_tapped_unless_read(row: Row) -> None:
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "mixed")
+    for image in encode(model, inputs, row.kind, saliency=False):
+        assert image.tokens.saliency is None
+        assert image.tokens.keys is None
+    for image in encode(model, inputs, row.kind, saliency=False, keys=True):
+        assert image.tokens.saliency is None
+        assert image.tokens.keys.shape[0] == len(image.tokens)
+        assert torch.isfinite(image.tokens.keys).all()
+
+
+def test_slots_and_geometry_agree(row: Row) -> None:
+    """The patches stand in the placeholders in order, and each has a place of its own in its view's grid."""
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "mixed")
+    for image in encode(model, inputs, row.kind):
+        count = len(image.tokens)
+        assert image.placeholders == len(image.slots) == len(image.stream)
+        assert image.slots[image.slots >= 0].tolist() == list(range(count))
+        assert torch.equal(image.tokens.features, image.stream[image.slots >= 0])
+        geometry = image.tokens.geometry
+        assert len(geometry) == count
+        places = torch.stack([geometry.view, geometry.row, geometry.column], dim=1)
+        assert len(places.unique(dim=0)) == count
+        for view, (rows, columns) in enumerate(geometry.grids):
+            inside = geometry.view == view
+            assert int(geometry.row[inside].max()) < rows
+            assert int(geometry.column[inside].max()) < columns
+        height, width = geometry.image_size
+        boxes = geometry.boxes
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        assert (boxes[:, 2:] >= boxes[:, :2]).all()
+
+
+def test_no_trace_is_left(row: Row) -> None:
+    """Every module's own attributes are the same objects after a pruned call as before any."""
+    model = copy.deepcopy(row.make("sdpa"))
+    inputs = prompts(row, model, "one")
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    with foveate.AdaFV(keep=0.3)(model):
+        model.generate(**inputs, max_new_tokens=2, suppress_tokens=SILENT)
+    for name, module in model.named_modules():
+        after = dict(vars(module))
+        for state in (after, before[name]):
+            state.pop("rope_deltas", None)  # stock generate leaves it behind too
+        assert after.keys() == before[name].keys(), name
+        assert all(after[key] is before[name][key] for key in after), name
+
+
+def test_the_encoder_runs_once_per_call(row: Row) -> None:
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "one")
+    runs: list[int] = []
+    with looking_through(model) as site:
+        hook = row.read(site.family.model).register_forward_hook(lambda *_: runs.append(1))
+    try:
+        with foveate.AdaFV(keep=0.3)(model):
+            model.generate(**inputs, max_new_tokens=3, suppress_tokens=SILENT)
+    finally:
+        hook.remove()
+    assert len(runs) == 1

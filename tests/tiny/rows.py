@@ -1,0 +1,146 @@
+"""What a row of the family matrix is, and what all tiny models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMAGE, VIDEO, END, START, PAD, BOS = 99, 98, 97, 96, 0, 1
+SILENT = [IMAGE, VIDEO, END, START]
+"""Never generated: a random model would write placeholders."""
+SIDE = 56
+
+# The text model of every family, as arguments of its config.
+TEXT: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    # Wide enough that greedy choices are far from ties.
+    "initializer_range": 0.3,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": None,
+}
+# The vision tower of most.
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": 14,
+}
+
+
+def finish(model: Any, attention: str, noise: float = 0.1) -> Any:
+    """Evaluation mode, every weight off its initial value (no two tokens alike), nothing that ends generation."""
+    model = model.eval()
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * noise)
+    model.set_attn_implementation(attention)
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def noise(number: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(10 + number))
+
+
+def flat(numbers: list[list[int]]) -> list[int]:
+    return [number for images in numbers for number in images]
+
+
+def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
+    """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
+    names = {
+        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),
+        "video": ("pixel_values_videos", "video_grid_thw"),
+    }[kind]
+    images = {name: inputs[name] for name in names if name in inputs}
+    with torch.no_grad():
+        return getattr(model, f"get_{kind}_features")(**images, return_dict=True)
+
+
+def one_each(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
+    """Per image its (n, D) features: the families whose ``pooler_output`` has an entry per image."""
+    return list(features_of(model, inputs, kind).pooler_output)
+
+
+def language_model(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prompt: Any) -> Tensor:
+    """(B, S, D) hidden states of the language model alone, without a cache."""
+    return model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the family matrix: how to build the model, and its inputs.
+
+    Args:
+        make: attention implementation -> model.
+        pixels: image numbers of every prompt -> the model's image inputs.
+        newlines: whether some placeholders carry ``model.model.image_newline``.
+        kind: "image" or "video".
+        write: (image number, its placeholders) -> the ids that stand for it in a prompt, marks included.
+        per_token: ids -> further inputs with one entry per token.
+        streams: (model, inputs, kind) -> per image the (n, D) that stock transformers puts into its placeholders.
+        planes: (model, inputs, kind) -> per image what joins deeper layers, (n, D) each.
+        hidden: the language model run by hand; see ``language_model``.
+        read: model -> the attention module whose attention is saliency.
+        saliency: (model, inputs, that module's whole attention matrices in call order, averaged over heads, the
+            encoded images) -> per image (N,) float64, worked out by hand.
+        rope: whether positions have three dimensions.
+        embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
+    """
+
+    make: Callable[[str], Any]
+    pixels: Callable[[list[list[int]]], dict[str, Tensor]]
+    read: Callable[[Any], Any]
+    saliency: Callable[[Any, dict[str, Tensor], list[Tensor], Any], list[Tensor]]
+    newlines: bool = False
+    kind: str = "image"
+    write: Callable[[int, int], list[int]] = lambda _, count: [IMAGE] * count
+    per_token: Callable[[Tensor], dict[str, Tensor]] = lambda _: {}
+    streams: Callable[[Any, dict[str, Tensor], str], list[Tensor]] = one_each
+    planes: Callable[[Any, dict[str, Tensor], str], list[list[Tensor]]] | None = None
+    hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
+    rope: bool = False
+    embeds: bool = True
+
+    @property
+    def token(self) -> int:
+        return IMAGE if self.kind == "image" else VIDEO
+
+
+# Image numbers per prompt of the batch.
+BATCHES: dict[str, list[list[int]]] = {"one": [[0]], "several": [[1, 2]], "mixed": [[0], [], [1, 2]]}
+
+
+def prompts(row: Row, model: Any, batch: str, only: int | None = None) -> dict[str, Tensor]:
+    """Model inputs for a batch of prompts, padded on the left; or for one of them alone."""
+    numbers = BATCHES[batch]
+    places = range(len(numbers)) if only is None else [only]
+    pixels = row.pixels([numbers[place] for place in places])
+    lengths = iter([len(one) for one in row.streams(model, pixels, row.kind)])
+    rows = []
+    for place in places:
+        ids = [BOS, 5 + place, 6]
+        for image in numbers[place]:
+            ids += [*row.write(image, next(lengths)), 20 + image, 30 + place]
+        rows.append([*ids, 40 + place, 41, 42, 40 + place, 41])
+    width = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (width - len(one)) + one for one in rows])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in rows])
+    return {"input_ids": ids, "attention_mask": mask, **row.per_token(ids), **pixels}
