@@ -142,6 +142,28 @@ def evaluate(
 
 @app.command()
 @command
+def analyze(
+    out: Annotated[Path | None, typer.Option(help="Folder for the scenes, analysis.json and analysis.png.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="40 scenes: well under five minutes on two cores.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="How many scenes; default 300.")] = None,
+    layer: Annotated[int, typer.Option(help="Which layer of the language model is read, from 0.")] = 2,
+    seed: Seed = 0,
+    split: Split = "test",
+    batch_size: BatchSize = 16,
+    model: Model = None,
+    as_json: Json = False,
+    dtype: Dtype = "auto",
+) -> None:
+    """Show which scores depend on the place in the prompt, and which find what is asked about, on drawn scenes."""
+    from foveate.cli.analyze import Request, run
+    from foveate.evaluation.suites import Source
+
+    source = Source(count=count or (40 if quick else 300), seed=seed, split=split)
+    run(Request(source, layer, out, model, as_json, dtype, batch_size))
+
+
+@app.command()
+@command
 def scenes(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl.")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
