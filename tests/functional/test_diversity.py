@@ -418,6 +418,15 @@ def test_holistic_context_on_ties(budget, dtype, seed):
     same(kept, holov(features, saliency.double().tolist(), crop.tolist(), budget, 0.5)[0], 64, budget)
 
 
+def test_rounding_is_no_variety():
+    """One direction in many lengths: cosines differ in the last place, and that must rank nothing."""
+    features = torch.randn(1, 96, generator=seeded(0)) * torch.rand(64, 1, generator=seeded(1)).add(0.1)
+    crop, crops, largest = spatial_crops(*grid((8, 8)), [(8, 8)], 2)
+    saliency = torch.rand(64, generator=seeded(2))
+    _, score = holistic_context(features, saliency, crop, crops, largest, 10, 5.0)
+    assert torch.equal(score, saliency)
+
+
 def test_holistic_context_by_hand():
     """Two crops of three; mean scores 5 and 1: quotients 5, 5/3, 1 and 1, 1/3, 1/5; the earlier of equal ones first."""
     crop, saliency = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([4.0, 5.0, 6.0, 0.0, 3.0, 0.0])

@@ -196,7 +196,7 @@ def spatial_pooling(view: Tensor, row: Tensor, column: Tensor, budget: int) -> t
     down, rows = _from_zero(row, view)
     right, columns = _from_zero(column, view)
     aspect = rows.to(accumulator(view.device)) / columns
-    bands = (seats * aspect).sqrt().round().long().clamp(min=1).minimum(rows)
+    bands = (seats * aspect).sqrt().round().long().clamp(min=1)  # seats <= rows * columns: never above rows
 
     band = down * bands.index_select(0, view) // rows.index_select(0, view)
     across = torch.where(band % 2 == 0, right, columns.index_select(0, view) - 1 - right)
