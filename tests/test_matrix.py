@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.generation.streamers import BaseStreamer
@@ -29,6 +31,7 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "sampling": (GREEDY | {"do_sample": True, "top_k": 20}, GREEDY | {"do_sample": True, "top_k": 20}),
 }
 KEEPS = [1.0, 0.4, 3]
+OLD = Version(transformers.__version__) < Version("5.5")
 
 
 # (row, positions, newlines), as far as the family has them. Positions of three dimensions are never renumbered.
@@ -82,10 +85,16 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
     with pruner(model):
         result = model.generate(**inputs, **options)
     torch.manual_seed(11)
-    if keep == 1.0:
-        assert torch.equal(result, model.generate(**inputs, **options))
-        return
     assembled = reference.assemble(row, model, inputs, indices(pruner))
+    if keep == 1.0:
+        stock = model.generate(**inputs, **options)
+        if not torch.equal(result, stock):
+            # Only where the stock model contradicts itself: from embeddings, it gives what the pruned one gives.
+            assert row.mixes_beams and mode == "beams"
+            assert torch.equal(
+                new_tokens(result, inputs), reference.generate(row, model, inputs, assembled, **(wanted or {}))
+            )
+        return
     expected = reference.greedy(row, model, assembled, NEW)[0] if wanted is None else None
     if expected is None:
         expected = reference.generate(row, model, inputs, assembled, **wanted)
@@ -166,6 +175,8 @@ def test_lengths(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | 
 @pytest.mark.parametrize("batch", ["one", "several"])  # both take one sequence only, in stock transformers
 def test_speculative(row: Row, model: Any, batch: str, keep: float | int) -> None:
     """Assisted decoding and prompt lookup give what greedy decoding gives."""
+    if OLD:
+        pytest.skip("stock 5.4 looks for EOS tokens in candidates without asking whether there are any")
     inputs = prompts(row, model, batch)
     with foveate.AdaFV(keep=keep)(model):
         alone = model.generate(**inputs, **GREEDY)
@@ -251,6 +262,12 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
         if cache is DynamicCache
         else StaticCache(config=model.config.get_text_config(), max_cache_len=300)
     )
+    if row.rope:
+        known = reference.long_positions(model, row, inputs)
+        if bool((known[..., -1] < known.amax(dim=-1)).any()):  # Qwen2.5-VL videos in 5.4
+            pytest.skip(
+                "stock places this video behind the text that follows it: generation goes on from another place"
+            )
     # "prompt" text would change between the turns; saliency does not read it
     pruner = foveate.Saliency(keep=keep)
     options = {"disable_compile": True, **GREEDY}

@@ -107,7 +107,7 @@ def image_pixels(patch: int, numbers: list[list[int]]) -> dict[str, Tensor]:
 def video_pixels(patch: int, seconds: bool, numbers: list[list[int]]) -> dict[str, Tensor]:
     grids = [VIDEOS[number] for number in flat(numbers)]
     patches = [noise(20 + number, math.prod(VIDEOS[number]), 6 * patch**2) for number in flat(numbers)]
-    timing = {"second_per_grid_ts": torch.tensor([1.0 + number for number in flat(numbers)])} if seconds else {}
+    timing = {"second_per_grid_ts": torch.tensor([2.0 - min(number, 1) for number in flat(numbers)])} if seconds else {}
     return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids), **timing}
 
 
@@ -132,7 +132,9 @@ def write_frames(number: int, count: int) -> list[int]:
 
 def planes(model: Any, inputs: dict[str, Tensor], kind: str) -> list[list[Tensor]]:
     """Per image its DeepStack planes."""
-    found = features_of(model, inputs, kind).deepstack_features
+    output = features_of(model, inputs, kind)
+    counts = [len(one) for one in output.pooler_output]
+    found = [plane.split(counts) if torch.is_tensor(plane) else plane for plane in output.deepstack_features]
     return [list(image) for image in zip(*found, strict=True)]
 
 

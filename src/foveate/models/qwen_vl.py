@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,7 +67,11 @@ class PackedVisionFamily(Family):
         )
         with recording(record):
             output = request.features(pixels, given, return_dict=True)
-        planes = getattr(output, "deepstack_features", None) or []
+        counts = [len(stream) for stream in output.pooler_output]
+        planes = [
+            plane.split(counts) if torch.is_tensor(plane) else plane
+            for plane in getattr(output, "deepstack_features", None) or []
+        ]
         sources = self.sources(grids)
         images, start = [], 0
         for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
@@ -174,8 +179,9 @@ class Qwen3Vl(PackedVisionFamily):
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         depth = len(self.base.visual.deepstack_visual_indexes)
+        planes: list[Any] = [[one.planes[level] for one in kept] for level in range(depth)]
+        # Since 5.18, which takes encoded images from outside, a plane is a list of one tensor per image.
+        if "mm_encoder_outputs" not in inspect.signature(self.base.forward).parameters:
+            planes = [torch.cat(plane) for plane in planes]
         output = sys.modules[type(self.base).__module__].BaseModelOutputWithDeepstackFeatures
-        return output(
-            pooler_output=[one.features for one in kept],
-            deepstack_features=[[one.planes[level] for one in kept] for level in range(depth)],
-        )
+        return output(pooler_output=[one.features for one in kept], deepstack_features=planes)
