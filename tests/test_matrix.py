@@ -31,6 +31,7 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "sampling": (GREEDY | {"do_sample": True, "top_k": 20}, GREEDY | {"do_sample": True, "top_k": 20}),
 }
 KEEPS = [1.0, 0.4, 3]
+# What 5.4 itself gets wrong: beams mix up the images of a prompt with several.
 OLD = Version(transformers.__version__) < Version("5.5")
 
 
@@ -90,7 +91,7 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
         stock = model.generate(**inputs, **options)
         if not torch.equal(result, stock):
             # Only where the stock model contradicts itself: from embeddings, it gives what the pruned one gives.
-            assert row.mixes_beams and mode == "beams"
+            assert (row.mixes_beams or OLD) and mode == "beams"
             assert torch.equal(
                 new_tokens(result, inputs), reference.generate(row, model, inputs, assembled, **(wanted or {}))
             )
