@@ -1,5 +1,6 @@
 """Every method through one matrix, then what is particular to each."""
 
+import contextlib
 import math
 
 import pytest
@@ -460,22 +461,44 @@ def test_uniform_reaches_every_view():
     assert Uniform(keep=1).select(picture((5, 5))).indices.tolist() == [12]
 
 
-# --- on a GPU ---------------------------------------------------------------------------------------------
+# --- without a host sync --------------------------------------------------------------------------------------
 
 
-def on_cuda(tokens):
+def placed(tokens, device):
     where = tokens.geometry
-    places = (tensor.cuda() for tensor in (where.view, where.row, where.column, where.boxes))
+    places = (tensor.to(device) for tensor in (where.view, where.row, where.column, where.boxes))
     there = Geometry(*places, where.image_size, where.grids)
-    return VisualTokens(tokens.features.cuda(), there, tokens.saliency.cuda(), tokens.full_grid, tokens.keys.cuda())
+    given = (tokens.features.to(device), there, tokens.saliency.to(device), tokens.full_grid, tokens.keys.to(device))
+    return VisualTokens(*given)
+
+
+def asked(text, device):
+    return TextTokens(text.embeddings.to(device), text.turn.to(device), text.special.to(device))
+
+
+@pytest.mark.parametrize("keep", [0.2, 1, 107])
+def test_nothing_asks_for_a_value(name, keep, monkeypatch):
+    """Tensors of the meta device have no values: whatever would wait for one raises, on any machine."""
+    options = {"text_span": "turn", "special_tokens": False} if name in READING_TEXT else {}
+    pruner = get_pruner(name, keep=keep, **options)
+    expected = pruner.select(picture(), question())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know that device
+    selection = pruner.select(placed(picture(), "meta"), asked(question(), "meta"))
+    assert selection.indices.is_meta and selection.indices.shape == expected.indices.shape
+    assert (selection.weights is None) == (expected.weights is None)
+    for score, known in expected.scores.items():
+        assert selection.scores[score].is_meta and selection.scores[score].shape == known.shape
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_sync_on_cuda(name):
     text = question()
-    there = TextTokens(text.embeddings.cuda(), text.turn.cuda(), text.special.cuda())
+    there = asked(text, "cuda")
     options = {"text_span": "turn", "special_tokens": False} if name in READING_TEXT else {}
-    pruner, visual = get_pruner(name, keep=0.2, **options), on_cuda(picture())
+    pruner, visual = get_pruner(name, keep=0.2, **options), placed(picture(), "cuda")
     pruner.select(visual, there)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -493,7 +516,7 @@ def test_no_sync_on_cuda(name):
 @pytest.mark.parametrize("method", [name for name in METHODS if OWN_SCORES.get(name)])
 def test_broken_features_show_in_the_scores_on_cuda(method):
     """Nothing is checked there; whoever called finds it in a score."""
-    visual, text = on_cuda(picture()), question()
+    visual, text = placed(picture(), "cuda"), question()
     visual.features[3, 2] = math.nan
     there = TextTokens(text.embeddings.cuda(), text.turn, text.special)
     scores = get_pruner(method, keep=0.2).select(visual, there).scores
