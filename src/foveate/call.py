@@ -245,9 +245,7 @@ class Call:
         fresh = mask.clone()
         fresh[:, :start] = False
         located = self._locate(arguments, ids, fresh, cached is not None)
-        text = fresh & (ids >= 0)
-        for token in {*self.family.placeholder_ids.values(), *self.family.structure_token_ids}:
-            text &= ids != token
+        text = fresh & (ids >= 0) & ~self.family.marks(ids)
         labels = arguments.get("labels")
         answer = torch.zeros_like(text)
         if labels is not None:
@@ -410,6 +408,8 @@ class Call:
         rope = self._rope(arguments, plan)
         if rope is None:
             positions = plan.positions(plan.index.device, from_mask=from_mask)
+            if not from_mask:
+                positions = positions + self.family.first_position
         else:
             counted = (plan.index >= 0).sum(dim=1)
             self.family.base.rope_deltas = (rope.following - counted)[:, None].to(self.model.device)

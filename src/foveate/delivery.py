@@ -53,6 +53,12 @@ def delivering(delivery: Delivery) -> Iterator[None]:
         _delivery.reset(token)
 
 
+def _joined(row: Sequence[Kept]) -> Kept:
+    features = torch.cat([one.features for one in row])
+    planes = tuple(torch.cat(level) for level in zip(*(one.planes for one in row), strict=True))
+    return Kept(features, planes, torch.cat([one.repeats for one in row]))
+
+
 def deliver(features: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
     """``get_image_features`` that hands out the kept features inside a pruned call, and is itself outside."""
     signature = inspect.signature(features)
@@ -65,7 +71,10 @@ def deliver(features: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
         # Before 5.19, generate() repeats the pixels for beams and encodes afterwards; since then it repeats the
         # features. A fresh package each time: beam search changes it in place.
         times = delivery.family.copies(signature.bind(*args, **kwargs).arguments, kind) // delivery.copies[kind]
-        flat = [one for row in delivery.rows[kind] for _ in range(times) for one in row]
+        rows = [row for row in delivery.rows[kind] for _ in range(times)]
+        if delivery.family.joins_rows:
+            rows = [[_joined(row)] for row in rows if row]
+        flat = [one for row in rows for one in row]
         return delivery.family.package(flat, kind)
 
     return delivered

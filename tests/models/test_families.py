@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig
+from transformers import LlavaConfig, LlavaForConditionalGeneration, ViTConfig
 
 import foveate
 from foveate.models import FAMILIES, family_for
@@ -34,11 +34,11 @@ def test_registry() -> None:
 
 def test_unknown_tower() -> None:
     config = LlavaConfig(
-        vision_config=PixtralVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=56),
+        vision_config=ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=56),
         text_config=text_config(1),
         image_token_index=IMAGE,
     )
-    with pytest.raises(ValueError, match="vision tower 'pixtral' is not supported.*clip_vision_model"):
+    with pytest.raises(ValueError, match="vision tower 'vit' is not supported.*clip_vision_model"):
         foveate.attach(LlavaForConditionalGeneration(config), foveate.AdaFV())
 
 

@@ -84,6 +84,12 @@ def language_model(model: Any, embeddings: Tensor, mask: Tensor, positions: Tens
     ).last_hidden_state
 
 
+def table(model: Any, ids: Tensor) -> Tensor:
+    """The text's embeddings."""
+    embeddings: Tensor = model.get_input_embeddings()(ids)
+    return embeddings
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the family matrix: how to build the model, and its inputs.
@@ -97,11 +103,13 @@ class Row:
         per_token: ids -> further inputs with one entry per token.
         streams: (model, inputs, kind) -> per image the (n, D) that stock transformers puts into its placeholders.
         planes: (model, inputs, kind) -> per image what joins deeper layers, (n, D) each.
+        embed: (model, an id as a 0-d tensor) -> (D,) what stands for a token of the prompt that is no placeholder.
         hidden: the language model run by hand; see ``language_model``.
         read: model -> the attention module whose attention is saliency.
         saliency: (model, inputs, that module's whole attention matrices in call order, averaged over heads, the
             encoded images) -> per image (N,) float64, worked out by hand.
         rope: whether positions have three dimensions.
+        mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
     """
 
@@ -115,8 +123,10 @@ class Row:
     per_token: Callable[[Tensor], dict[str, Tensor]] = lambda _: {}
     streams: Callable[[Any, dict[str, Tensor], str], list[Tensor]] = one_each
     planes: Callable[[Any, dict[str, Tensor], str], list[list[Tensor]]] | None = None
+    embed: Callable[[Any, Tensor], Tensor] = table
     hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
     rope: bool = False
+    mixes_beams: bool = False
     embeds: bool = True
 
     @property

@@ -175,6 +175,10 @@ class Family(ABC):
     """Arguments of the model's forward that carry the images; the first is the pixels."""
     video_inputs: ClassVar[tuple[str, ...]] = ()
     """The same for videos; empty where videos are not supported."""
+    joins_rows: ClassVar[bool] = False
+    """Whether all images of a prompt are handed to the model as one, where stock beam search would mix them up."""
+    first_position: ClassVar[int] = 0
+    """Where a forward without ``position_ids`` starts to count (``generate`` sees to it itself)."""
     merge: ClassVar[str] = "1"
     """For people: how many of the encoder's patches make one visual token."""
     views: ClassVar[str] = "1"
@@ -287,6 +291,11 @@ class Family(ABC):
         )  # fmt: skip
         values = (getattr(self.config, name, None) for name in names)
         return frozenset(int(value) for value in values if value is not None)
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """(B, S) bool: which of (B, S) ids on the CPU stand for images or mark them, and so are no text that guides."""
+        known = sorted({*self.placeholder_ids.values(), *self.structure_token_ids})
+        return torch.isin(ids, torch.tensor(known, dtype=ids.dtype))
 
     @property
     def special_token_ids(self) -> frozenset[int]:

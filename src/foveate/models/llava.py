@@ -1,4 +1,4 @@
-"""LLaVA-1.5: one view, one run of placeholders."""
+"""LLaVA-1.5: one view, one run of placeholders; and Pixtral, which stock transformers loads as the same class."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foveate.attention import recording
 from foveate.models.base import STAYS, EncodedImage, Request, grid_geometry
-from foveate.models.towers import TowerFamily
+from foveate.models.pixtral import encode_packed, row_marks
+from foveate.models.towers import PIXTRAL, TOWERS, Tower, TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
 
 class Llava(TowerFamily):
-    """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower."""
+    """``LlavaForConditionalGeneration`` with a CLIP, SigLIP or Pixtral tower."""
 
     title = "LLaVA-1.5"
     model_types = ("llava",)
+    image_inputs = ("pixel_values", "image_sizes")  # the sizes come with a Pixtral tower only
+    saliency = "CLS row (CLIP), mean received attention (SigLIP, Pixtral)"
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config, {**TOWERS, **PIXTRAL})
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        if self.tower.kind in PIXTRAL:
+            return encode_packed(self.tower, inputs, request, side=1)
         pixels = inputs["pixel_values"]
         if not torch.is_tensor(pixels) or pixels.ndim != 4:
             raise ValueError(
@@ -50,6 +59,10 @@ class Llava(TowerFamily):
             )
             images.append(EncodedImage(tokens, len(slots), slots, None, stream))
         return images
+
+    def marks(self, ids: Tensor) -> Tensor:
+        known = super().marks(ids)
+        return known | row_marks(ids, self.image_token_id) if self.tower.kind in PIXTRAL else known
 
     def _geometry(self, height: int, width: int, device: torch.device) -> Geometry:
         size = self.config.vision_config.patch_size

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP vision towers as the LLaVA families use them: which layers are read, what saliency there is."""
+"""Vision towers as the LLaVA families use them: which layers are read, what saliency there is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from foveate.attention import Read, Recorder, projecting, skippable, tapped_conf
 from foveate.models.base import Family, Patch, Request
 
 TOWERS: dict[str, Read] = {"clip_vision_model": "cls", "siglip_vision_model": "received"}
+PIXTRAL: dict[str, Read] = {"pixtral": "received"}
+NAMES = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "pixtral": "Pixtral"}
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,31 @@ class Tower:
     Args:
         base: the model's ``.model``, with ``vision_tower`` and ``multi_modal_projector``.
         config: the model's config.
+        known: the towers that the family takes, and what is read of each.
 
     Raises:
-        ValueError: the tower is neither CLIP nor SigLIP.
+        ValueError: the tower is none of them.
     """
 
-    def __init__(self, base: Any, config: Any) -> None:
-        kind = config.vision_config.model_type
-        if kind not in TOWERS:
+    def __init__(self, base: Any, config: Any, known: Mapping[str, Read] = TOWERS) -> None:
+        self.kind: str = config.vision_config.model_type
+        if self.kind not in known:
             raise ValueError(
-                f"vision tower {kind!r} is not supported in a {config.model_type!r} model; known: {', '.join(TOWERS)}"
+                f"vision tower {self.kind!r} is not supported in a {config.model_type!r} model; "
+                f"known: {', '.join(known)}"
             )
-        self.read: Read = TOWERS[kind]
+        self.read: Read = known[self.kind]
         self.config = config
         self.projector: nn.Module = base.multi_modal_projector
         tower: Any = base.vision_tower
         # The path lost its ``vision_model`` level between transformers 5.4 and 5.10.
-        self.layers: Sequence[Any] = getattr(tower, "vision_model", tower).encoder.layers
-        self.side = config.vision_config.image_size // config.vision_config.patch_size
+        tower = getattr(tower, "vision_model", tower)
+        encoder = tower.transformer if self.kind == "pixtral" else tower.encoder
+        self.layers: Sequence[Any] = encoder.layer if self.kind == "internvl_vision" else encoder.layers
+        named = "attention" if self.kind in ("pixtral", "internvl_vision") else "self_attn"
+        self.attentions = [getattr(layer, named) for layer in self.layers]
+        size, patch = config.vision_config.image_size, config.vision_config.patch_size
+        self.side: int = (size if isinstance(size, int) else size[0]) // (patch if isinstance(patch, int) else patch[0])
 
     def reading(self, inputs: Mapping[str, Any]) -> Reading:
         """Which layer and strategy this call reads: the call's own arguments before the config's.
@@ -66,13 +75,14 @@ class Tower:
             raise ValueError(
                 f"vision_feature_layer={layers} reads the patch embeddings, before any attention: no saliency"
             )
-        strategy = inputs.get("vision_feature_select_strategy")
-        strategy = self.config.vision_feature_select_strategy if strategy is None else strategy
+        strategy: Any = inputs.get("vision_feature_select_strategy")
+        if strategy is None:
+            strategy = getattr(self.config, "vision_feature_select_strategy", "full")  # Mistral 3 has no choice
         if self.read == "received" and strategy == "default":
             raise ValueError(
-                "vision_feature_select_strategy='default' drops the first token as CLS, and a SigLIP tower has "
-                "none: stock transformers would lose the top-left patch of every view. Set it to 'full' in the "
-                "model's and the processor's config."
+                "vision_feature_select_strategy='default' drops the first token as CLS, and a "
+                f"{NAMES[self.kind]} tower has none: stock transformers would lose the top-left patch of every view. "
+                "Set it to 'full' in the model's and the processor's config."
             )
         return Reading(max(states) - 1, strategy)
 
@@ -80,17 +90,18 @@ class Tower:
         """A tapped config on every attention, a skippable forward on every layer, a projector that shows its output."""
         patches = [Patch(self.projector, "forward", projecting(self.projector))]
         patches += [Patch(layer, "forward", skippable(layer)) for layer in self.layers]
-        patches += [Patch(layer.self_attn, "config", tapped_config(layer.self_attn)) for layer in self.layers]
+        patches += [Patch(attention, "config", tapped_config(attention)) for attention in self.attentions]
         return patches
 
-    def recorder(self, reading: Reading, request: Request) -> Recorder:
+    def recorder(self, reading: Reading, request: Request, segments: Sequence[int] | None = None) -> Recorder:
         """A recorder that taps the read layer and skips those after it, whose output nobody reads."""
         return Recorder(
             read=self.read if request.saliency else None,
-            at=self.layers[reading.saliency_layer].self_attn if request.saliency or request.keys else None,
+            at=self.attentions[reading.saliency_layer] if request.saliency or request.keys else None,
             skip=self.layers[reading.saliency_layer + 1 :],
             project=self.projector,
             keys=request.keys,
+            segments=segments,
         )
 
 

@@ -1,0 +1,31 @@
+"""Mistral 3: Pixtral's encoder, its patches merged by squares; ``[IMG_BREAK]`` and ``[IMG_END]`` are text and stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from foveate.models.base import EncodedImage, Request
+from foveate.models.pixtral import encode_packed, row_marks
+from foveate.models.towers import PIXTRAL, Tower, TowerFamily
+
+
+class Mistral3(TowerFamily):
+    """``Mistral3ForConditionalGeneration``."""
+
+    title = "Mistral 3"
+    model_types = ("mistral3",)
+    image_inputs = ("pixel_values", "image_sizes")
+    merge = "2x2"
+    saliency = "mean received attention"
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config, PIXTRAL)
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        return encode_packed(self.tower, inputs, request, side=self.config.spatial_merge_size)
+
+    def marks(self, ids: Tensor) -> Tensor:
+        return super().marks(ids) | row_marks(ids, self.image_token_id)
