@@ -13,6 +13,8 @@ from foveate.models.base import EncodedImage, Request
 
 def encode(model: Any, inputs: Mapping[str, Any], kind: str = "image", **request: Any) -> list[EncodedImage]:
     """What ``Family.encode`` (or ``encode_videos``) gives for a call's inputs; ``request`` as for ``Request``."""
+    if "input_ids" in inputs and "attention_mask" in inputs:
+        request.setdefault("prompt", torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -1))
     with looking_through(model) as site, torch.no_grad():
         family = site.family
         run = family.encode if kind == "image" else family.encode_videos

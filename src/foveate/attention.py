@@ -48,12 +48,19 @@ def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor 
         query: (V, H, P, d).
         key: (V, H, P, d).
         scaling: factor on the dot products.
-        mask: additive, broadcastable to (V, H, P, P), or None.
+        mask: broadcastable to (V, H, P, P), additive or bool (True: may be attended to), or (V, P), True where no
+            padding stands (as FlashAttention takes it), or None.
 
     Returns:
         (V, P) float32, each row summing to 1. Queries go in chunks: no (P, P) matrix is ever whole.
     """
     queries = query.shape[2]
+    if mask is not None:
+        if mask.ndim == 2:
+            mask = mask[:, None, None].bool()
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        mask = mask.expand(*mask.shape[:-2], queries, -1)
     total = torch.zeros(key.shape[0], key.shape[2], dtype=torch.float32, device=key.device)
     for start in range(0, queries, QUERY_CHUNK):
         logits = (query[:, :, start : start + QUERY_CHUNK] @ key.transpose(-1, -2)).float() * scaling

@@ -110,6 +110,8 @@ class Row:
             encoded images) -> per image (N,) float64, worked out by hand.
         rope: whether positions have three dimensions.
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
+        looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
+            type, which puts them into PaliGemma's bidirectional prefix).
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
     """
 
@@ -127,6 +129,7 @@ class Row:
     hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
     rope: bool = False
     mixes_beams: bool = False
+    looks_up: bool = True
     embeds: bool = True
 
     @property

@@ -1,0 +1,194 @@
+"""Idefics3 and SmolVLM: the tiles of an image and then the image as a whole, each a run of placeholders of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.attention import Recorder, recording, tapped_config
+from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, grid_geometry
+from foveate.models.squares import square_sources, stacked
+from foveate.tokens import Geometry, VisualTokens
+
+LAYOUT = (
+    "Every image must stand in its prompt as the model's own processor writes it: the mark around images before each "
+    "tile, a line break after each row of tiles, the whole image last, the mark behind it"
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What of one tile, or of the whole image, is not padding: height and width in pixels."""
+
+    height: int
+    width: int
+
+
+class Idefics3(Family):
+    """``Idefics3ForConditionalGeneration``."""
+
+    title = "Idefics3"
+    model_types = ("idefics3",)
+    image_inputs = ("pixel_values", "pixel_attention_mask")
+    merge = "pixel shuffle, scale_factor per side"
+    views = "tiles + 1"
+    saliency = "mean received attention, last layer"
+
+    def check(self) -> None:
+        self.attention = self.base.vision_model.encoder.layers[-1].self_attn
+        self.patch = int(self.config.vision_config.patch_size)
+        self.factor = int(self.base.connector.scale_factor)
+
+    def instruments(self) -> Sequence[Patch]:
+        return [Patch(self.attention, "config", tapped_config(self.attention))]
+
+    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
+        return stacked(kept)
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
+        size = self._tile_size(pixels, mask)
+        side = size // self.patch
+        views = self._views(pixels, mask)
+        per_tile = (side // self.factor) ** 2
+        grids = self._grids(request.prompt, per_tile, len(views))
+        record = Recorder(
+            read="received" if request.saliency else None,
+            at=self.attention if request.saliency or request.keys else None,
+            keys=request.keys,
+        )
+        with recording(record):
+            output = request.features(pixels, pixel_attention_mask=mask, return_dict=True)
+        sources = square_sources(side, self.factor)
+        images, first = [], 0
+        for rows, columns in grids:
+            numbers = torch.arange(first, first + rows * columns + 1)
+            stream = output.pooler_output[first : first + len(numbers)].flatten(0, 1)
+            ours = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
+            tokens = VisualTokens(
+                features=stream,
+                geometry=self._geometry((rows, columns), size, views[first : first + len(numbers)], stream.device),
+                saliency=record.saliency(ours, stream.device),
+                keys=record.keys_of(ours, stream.device),
+                full_grid=True,
+            )
+            images.append(EncodedImage.of_patches(tokens))
+            first += len(numbers)
+        return images
+
+    def _tile_size(self, pixels: Any, mask: Any) -> int:
+        """Pixels per side of every tile, checked."""
+        if not torch.is_tensor(pixels) or pixels.ndim != 5:
+            raise ValueError(
+                f"{self.title} takes pixel_values as one tensor (prompts, tiles, channels, height, width), "
+                f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
+            )
+        height, width = pixels.shape[-2:]
+        if height != width or height % (self.patch * self.factor):
+            raise ValueError(
+                f"tiles of {height}x{width} pixels: pixel shuffle needs squares whose sides are multiples of "
+                f"{self.patch * self.factor}. Use the processor's own max_image_size."
+            )
+        wanted = (*pixels.shape[:2], height, width)
+        if mask is not None and tuple(mask.shape) != wanted:
+            raise ValueError(f"pixel_attention_mask must be {wanted} for these pixel_values, got {tuple(mask.shape)}")
+        return int(height)
+
+    def _views(self, pixels: Tensor, mask: Tensor | None) -> list[View]:
+        """Every tile that is not padding (stock transformers drops tiles that are zero throughout), in order."""
+        real = (pixels != 0).flatten(2).any(dim=-1).flatten()
+        if mask is None:
+            return [View(*pixels.shape[-2:])] * int(real.sum())
+        tiles = mask.flatten(0, 1).bool()
+        extents = torch.stack([real, tiles.any(dim=2).sum(dim=1), tiles.any(dim=1).sum(dim=1)], dim=1)
+        return [View(height, width) for there, height, width in extents.tolist() if there]  # one read for all
+
+    def _grids(self, prompt: Tensor | None, per_tile: int, tiles: int) -> list[tuple[int, int]]:
+        if prompt is None:
+            raise ValueError(f"{self.title}: only the prompt says which tiles belong to one image, and there is none")
+        grids = [grid for row in prompt for grid in tile_grids(row, self.image_token_id, per_tile)]
+        standing = sum(rows * columns + 1 for rows, columns in grids)
+        if standing != tiles:
+            raise ValueError(
+                f"the prompts hold {standing} runs of {per_tile} image placeholders ({len(grids)} image(s)), but "
+                f"pixel_values hold {tiles} tiles that are not padding: pass all that the processor returned"
+            )
+        return grids
+
+    def _geometry(self, grid: tuple[int, int], size: int, views: Sequence[View], device: torch.device) -> Geometry:
+        """Tiles are views 1, 2, ... of a canvas without overlap; the whole image is view 0, stretched over it."""
+        rows, columns = grid
+        whole = views[-1]
+        if rows:  # only the last row and column can be padded
+            seen = ((rows - 1) * size + views[-2].height, (columns - 1) * size + views[-2].width)
+        else:
+            seen = (whole.height, whole.width)
+        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        tiles = torch.cat([place.flip(1), place.flip(1) + 1], dim=1) * size
+        stretched = torch.tensor([[0, 0, size * seen[1] / whole.width, size * seen[0] / whole.height]])
+        side = size // self.patch // self.factor
+        found = grid_geometry([(side, side)] * len(views), torch.cat([tiles, stretched]), seen, device)
+        limit = found.boxes.new_tensor([seen[1], seen[0]] * 2)
+        return replace(found, view=(found.view + 1) % len(views), boxes=found.boxes.minimum(limit))
+
+
+class SmolVlm(Idefics3):
+    """``SmolVLMForConditionalGeneration``. The frames of a video stand in its prompt as images, one each."""
+
+    title = "SmolVLM"
+    model_types = ("smolvlm",)
+
+
+def tile_grids(ids: Tensor, token: int, per_tile: int) -> list[tuple[int, int]]:
+    """Which of a prompt's runs of placeholders make up one image.
+
+    Stock processors write, with F for ``<fake_token_around_image>``: ``F tag run F tag run \\n``, the same for every
+    row of tiles, then ``\\n F tag run F`` for the whole image (that alone when it was not cut). Tags may be several
+    tokens (Idefics3 has none of its own for them), so only F is relied upon: it is what stands behind a prompt's last
+    run. Once between two runs, it opens the next tile of the same image; twice, it closes one image and opens another.
+    A run with F behind it goes on in the same row of tiles, with anything else it ends the row.
+
+    Args:
+        ids: (S,) int64 on the CPU, -1 where not to be looked at.
+        token: the placeholder's id.
+        per_tile: placeholders of one tile.
+
+    Returns:
+        (rows, columns) of tiles of every image, (0, 0) where there is only the whole image.
+
+    Raises:
+        ValueError: the prompt is not written that way.
+    """
+    spots = torch.nn.functional.pad((ids == token).long(), (1, 1)).diff()
+    starts, ends = (spots == 1).nonzero()[:, 0], (spots == -1).nonzero()[:, 0]
+    if not len(starts):
+        return []
+    if int(ends[-1]) == len(ids) or int(ids[ends[-1]]) < 0 or bool((ends - starts != per_tile).any()):
+        raise ValueError(
+            f"runs of {(ends - starts).tolist()} image placeholders, each of which must be {per_tile} long with a mark "
+            f"behind it. {LAYOUT}."
+        )
+    fence = ids[ends[-1]]
+    before = torch.nn.functional.pad((ids == fence).long().cumsum(0), (1, 0))
+    between = [*(before[starts[1:]] - before[ends[:-1]]).tolist(), 2]
+    goes_on = (ids[ends] == fence).tolist()
+    grids: list[tuple[int, int]] = []
+    lines: list[int] = []
+    across = 0
+    for fences, same_row in zip(between, goes_on, strict=True):  # one step per tile
+        across += 1
+        if fences >= 2:
+            if across != 1 or len(set(lines)) > 1:
+                raise ValueError(f"an image with rows of {[*lines, across]} tiles. {LAYOUT}.")
+            grids.append((len(lines), lines[0] if lines else 0))
+            lines, across = [], 0
+        elif fences == 0:
+            raise ValueError(f"nothing marks the border between two runs of image placeholders. {LAYOUT}.")
+        elif not same_row:
+            lines.append(across)
+            across = 0
+    return grids

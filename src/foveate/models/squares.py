@@ -1,0 +1,81 @@
+"""Square views: squares of patches that become one token, and families that see every image stretched to one square."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from foveate.attention import recording
+from foveate.models.base import EncodedImage, Kept, Kind, Request, grid_geometry
+from foveate.models.towers import Reading, Tower, TowerFamily
+from foveate.tokens import VisualTokens
+
+
+def square_sources(side: int, factor: int) -> Tensor:
+    """(n, m) int64: the patches of every token where squares of ``factor`` x ``factor`` of them become one, row by row.
+
+    Args:
+        side: patches per side of the whole square. What does not fill a square at its right and lower edge is in none.
+        factor: patches per side of a token.
+    """
+    places = torch.arange(side**2).view(side, side)
+    return places.unfold(0, factor, factor).unfold(1, factor, factor).reshape(-1, factor**2)
+
+
+def stacked(kept: Sequence[Kept]) -> Any:
+    """The kept tokens (m in all) as (m, 1, D), for models that expect one tensor (tiles, tokens, D) for all images.
+
+    Tiles of one token each: images that keep different numbers of them still make one tensor, and beam search, which
+    repeats whole tiles, still finds the border between prompts.
+    """
+    together = torch.cat([one.features for one in kept])[:, None]
+    return BaseModelOutputWithPooling(pooler_output=together)  # type: ignore[arg-type]
+
+
+class SquareFamily(TowerFamily):
+    """Families whose SigLIP tower sees every image stretched to one square, and is read at its last layer."""
+
+    saliency = "mean received attention, last layer"
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config, {"siglip_vision_model": "received"})
+
+    @property
+    def factor(self) -> int:
+        """Patches per side of the square that is pooled to one token."""
+        return 1
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        pixels = inputs["pixel_values"]
+        size = self.config.vision_config.image_size
+        if not torch.is_tensor(pixels) or pixels.ndim != 4 or pixels.shape[-2:] != (size, size):
+            raise ValueError(
+                f"{self.title} takes pixel_values as one tensor (images, channels, {size}, {size}), "
+                f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
+            )
+        reading = Reading(len(self.tower.layers) - 1, "full")
+        with recording(self.tower.recorder(reading, request)) as record:
+            output = request.features(pixel_values=pixels, return_dict=True)
+        sources = square_sources(self.tower.side, self.factor)
+        side = self.tower.side // self.factor
+        seen = torch.tensor([[0, 0, 1, 1]]) * side * self.factor * self.config.vision_config.patch_size
+        geometry = grid_geometry([(side, side)], seen, (size, size), pixels.device)
+        images = []
+        for number, stream in enumerate(output.pooler_output):
+            ours = sources + number * self.tower.side**2
+            tokens = VisualTokens(
+                features=stream,
+                geometry=geometry,
+                saliency=record.saliency(ours, stream.device),
+                keys=record.keys_of(ours, stream.device),
+                full_grid=True,
+            )
+            images.append(EncodedImage.of_patches(tokens))
+        return images
+
+    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
+        return stacked(kept)
