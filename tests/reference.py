@@ -64,7 +64,8 @@ def kept_places(model: Any, stream: Tensor, indices: list[int], newlines: str, m
     kept = [patches[index] for index in indices]
     if newlines == "rows":
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-        start = side * side
+        # A base view has no newline; a single one ends all there is (LLaVA-OneVision: one view, or a video).
+        start = side * side if sum(is_newline) > 1 else 0
         for end, newline in enumerate(is_newline):
             if newline:
                 if any(start <= place < end for place in kept):
@@ -106,7 +107,6 @@ def assemble(
     streams = row.streams(model, inputs, row.kind)
     planes = row.planes(model, inputs, row.kind) if row.planes else [[] for _ in streams]
     weights = [None] * len(streams) if weights is None else weights
-    table = model.get_input_embeddings()
     rows, ids_kept, columns_kept, features, depth = [], [], [], [], []
     image = -1
     left: list[int] = []
@@ -117,7 +117,7 @@ def assemble(
             if not there:
                 continue
             if token != row.token:
-                embeddings.append(table(torch.tensor(token)))
+                embeddings.append(row.embed(model, torch.tensor(token)))
                 columns.append(column)
                 deeper.append(None)
                 continue

@@ -1,0 +1,186 @@
+"""Families that cut an image into square tiles and hand the tiles of all images over as one flat batch.
+
+``pixel_values`` does not say which tiles are one image; the prompt does, since every image is written there with marks
+of its own around or between its tiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from foveate.attention import Recorder, recording
+from foveate.models.base import EncodedImage, Kept, Kind, Request, accepted, grid_geometry
+from foveate.models.squares import square_sources, stacked
+from foveate.models.towers import TowerFamily
+from foveate.tokens import Geometry, VisualTokens
+
+CELLS = 8
+"""Cells per side of a tile when tiles are compared with the whole view."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a prompt writes one image.
+
+    Args:
+        tiles: how many tiles it is.
+        grid: (rows, columns) of the crops; None where the prompt does not say.
+    """
+
+    tiles: int
+    grid: tuple[int, int] | None = None
+
+
+class TiledFamily(TowerFamily):
+    """What such families share: crops row by row, and the whole image once more when there are several."""
+
+    merge = "2x2"
+    views = "crops + 1"
+    whole_first: ClassVar[bool] = False
+    """Whether the whole image comes before its crops, or after them."""
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """How many of the encoder's patches, along a side, make one token."""
+
+    @abstractmethod
+    def cuts(self, row: Tensor, per_tile: int) -> list[Cut]:
+        """The images of one prompt, in order.
+
+        Args:
+            row: (S,) int64 ids on the CPU, -1 where not to be looked at.
+            per_tile: tokens of one tile.
+
+        Raises:
+            ValueError: the placeholders cannot be tiles of images.
+        """
+
+    def recorder(self, inputs: Mapping[str, Any], request: Request) -> Recorder:
+        """What taps the encoder in one call."""
+        reading = self.tower.reading(inputs)
+        if self.tower.read == "cls" and reading.strategy == "full":
+            raise ValueError(
+                "vision_feature_select_strategy='full' sends CLS along with the patches, which stock "
+                f"{self.title} cannot arrange in a square. Set it to 'default'."
+            )
+        return self.tower.recorder(reading, request)
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        pixels = inputs["pixel_values"]
+        if not torch.is_tensor(pixels) or pixels.ndim != 4 or pixels.shape[-1] != pixels.shape[-2]:
+            raise ValueError(
+                f"{self.title} takes pixel_values as one tensor (tiles of all images, channels, side, side), "
+                f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
+            )
+        patch = self.config.vision_config.patch_size
+        side, rest = divmod(pixels.shape[-1], patch if isinstance(patch, int) else patch[0])
+        if rest or side % self.factor:
+            raise ValueError(
+                f"{self.title}: tiles of {pixels.shape[-1]} pixels are not a whole number of {self.factor}x"
+                f"{self.factor} squares of patches of {patch} pixels; use the checkpoint's own image processor"
+            )
+        side //= self.factor
+        cuts = self._read(request.prompt, side**2, len(pixels))
+        with recording(self.recorder(inputs, request)) as record:
+            options = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
+            output = request.features(pixels, **accepted(request.features, options), return_dict=True)
+        squares = square_sources(side * self.factor, self.factor)
+        sources = squares + torch.arange(len(pixels))[:, None, None] * (side * self.factor) ** 2
+        tiles = [cut.tiles for cut in cuts]
+        grids = self._grids(cuts, pixels.split(tiles))
+        images = []
+        for grid, stream, squares in zip(grids, output.pooler_output.split(tiles), sources.split(tiles), strict=True):
+            ours = squares.flatten(0, 1)
+            tokens = VisualTokens(
+                features=stream.flatten(0, 1),
+                geometry=self._geometry(grid, len(stream), side, pixels.shape[-1], stream.device),
+                saliency=record.saliency(ours, stream.device),
+                keys=record.keys_of(ours, stream.device),
+                full_grid=True,
+            )
+            images.append(EncodedImage.of_patches(tokens))
+        return images
+
+    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
+        return stacked(kept)
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """Also the tokens right before and after each run of placeholders: the start, end and tags of tiles."""
+        found = super().marks(ids)
+        spots = ids == self.image_token_id
+        found[:, 1:] |= spots[:, :-1]
+        found[:, :-1] |= spots[:, 1:]
+        return found
+
+    def _read(self, prompt: Tensor | None, per_tile: int, tiles: int) -> list[Cut]:
+        if prompt is None:
+            raise ValueError(f"{self.title}: only the prompt tells which tiles are one image; encode with a prompt")
+        cuts = [cut for row in prompt for cut in self.cuts(row, per_tile)]
+        if sum(cut.tiles for cut in cuts) != tiles:
+            raise ValueError(
+                f"the prompts hold placeholders for {sum(cut.tiles for cut in cuts)} tiles of {len(cuts)} image(s), "
+                f"but pixel_values brings {tiles} tiles. Pass every image with its prompt through the model's own "
+                "processor, with one image token in the text for each image."
+            )
+        return cuts
+
+    def _grids(self, cuts: Sequence[Cut], views: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """(rows, columns) of every image's crops. Where the prompt does not tell, the whole view does: only in the
+        right arrangement do the crops look like it. (Crops that fit in any, of one colour, get the squarest.)"""
+        options = [[cut.grid] if cut.grid else arrangements(cut.tiles) for cut in cuts]
+        asked = [number for number, known in enumerate(options) if len(known) > 1]
+        best = [misfits(views[number][:-1], views[number][-1], options[number]).argmin() for number in asked]
+        choice = dict(zip(asked, torch.stack(best).tolist() if best else [], strict=True))  # one read for all
+        return [known[choice.get(number, 0)] for number, known in enumerate(options)]
+
+    def _geometry(self, grid: tuple[int, int], tiles: int, side: int, pixels: int, device: torch.device) -> Geometry:
+        """View 0 is the whole image, wherever it comes; a tile's pixels are the unit."""
+        rows, columns = grid
+        whole = (rows * pixels, columns * pixels)
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        crops = torch.stack([column, row, column + 1, row + 1], dim=-1).view(-1, 4) * pixels
+        boxes = torch.cat([torch.tensor([[0, 0, whole[1], whole[0]]]), crops])[:tiles]
+        geometry = grid_geometry([(side, side)] * tiles, boxes, whole, device)
+        if self.whole_first:
+            return geometry
+        order = torch.arange(len(geometry), device=device).roll(-(side**2))
+        places = {name: getattr(geometry, name)[order] for name in ("view", "row", "column", "boxes")}
+        return dataclasses.replace(geometry, **places)
+
+
+def runs_of(row: Tensor, token: int) -> list[tuple[int, int]]:
+    """(first, past the last) column of every unbroken run of ``token`` in (S,) ids."""
+    steps = torch.nn.functional.pad((row == token).long(), (1, 1)).diff()
+    return list(zip((steps == 1).nonzero()[:, 0].tolist(), (steps == -1).nonzero()[:, 0].tolist(), strict=True))
+
+
+def arrangements(tiles: int) -> list[tuple[int, int]]:
+    """(rows, columns) of crops there may be when one of ``tiles`` is the whole view, the squarest first."""
+    crops = max(1, tiles - 1)
+    found = [(rows, crops // rows) for rows in range(1, crops + 1) if crops % rows == 0]
+    return sorted(found, key=lambda grid: abs(grid[0] - grid[1]))
+
+
+def misfits(crops: Tensor, whole: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+    """(G,) float32: mean squared difference between crops put together in each arrangement and the whole view.
+
+    Args:
+        crops: (T, C, S, S) pixels.
+        whole: (C, S, S) pixels.
+        grids: (rows, columns) with rows x columns = T each.
+    """
+    cells = adaptive_avg_pool2d(crops.float(), CELLS)
+    found = []
+    for rows, columns in grids:
+        stitched = cells.view(rows, columns, -1, CELLS, CELLS).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2)
+        found.append((stitched - adaptive_avg_pool2d(whole.float(), (rows * CELLS, columns * CELLS))).square().mean())
+    return torch.stack(found)
