@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.models.aya_vision import AyaVision
 from foveate.models.base import EncodedImage, Family
 from foveate.models.gemma3 import Gemma3
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
+from foveate.models.internvl import InternVl
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.mistral3 import Mistral3
+from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        Gemma3, Glm4v, Idefics3, Llava, LlavaNext, Mistral3, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        AyaVision, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, Mistral3, Ovis2, PaliGemma, Qwen2Vl,
+        Qwen25Vl, Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
 }  # fmt: skip
