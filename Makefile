@@ -16,10 +16,10 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train eval clean
+.PHONY: help venv demo test test-lowest lint format train eval clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 venv: $(STAMP)  ## Install the package with everything for development into .venv
 
@@ -35,6 +35,20 @@ demo: $(STAMP)  ## Ask about three pictures with all and with a tenth of the vis
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
+
+LOWEST := .venv-lowest
+
+$(LOWEST)/.foveate-installed: pyproject.toml constraints.txt constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	grep -v -F "$$(sed -n 's/==.*/==/p' constraints-lowest.txt)" constraints.txt | cat - constraints-lowest.txt > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c $(LOWEST)/constraints.txt \
+		-e '.[cli]' pytest pytest-xdist hypothesis
+	@touch $@
+
+test-lowest: export OMP_NUM_THREADS ?= 1
+test-lowest: $(LOWEST)/.foveate-installed  ## Run the family matrix on the oldest supported transformers
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal -k "not eager and not test_methods" \
+		tests/test_matrix.py tests/models tests/test_attach.py tests/test_attention.py $(ARGS)
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
@@ -52,5 +66,5 @@ eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled mode
 	$(BIN)/foveate eval --suite scenes $(ARGS)
 
 clean:  ## Remove what the targets made, the environment included
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +
