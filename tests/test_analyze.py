@@ -18,5 +18,6 @@ def test_analyze_prints_tables_and_writes_files(tmp_path):
     told = json.loads(call(*options, "--json").stdout)
     assert told["layer"] == 0 and told["settings"]["count"] == 2 and len(told["bias"]) == 3
     assert {"analysis.json", "analysis.png", "scenes"} <= {path.name for path in out.iterdir()}
+    assert "seed: 0 then, 1 now" in refused(*options, "--seed", 1)
     assert "layer 9 is not one of the 2" in refused(*options[:3], "--layer", 9, *options[5:])
     assert "unknown split" in refused("analyze", "--split", "train")

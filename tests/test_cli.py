@@ -274,6 +274,8 @@ def test_eval_of_a_data_set_folder(folder, tmp_path):
     datasets.DatasetDict({"validation": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "set")
     options = ["eval", "--suite", f"hf:{tmp_path / 'set'}", "--split", "validation", "--question-column", "q"]
     options += ["--methods", "adafv", "--keep", "0.5", "--max-new-tokens", 2, "--suffix", " In a word.", "--json"]
+    wrong = [*options[:5], "--question-column", "ask", "--model", folder, "--out", tmp_path / "out"]
+    assert "no column 'ask'; it has: image, q, answers" in refused(*wrong)
     told = json.loads(call(*options, "--model", folder, "--out", tmp_path / "out").stdout)
     assert [run["count"] for run in told["runs"]] == [2, 2]
     rows = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def run(request: Request) -> None:
         ValueError: bad input, or an output folder made with other settings.
     """
     out = request.out or Path("build") / "analyze" / request.source.slug()
-    suite = open_suite(request.source, out, request.source.settings(), ALONE)
+    suite = open_suite(request.source, out, ALONE)
     model, processor = load_model(request.model, request.dtype)
     with progress_bar("reading scores") as progress:
         found = analysis.analyse(

@@ -142,6 +142,50 @@ def evaluate(
 
 @app.command()
 @command
+def tune(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="scenes, a .jsonl file, or hf:NAME of a data set or its folder.")
+    ],
+    target: Annotated[float, typer.Option(help="The share of the accuracy with all tokens that is to be held.")] = 0.98,
+    methods: Annotated[str, typer.Option(help="Comma-separated names, or all.")] = "all",
+    confidence: Annotated[float, typer.Option(help="With which nothing is wrongly said to hold it.")] = 0.95,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="120 scenes, or 400 questions: under five minutes on two cores.")
+    ] = False,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many scenes (default 300); of other data, how many questions (default all)."),
+    ] = None,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option("--split", help="Of the scenes (test, style) or of the data set.")] = "test",
+    metric: Metric = "exact",
+    image_column: ImageColumn = "image",
+    question_column: QuestionColumn = "question",
+    answers_column: AnswersColumn = "answers",
+    config: Config = None,
+    suffix: Suffix = "",
+    batch_size: BatchSize = 16,
+    max_new_tokens: AnswerTokens = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; started again with the same settings, it goes on.")
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+    dtype: Dtype = "auto",
+) -> None:
+    """Find the smallest budget, and the method, that holds the accuracy on your own questions."""
+    from foveate.cli.tune import Request, run
+    from foveate.evaluation.suites import Columns, Source
+
+    if count is None and (quick or data == "scenes"):
+        count = (120 if quick else 300) if data == "scenes" else 400
+    columns = Columns(image_column, question_column, answers_column)
+    source = Source(data, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
+    run(Request(source, target, methods, confidence, out, model, as_json, dtype, batch_size, max_new_tokens))
+
+
+@app.command()
+@command
 def analyze(
     out: Annotated[Path | None, typer.Option(help="Folder for the scenes, analysis.json and analysis.png.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="40 scenes: well under five minutes on two cores.")] = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,7 @@ from rich.table import Table
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout
 from foveate.evaluation import report as reporting
 from foveate.evaluation.processes import Processes, from_environment
-from foveate.evaluation.runner import ALL, PARQUET_FILE, SETTINGS_FILE, evaluate, factory, write_parquet
+from foveate.evaluation.runner import ALL, PARQUET_FILE, SOURCE_FILE, claim, evaluate, factory, write_parquet
 from foveate.evaluation.scenes import write_scenes
 from foveate.evaluation.scenes.files import Split
 from foveate.evaluation.suites import Source, Suite, check_split
@@ -57,17 +56,25 @@ def parse_methods(text: str) -> list[str]:
     return names
 
 
-def open_suite(source: Source, out: Path, settings: dict[str, Any], processes: Processes) -> Suite:
+def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
     """The questions; the first process draws or exports what is not there yet, the others wait for it.
+
+    What the folder is for is recorded before anything is written into it.
 
     Raises:
         ValueError: the folder holds results of other settings, or what ``Source.open`` refuses.
     """
     if processes.rank:
         processes.wait()
-    check_folder(out, settings)
-    with progress_bar("drawing scenes" if source.is_scenes else "reading questions") as progress:
-        suite = source.open(out, progress)
+    fresh = not (out / SOURCE_FILE).exists()
+    claim(out, SOURCE_FILE, source.settings())
+    try:
+        with progress_bar("drawing scenes" if source.is_scenes else "reading questions") as progress:
+            suite = source.open(out, progress)
+    except Exception:
+        if fresh:  # a wrong column shall not keep the folder from the right one
+            (out / SOURCE_FILE).unlink()
+        raise
     if not processes.rank:
         processes.wait()
     return suite
@@ -89,7 +96,7 @@ def run(request: Request) -> None:
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
     processes = from_environment()
-    suite = open_suite(request.source, out, settings, processes)
+    suite = open_suite(request.source, out, processes)
     model, processor = load_model(request.model, request.dtype)
     with progress_bar("asking" if processes.size == 1 else f"asking, process {processes.rank}") as progress:
         rows = evaluate(
@@ -128,24 +135,6 @@ def _report(suite: Suite, rows: list[Any], methods: list[str]) -> reporting.Repo
     groups = reporting.plain_groups(suite.items)
     pairs = [("adafv", other) for other in methods if other != "adafv"]
     return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
-
-
-def check_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Refuses a folder of other settings before anything is written into it."""
-    record = out / SETTINGS_FILE
-    if not record.is_file():
-        return
-    try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return  # the runner says what to do about it
-    changed = [
-        f"{name}: {before.get(name)!r} then, {value!r} now"
-        for name, value in settings.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise ValueError(f"{out} holds results of other settings ({'; '.join(changed)}): choose another --out")
 
 
 def split_list(text: str) -> list[str]:

@@ -150,6 +150,10 @@ class Report:
         }
 
 
+CORE = ("presence", "attribute", "reading", "biggest")
+"""Kinds of scenes questions that the bundled model answers well."""
+
+
 def scenes_groups() -> tuple[Group, ...]:
     """The figures of the scenes suite.
 
@@ -171,11 +175,10 @@ def scenes_groups() -> tuple[Group, ...]:
 
     yes, no = presence("yes", 0.5), presence("no", 0.5)
     overall = Group("overall", (yes, no, kind("attribute"), kind("reading"), kind("biggest")))
-    core = ("presence", "attribute", "reading", "biggest")
     sized = Group("sized", (Stratum("sized", lambda item: _asks_of_a_thing(item)),))
     return (
         overall,
-        Group("pooled", (Stratum("pooled", lambda item: item.kind in core),)),
+        Group("pooled", (Stratum("pooled", lambda item: item.kind in CORE),)),
         overall.within("sparse", lambda item: not item.clutter),
         overall.within("clutter", lambda item: item.clutter),
         sized.within("small", lambda item: item.size == "small"),

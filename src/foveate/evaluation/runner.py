@@ -29,6 +29,7 @@ from foveate.tokens import Keep, Selection
 ROWS_FILE = "rows.jsonl"
 ROWS_FILES = "rows*.jsonl"
 SETTINGS_FILE = "settings.json"
+SOURCE_FILE = "source.json"
 PARQUET_FILE = "answers.parquet"
 
 FEW = 2
@@ -335,32 +336,40 @@ def open_folder(out: Path, settings: Mapping[str, Any], *, resume: bool = True) 
     Raises:
         ValueError: as for ``evaluate``.
     """
+    answered = any(path.stat().st_size for path in out.glob(ROWS_FILES))
+    if answered and not (out / SETTINGS_FILE).exists():
+        raise ValueError(f"{out} holds {ROWS_FILE} without {SETTINGS_FILE}: choose another folder")
+    claim(out, SETTINGS_FILE, settings)
+    if answered and not resume:
+        raise ValueError(f"{out} holds answers already: choose another folder, or resume")
+    return _read_folder(out)
+
+
+def claim(out: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Makes a results folder and records what it is for, or checks that it is for the same.
+
+    Raises:
+        ValueError: it is for something else, which is named; it is a file; or the record is damaged.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; results are written to a folder")
     out.mkdir(parents=True, exist_ok=True)
-    record = out / SETTINGS_FILE
-    answered = any(path.stat().st_size for path in out.glob(ROWS_FILES))
+    record = out / name
     settings = json.loads(json.dumps(settings))  # as it will be read back
-    if record.exists():
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            raise ValueError(f"{record} is damaged: choose another folder, or delete this one") from None
-        names = sorted({*before, *settings})
-        changed = [name for name in names if before.get(name) != settings.get(name)]
-        if changed:
-            listed = "; ".join(f"{name}: {before.get(name)!r} then, {settings.get(name)!r} now" for name in changed)
-            raise ValueError(f"{out} holds results of other settings ({listed}): choose another folder")
-    elif answered:
-        raise ValueError(f"{out} holds {ROWS_FILE} without {SETTINGS_FILE}: choose another folder")
-    else:
+    if not record.exists():
         # Written aside and renamed, so that a kill leaves either no settings or whole ones.
         partial = record.with_suffix(".partial")
         partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, record)
-    if answered and not resume:
-        raise ValueError(f"{out} holds answers already: choose another folder, or resume")
-    return _read_folder(out)
+        return
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        raise ValueError(f"{record} is damaged: choose another folder, or delete this one") from None
+    changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
+    if changed:
+        listed = "; ".join(f"{key}: {before.get(key)!r} then, {settings.get(key)!r} now" for key in changed)
+        raise ValueError(f"{out} holds results of other settings ({listed}): choose another folder")
 
 
 def fingerprint(model: Any) -> str:

@@ -169,13 +169,28 @@ def bootstrap(design: Design, tallies: np.ndarray, seed: int = 0) -> Estimate:
 
 def resampled(cells: Sequence[np.ndarray], seed: int = 0, resamples: int = RESAMPLES) -> Iterator[list[np.ndarray]]:
     """Sums over resampled pictures, the same draw for all of ``cells`` (pictures, ...), in blocks of many draws."""
-    pictures = len(cells[0])
+    kinds, counts = _kinds(cells)
     rng = np.random.default_rng(seed)
-    block = max(1, min(resamples, 4_000_000 // pictures))  # 32 MB of draws at a time
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        draws = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=size).astype(float)
-        yield [np.tensordot(draws, one, axes=1) for one in cells]
+    for size in _blocks(resamples, len(counts)):
+        draws = rng.multinomial(counts.sum(), counts / counts.sum(), size=size).astype(float)
+        yield [np.tensordot(draws, one, axes=1) for one in kinds]
+
+
+def _kinds(cells: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Pictures that are alike in everything, put together: one cell of each kind, and how many there are of it.
+
+    To draw how often each kind comes is to draw the pictures, and there are far fewer of them to draw.
+    """
+    flat = np.concatenate([one.reshape(len(one), -1) for one in cells], axis=1)
+    _, first, counts = np.unique(flat, axis=0, return_index=True, return_counts=True)
+    return [one[first] for one in cells], counts
+
+
+def _blocks(total: int, width: int) -> Iterator[int]:
+    """Sizes of blocks that take 32 MB at most."""
+    block = max(1, 4_000_000 // width)
+    for start in range(0, total, block):
+        yield min(block, total - start)
 
 
 def paired_difference(
@@ -208,16 +223,14 @@ def paired_difference(
 
 def _swapped(design: Design, first: np.ndarray, second: np.ndarray, value: float, seed: int) -> float:
     """How often swapping the methods picture by picture gives a difference at least as large; two-sided."""
+    (one, two), counts = _kinds([first, second])
+    both = first.sum(0) + second.sum(0)
     rng = np.random.default_rng(seed)
-    gain = first - second
-    total = second.sum(0)
-    block = max(1, 4_000_000 // len(first))
     beyond = 0
-    for start in range(0, FLIPS, block):
-        swap = rng.integers(0, 2, size=(min(block, FLIPS - start), len(first))).astype(float)
-        mine = total + np.tensordot(swap, gain, axes=1)
-        other = first.sum(0) + second.sum(0) - mine
-        beyond += int((np.abs(design.figure(mine) - design.figure(other)) >= abs(value) - 1e-12).sum())
+    for size in _blocks(FLIPS, len(counts)):
+        kept = rng.binomial(counts, 0.5, size=(size, len(counts))).astype(float)
+        mine = np.tensordot(kept, one, axes=1) + np.tensordot(counts - kept, two, axes=1)
+        beyond += int((np.abs(design.figure(mine) - design.figure(both - mine)) >= abs(value) - 1e-12).sum())
     return (beyond + 1) / (FLIPS + 1)
 
 

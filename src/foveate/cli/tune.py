@@ -1,0 +1,122 @@
+"""``foveate tune``: the smallest budget that holds a share of the unpruned accuracy on the user's own questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from foveate.cli.console import load_model, note, print_json, progress_bar, stdout
+from foveate.cli.evaluate import answer_tokens, open_suite, parse_methods
+from foveate.evaluation import report, tuning
+from foveate.evaluation.processes import from_environment
+from foveate.evaluation.runner import Row, evaluate
+from foveate.evaluation.suites import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's arguments: what to ask, and the rest as typed."""
+
+    source: Source
+    target: float
+    methods: str
+    confidence: float
+    out: Path | None
+    model: str | None
+    as_json: bool
+    dtype: str
+    batch_size: int
+    max_new_tokens: int | None
+
+
+def run(request: Request) -> None:
+    """Searches, prints what was tried and found, and writes JSON and plot; started again, it goes on.
+
+    Raises:
+        ValueError: bad input, or an output folder made with other settings.
+    """
+    methods = parse_methods(request.methods)
+    source = request.source
+    out = request.out or Path("build") / "tune" / source.slug()
+    settings: dict[str, Any] = {**source.settings(), "model_name": request.model or "bundled"}
+    processes = from_environment()
+    suite = open_suite(source, out, processes)
+    items: Sequence[Any] = suite.items
+    if suite.is_scenes:  # the bundled model is at chance in the other kinds, which would only dilute
+        items = [item for item in items if item.kind in report.CORE]
+    model, processor = load_model(request.model, request.dtype)
+    longest = answer_tokens(source, request.max_new_tokens)
+
+    def ask(method: str, keep: float, asked: Sequence[Any], stage: str) -> list[Row]:
+        with progress_bar(f"{stage}: {method}, keep {keep:g}") as progress:
+            return evaluate(
+                model, processor, asked, [method], [keep], out / stage, folder=suite.folder, settings=settings,
+                max_new_tokens=longest, batch=request.batch_size, progress=progress, processes=processes,
+            )  # fmt: skip
+
+    found = tuning.tune(ask, items, methods, request.target, suite.metric, request.confidence)
+    if processes.rank:
+        return
+    files = tuning.save(found, out, f"{suite.name}, n = {found.questions}")
+    if request.as_json:
+        print_json({"settings": settings, **found.as_dict(), "files": [str(file) for file in files]})
+        return
+    console = stdout()
+    if found.screening:
+        console.print(_screening(found))
+        console.print()
+    console.print(_trials(found))
+    console.print()
+    console.print(_verdict(found), markup=False, soft_wrap=True)
+    if found.estimate is not None and found.estimate != found.best:
+        e = found.estimate
+        note(
+            f"{e.method} at keep {e.keep:g} reaches it on these questions too, which too few of them show to be no luck"
+        )
+    note(found.how())
+    note(f"written: {', '.join(str(file) for file in files)}")
+
+
+def _screening(found: tuning.Tuning) -> Table:
+    table = Table(title=f"screening at keep {tuning.SCREENED:g}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("method", header_style="bold")
+    table.add_column("of all tokens", justify="right", header_style="bold")
+    tried = {trial.method for trial in found.trials}
+    for method, ratio in sorted(found.screening.items(), key=lambda one: -one[1]):
+        table.add_row(method, f"{100 * ratio:.1f} %", style="" if method in tried else "dim")
+    return table
+
+
+def _trials(found: tuning.Tuning) -> Table:
+    title = f"all tokens: {100 * found.accuracy:.1f} % of {found.questions} questions about {found.pictures} pictures"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("method", "keep", "tokens", "ms", "of all tokens", "surely above", f"holds {100 * found.target:g} %"):
+        table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
+    for trial in sorted(found.trials, key=lambda trial: (trial.method, -trial.keep)):
+        table.add_row(
+            trial.method,
+            f"{trial.keep:g}",
+            f"{trial.kept:.0f}",
+            f"{trial.latency_ms:.0f}",
+            f"{100 * trial.relative:.1f} %",
+            f"{100 * trial.bound:.1f} %",
+            "yes" if trial.holds else "no",
+            style="bold" if trial == found.best else "",
+        )
+    return table
+
+
+def _verdict(found: tuning.Tuning) -> str:
+    held = f"{100 * found.target:g} % of the accuracy with all tokens"
+    if found.best is not None:
+        return f"--method {found.best.method} --keep {found.best.keep:g} is the smallest budget shown to hold {held}"
+    if found.best_bound < found.target:
+        return (
+            f"nothing can be shown to hold {held} with {found.questions} questions: even without a single loss the "
+            f"bound would be {100 * found.best_bound:.1f} %. Ask more questions, or lower the target or the confidence"
+        )
+    return f"no budget below all tokens was shown to hold {held}"

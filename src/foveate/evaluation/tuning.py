@@ -1,0 +1,273 @@
+"""The smallest budget, and the method, that holds a share of the unpruned accuracy on somebody's own questions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foveate.evaluation.metrics import Metric
+from foveate.evaluation.runner import ALL, Row
+from foveate.evaluation.statistics import Design, relative
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LADDER = tuple(round(0.02 ** (rung / 24), 3) for rung in range(25))
+"""Budgets that are tried, 1 first, each about 15 % below the one before."""
+
+SCREENED = 0.1
+"""The budget at which methods are compared when there are more than ``FINALISTS``."""
+SCREENING_SHARE = 0.25
+FINALISTS = 2
+
+Ask = Callable[[str, float, Sequence[Any], str], list[Row]]
+"""(method, keep, items, stage) to the rows of that method and of all tokens."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method at one budget, against all tokens on the same questions.
+
+    Args:
+        method, keep: what was tried.
+        relative: its figure over that of all tokens.
+        bound: what the true ratio is above, at the search's level of confidence.
+        holds: whether that is the target at least.
+        kept: tokens per picture that reached the LLM, mean.
+        latency_ms: per question, mean.
+    """
+
+    method: str
+    keep: float
+    relative: float
+    bound: float
+    holds: bool
+    kept: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found.
+
+    Args:
+        target: the share of the unpruned figure that had to be held.
+        confidence: with which no budget is wrongly said to hold it, in all decisions together.
+        decisions: the most that the search could have taken.
+        accuracy: the figure with all tokens.
+        best_bound: the bound of a method that lost nothing: with less than ``target``, there were too few questions.
+        questions, pictures: that decided.
+        screening: by method: relative figure at ``SCREENED`` on other pictures; empty when nothing was screened.
+        trials: in the order they were made.
+        best: the trial that holds with the smallest budget; None when only all tokens do.
+    """
+
+    target: float
+    confidence: float
+    decisions: int
+    accuracy: float
+    best_bound: float
+    questions: int
+    pictures: int
+    screening: dict[str, float]
+    trials: tuple[Trial, ...]
+    best: Trial | None
+
+    @property
+    def estimate(self) -> Trial | None:
+        """The smallest budget tried whose own figure reaches the target, sure or not."""
+        reaching = [trial for trial in self.trials if trial.relative >= self.target]
+        return min(reaching, key=lambda trial: trial.keep, default=None)
+
+    def how(self) -> str:
+        """How it was decided, for people."""
+        level = 1 - (1 - self.confidence) / self.decisions
+        chosen = (
+            f"The {FINALISTS} methods that lost least at keep {SCREENED:g} on a quarter of the pictures went on; the "
+            "others decided. "
+        )
+        return (
+            f"{chosen if self.screening else ''}A budget holds when the one-sided lower bound of its accuracy over "
+            f"that of all tokens, on the same {self.questions} questions, is at least {self.target:g}: a percentile of "
+            f"the bootstrap over {self.pictures} pictures, at {100 * level:.2f} %, so that with "
+            f"{100 * self.confidence:g} % confidence none of the at most {self.decisions} decisions wrongly says that "
+            "one holds. The search is a bisection: it takes for granted that more tokens are no worse."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        told = {**asdict(self), "how": self.how()}
+        return {**told, "estimate": asdict(self.estimate) if self.estimate else None}
+
+
+def tune(
+    ask: Ask, items: Sequence[Any], methods: Sequence[str], target: float, metric: Metric, confidence: float = 0.95
+) -> Tuning:
+    """Searches by bisection over ``LADDER``; see ``Tuning.how`` for how a budget is judged.
+
+    With more than ``FINALISTS`` methods, a quarter of the pictures serves to choose those that go on, and only the
+    others decide, so that the choice does not flatter the chosen. The first finalist's smallest budget is found by
+    bisection; the next is tried right below it, and searched further down only if it holds there.
+
+    Args:
+        ask: answers items with a method at a budget, and with all tokens.
+        items: questions with ``image`` and ``answers``; an ``id`` or the place names them in rows.
+        methods: names, at least one; the first is preferred where they tie.
+        target: in (0, 1].
+        metric: what an answer is worth.
+        confidence: in [0.5, 1).
+
+    Raises:
+        ValueError: an impossible target or confidence, no methods, too few pictures to screen with, or nothing is right
+            with all tokens.
+    """
+    if not 0 < target <= 1:
+        raise ValueError(f"the target must be a share of the unpruned accuracy, in (0, 1], got {target!r}")
+    if not 0.5 <= confidence < 1:
+        raise ValueError(f"the confidence must be in [0.5, 1), got {confidence!r}")
+    if not methods:
+        raise ValueError("name at least one method")
+    methods = list(dict.fromkeys(methods))
+    screening: dict[str, float] = {}
+    if len(methods) > FINALISTS:
+        aside, items = _split(items)
+        for method in methods:
+            rows = ask(method, SCREENED, aside, "screening")
+            screening[method] = _compared(rows, aside, method, SCREENED, metric, 0.5)[0]
+        methods = sorted(methods, key=lambda method: -screening[method])[:FINALISTS]
+    steps = math.ceil(math.log2(len(LADDER)))
+    decisions = steps + (len(methods) - 1) * (1 + steps)
+    level = 1 - (1 - confidence) / decisions
+    trials: list[Trial] = []
+    whole: list[Row] = []
+
+    def holds(method: str, rung: int) -> bool:
+        keep = LADDER[rung]
+        rows = ask(method, keep, items, "decisions")
+        whole[:] = [row for row in rows if row.method == ALL]
+        ratio, bound = _compared(rows, items, method, keep, metric, level)
+        own = [row for row in rows if row.method == method]
+        kept, latency = (
+            math.fsum(values) / len(own) for values in ([r.kept for r in own], [r.latency_ms for r in own])
+        )
+        trials.append(Trial(method, keep, ratio, bound, bound >= target, kept, latency))
+        return trials[-1].holds
+
+    best = 0  # rung 0 is all tokens, which hold by definition
+    for number, method in enumerate(methods):
+        good, bad = best, len(LADDER)
+        if number:
+            if best + 1 == len(LADDER) or not holds(method, best + 1):
+                continue
+            good = best + 1
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if holds(method, middle) else (good, middle)
+        best = good
+    found = [trial for trial in trials if trial.holds and trial.keep == LADDER[best]]
+    known = _known(items)
+    tallies = metric.tallies((row.answer, known[row.item].answers) for row in whole)
+    design = Design([known[row.item].image for row in whole], metric.value)
+    return Tuning(
+        target,
+        confidence,
+        decisions,
+        float(metric.value(tallies.sum(0))),
+        relative(tallies, tallies, design, level, _loss(metric))[1],
+        len(whole),
+        len(set(design.pictures)),
+        screening,
+        tuple(trials),
+        found[-1] if found else None,
+    )
+
+
+def _known(items: Sequence[Any]) -> dict[str, Any]:
+    return {str(getattr(item, "id", place)): item for place, item in enumerate(items)}
+
+
+def _loss(metric: Metric) -> np.ndarray:
+    return np.array([(*metric.lost, 1.0), (*metric.won, 1.0)])
+
+
+def _compared(
+    rows: Sequence[Row], items: Sequence[Any], method: str, keep: float, metric: Metric, level: float
+) -> tuple[float, float]:
+    known = _known(items)
+    own = {row.item: row.answer for row in rows if (row.method, row.keep) == (method, keep)}
+    whole = {row.item: row.answer for row in rows if row.method == ALL}
+    mine, theirs = (metric.tallies((side[item], known[item].answers) for item in own) for side in (own, whole))
+    return relative(mine, theirs, Design([known[item].image for item in own], metric.value), level, _loss(metric))
+
+
+def _split(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """A quarter of the pictures, drawn with a fixed seed, and the others; each side's questions keep their order."""
+    pictures = list(dict.fromkeys(item.image for item in items))
+    count = round(SCREENING_SHARE * len(pictures))
+    if not count:
+        raise ValueError(
+            f"{len(pictures)} pictures are too few to choose among methods first: name at most {FINALISTS}"
+        )
+    drawn = np.random.default_rng(0).permutation(len(pictures))[:count]
+    aside = {pictures[place] for place in drawn}
+    return [item for item in items if item.image in aside], [item for item in items if item.image not in aside]
+
+
+COLOURS = ("#d1495b", "#2e86ab")
+
+
+def plot(tuning: Tuning, title: str = "") -> Figure:
+    """Relative accuracy over the budget, with its lower bound, the target, and the budget that was found.
+
+    Returns:
+        A matplotlib figure that no global state knows of.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for method, colour in zip(dict.fromkeys(trial.method for trial in tuning.trials), COLOURS, strict=False):
+        own = sorted((trial for trial in tuning.trials if trial.method == method), key=lambda trial: trial.keep)
+        axes.errorbar(
+            [100 * trial.keep for trial in own],
+            [100 * trial.relative for trial in own],
+            yerr=[[100 * (trial.relative - trial.bound) for trial in own], [0.0] * len(own)],
+            label=method, color=colour, marker="o", markersize=4, linewidth=1.5, elinewidth=1, capsize=3,
+        )  # fmt: skip
+    axes.axhline(100 * tuning.target, color="#333333", linestyle="--", linewidth=1, label=f"target {tuning.target:g}")
+    if tuning.best is not None:
+        axes.axvline(100 * tuning.best.keep, color="#333333", linestyle=":", linewidth=1)
+        axes.annotate(
+            f" {tuning.best.method}, keep {tuning.best.keep:g}",
+            (100 * tuning.best.keep, 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90, ha="right",
+        )  # fmt: skip
+    ticks = sorted({round(100 * trial.keep, 1) for trial in tuning.trials})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+    axes.minorticks_off()
+    axes.set_xlabel("visual tokens kept, %")
+    axes.set_ylabel("of the accuracy with all tokens, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.set_title(title or f"n = {tuning.questions}", fontsize=10, loc="left")
+    return figure
+
+
+def save(tuning: Tuning, out: Path, title: str = "") -> list[Path]:
+    """Writes ``tune.json`` and, where matplotlib is installed, ``tune.png``. Returns the files written."""
+    files = [out / "tune.json"]
+    files[0].write_text(json.dumps(tuning.as_dict(), indent=2) + "\n", encoding="utf-8")
+    try:
+        figure = plot(tuning, title)
+    except ModuleNotFoundError:  # the plot is an extra; the figures are in the JSON
+        return files
+    files.append(out / "tune.png")
+    figure.savefig(files[1], dpi=150)
+    return files
