@@ -13,8 +13,8 @@ import torch
 from PIL.Image import Image
 
 from foveate.models import family_for
-from foveate.prompts import adds_special_tokens
 from foveate.pruners import Pruner
+from foveate.session import process
 from foveate.tokens import Selection
 
 
@@ -99,10 +99,7 @@ def compare(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     image_token = family_for(model).image_token_id
-    inputs = processor(
-        images=list(images), text=prompt, return_tensors="pt", add_special_tokens=adds_special_tokens(processor, prompt)
-    )
-    inputs = inputs.to(model.device, model.dtype)
+    inputs = process(processor, model, [prompt], images)
     length = inputs["input_ids"].shape[1]
     visual = int((inputs["input_ids"] == image_token).sum())
 
