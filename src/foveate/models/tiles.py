@@ -22,8 +22,8 @@ from foveate.models.squares import square_sources, stacked
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
-CELLS = 8
-"""Cells per side of a tile when tiles are compared with the whole view."""
+CELLS = 28
+"""Cells per side of the whole view when tiles are compared with it; the tiles of known checkpoints divide by it."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,9 @@ def misfits(crops: Tensor, whole: Tensor, grids: Sequence[tuple[int, int]]) -> T
         grids: (rows, columns) with rows x columns = T each.
     """
     cells = adaptive_avg_pool2d(crops.float(), CELLS)
+    wanted = adaptive_avg_pool2d(whole.float(), CELLS)
     found = []
     for rows, columns in grids:
         stitched = cells.view(rows, columns, -1, CELLS, CELLS).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2)
-        found.append((stitched - adaptive_avg_pool2d(whole.float(), (rows * CELLS, columns * CELLS))).square().mean())
+        found.append((adaptive_avg_pool2d(stitched, CELLS) - wanted).square().mean())
     return torch.stack(found)
