@@ -58,9 +58,14 @@ def _tiles(number: int) -> Tensor:
 
 
 def write_tiles(number: int, count: int) -> list[int]:
-    """As the stock processors write them; a tag is two tokens."""
     rows, columns = GRIDS[number]
-    run = [IMAGE] * (count // (rows * columns + 1))
+    return write_grid((rows, columns), count // (rows * columns + 1))
+
+
+def write_grid(grid: tuple[int, int], per_tile: int) -> list[int]:
+    """As the stock processors write an image; the tag of a tile is two tokens."""
+    rows, columns = grid
+    run = [IMAGE] * per_tile
     ids: list[int] = []
     for row in range(rows):
         for column in range(columns):

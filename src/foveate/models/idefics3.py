@@ -12,12 +12,8 @@ from torch import Tensor
 from foveate.attention import Recorder, recording, tapped_config
 from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, grid_geometry
 from foveate.models.squares import square_sources, stacked
+from foveate.models.tile_marks import tile_grids, tile_marks
 from foveate.tokens import Geometry, VisualTokens
-
-LAYOUT = (
-    "Every image must stand in its prompt as the model's own processor writes it: the mark around images before each "
-    "tile, a line break after each row of tiles, the whole image last, the mark behind it"
-)
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,9 @@ class Idefics3(Family):
             first += len(numbers)
         return images
 
+    def marks(self, ids: Tensor) -> Tensor:
+        return super().marks(ids) | tile_marks(ids, self.image_token_id)
+
     def _tile_size(self, pixels: Any, mask: Any) -> int:
         """Pixels per side of every tile, checked."""
         if not torch.is_tensor(pixels) or pixels.ndim != 5:
@@ -141,54 +140,3 @@ class SmolVlm(Idefics3):
 
     title = "SmolVLM"
     model_types = ("smolvlm",)
-
-
-def tile_grids(ids: Tensor, token: int, per_tile: int) -> list[tuple[int, int]]:
-    """Which of a prompt's runs of placeholders make up one image.
-
-    Stock processors write, with F for ``<fake_token_around_image>``: ``F tag run F tag run \\n``, the same for every
-    row of tiles, then ``\\n F tag run F`` for the whole image (that alone when it was not cut). Tags may be several
-    tokens (Idefics3 has none of its own for them), so only F is relied upon: it is what stands behind a prompt's last
-    run. Once between two runs, it opens the next tile of the same image; twice, it closes one image and opens another.
-    A run with F behind it goes on in the same row of tiles, with anything else it ends the row.
-
-    Args:
-        ids: (S,) int64 on the CPU, -1 where not to be looked at.
-        token: the placeholder's id.
-        per_tile: placeholders of one tile.
-
-    Returns:
-        (rows, columns) of tiles of every image, (0, 0) where there is only the whole image.
-
-    Raises:
-        ValueError: the prompt is not written that way.
-    """
-    spots = torch.nn.functional.pad((ids == token).long(), (1, 1)).diff()
-    starts, ends = (spots == 1).nonzero()[:, 0], (spots == -1).nonzero()[:, 0]
-    if not len(starts):
-        return []
-    if int(ends[-1]) == len(ids) or int(ids[ends[-1]]) < 0 or bool((ends - starts != per_tile).any()):
-        raise ValueError(
-            f"runs of {(ends - starts).tolist()} image placeholders, each of which must be {per_tile} long with a mark "
-            f"behind it. {LAYOUT}."
-        )
-    fence = ids[ends[-1]]
-    before = torch.nn.functional.pad((ids == fence).long().cumsum(0), (1, 0))
-    between = [*(before[starts[1:]] - before[ends[:-1]]).tolist(), 2]
-    goes_on = (ids[ends] == fence).tolist()
-    grids: list[tuple[int, int]] = []
-    lines: list[int] = []
-    across = 0
-    for fences, same_row in zip(between, goes_on, strict=True):  # one step per tile
-        across += 1
-        if fences >= 2:
-            if across != 1 or len(set(lines)) > 1:
-                raise ValueError(f"an image with rows of {[*lines, across]} tiles. {LAYOUT}.")
-            grids.append((len(lines), lines[0] if lines else 0))
-            lines, across = [], 0
-        elif fences == 0:
-            raise ValueError(f"nothing marks the border between two runs of image placeholders. {LAYOUT}.")
-        elif not same_row:
-            lines.append(across)
-            across = 0
-    return grids
