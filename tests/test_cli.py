@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import foveate
 from foveate import METHODS
 from foveate.cli import app
+from foveate.models import FAMILIES
 from tests import checkpoint
 
 QUESTION = "What color is the card of the cat?"
@@ -207,7 +208,9 @@ def test_lists():
     assert {entry["name"] for entry in told} == set(METHODS) and all(entry["does"] for entry in told)
     assert next(entry for entry in told if entry["name"] == "saliency")["reads"] == ["saliency"]
     assert "LLaVA-NeXT" in call("models").stdout
-    assert json.loads(call("models", "--json").stdout)["models"][0]["model_types"] == ["llava"]
+    models = json.loads(call("models", "--json").stdout)["models"]
+    assert {name for entry in models for name in entry["model_types"]} == set(FAMILIES)
+    assert next(entry for entry in models if entry["family"] == "Qwen3-VL")["video"] == "yes"
     assert call("--version").stdout == f"foveate {foveate.__version__}\n"
 
 

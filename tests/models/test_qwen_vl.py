@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, ProcessorMixin, Qwen2VLProcessor
@@ -24,6 +26,7 @@ try:  # the PIL processor: no torchvision needed
 except ImportError:  # before 5.10
     from transformers import Qwen2VLImageProcessor as Images
 
+OLD = Version(transformers.__version__) < Version("5.6")
 NAMES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SILENT}
 
@@ -52,6 +55,8 @@ def picture_and_film(name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("keep", [1.0, 0.4, 2])
 def test_image_and_video_in_one_prompt(name: str, model: Any, keep: float | int) -> None:
+    if OLD and name == "qwen2_5_vl":
+        pytest.skip("stock 5.4 wants a time step for every image as well and runs out of them")
     inputs = picture_and_film(name)
     row = ROWS[name]
     pruner = foveate.AdaFV(keep=keep)
@@ -87,6 +92,8 @@ def test_image_and_video_in_one_prompt(name: str, model: Any, keep: float | int)
 @pytest.mark.parametrize("keep", [1.0, 0.4])
 def test_a_new_image_in_the_second_turn(name: str, model: Any, keep: float) -> None:
     """It gets the positions it would have had, had both turns come at once."""
+    if OLD and name == "qwen2_5_vl":
+        pytest.skip("stock 5.4 multiplies the place where an image starts by the time step")
     row = ROWS[name]
     one = prompts(row, model, "one")
     pruner = foveate.Saliency(keep=keep)
