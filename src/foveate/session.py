@@ -62,6 +62,8 @@ def question_prompt(processor: Any, question: str, images: int) -> str:
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         return rendered
+    if type(processor).__name__ == "PaliGemmaProcessor":  # trained on images and then the bare task
+        return image_mark(processor) * images + question
     marks = f"{image_mark(processor)}\n" * images
     return f"USER: {marks}{question} ASSISTANT:"
 
@@ -72,7 +74,7 @@ class Session:
     Args:
         model, processor: as given to ``look``.
         pictures: the images, as given.
-        images: the same, encoded.
+        images: the same, encoded (Gemma 3: with pan-and-scan, its crops too).
         inputs: what the processor made of a probe prompt with them, pixels included.
         layout: see ``foveate.attach``.
     """
@@ -112,7 +114,7 @@ class Session:
 
     def prompt(self, question: str) -> str:
         """The text for the processor: see ``question_prompt``."""
-        return question_prompt(self.processor, question, len(self.images))
+        return question_prompt(self.processor, question, len(self.pictures))
 
     def ask(self, question: str, pruner: Pruner | None = None, **options: Any) -> Answer:
         """Answers one question. See ``ask_many``."""
@@ -188,9 +190,9 @@ class Session:
     def _count_marks(self, prompt: str) -> list[str]:
         mark = image_mark(self.processor)
         parts = prompt.split(mark)
-        if len(parts) != len(self.images) + 1:
+        if len(parts) != len(self.pictures) + 1:
             raise ValueError(
-                f"the prompt has {len(parts) - 1} image tokens for {len(self.images)} images; the question must "
+                f"the prompt has {len(parts) - 1} image tokens for {len(self.pictures)} images; the question must "
                 f"not contain {mark!r} itself"
             )
         return parts
