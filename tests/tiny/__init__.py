@@ -5,11 +5,19 @@ A new family joins by a file here and a line in ``ROWS``.
 
 from __future__ import annotations
 
-from tests.tiny import glm, llava, mistral, qwen, siglip, tiles
+from tests.tiny import glm, llava, mistral, onevision, qwen, siglip, tiles
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
 
-ROWS: dict[str, Row] = {**llava.ROWS, **qwen.ROWS, **siglip.ROWS, **tiles.ROWS, **glm.ROWS, **mistral.ROWS}
+ROWS: dict[str, Row] = {
+    **llava.ROWS,
+    **qwen.ROWS,
+    **siglip.ROWS,
+    **tiles.ROWS,
+    **glm.ROWS,
+    **mistral.ROWS,
+    **onevision.ROWS,
+}
 
 __all__ = [
     "BATCHES", "BOS", "END", "IMAGE", "PAD", "PINPOINTS", "ROWS", "SIDE", "SILENT", "SIZES", "START", "VIDEO", "Row",

@@ -11,7 +11,14 @@ from transformers import Glm4vConfig, Glm4vForConditionalGeneration, Glm4vMoeCon
 from tests.tiny.qwen import image_pixels, read, saliency, types, write_image
 from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, finish
 
-IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": START, "image_end_token_id": END}
+IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "image_start_token_id": START,
+    "image_end_token_id": END,
+    "video_start_token_id": 94,
+    "video_end_token_id": 95,
+}
 VISION = {
     "depth": 3,
     "hidden_size": 32,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,9 +39,11 @@ class LlavaNext(TowerFamily):
 
     title = "LLaVA-NeXT"
     model_types = ("llava_next",)
-    layouts = ("stock", "released")
-    image_inputs = ("pixel_values", "image_sizes")
+    layouts: ClassVar[tuple[Layout, ...]] = ("stock", "released")
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     views = "1 + crops"
+    packing: ClassVar[Mapping[str, str]] = {"vision_feature_select_strategy": "default"}
+    """What stock packing is told when it shall move patches, and nothing else."""
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels, sizes = inputs["pixel_values"], inputs.get("image_sizes")
@@ -90,11 +92,14 @@ class LlavaNext(TowerFamily):
         )
         if released:
             return EncodedImage(tokens, len(source))
-        slots = torch.where(patch, patch.cumsum(0) - 1, NEWLINE)
-        # A line is a row of the canvas: it ends with its newline. The base view has none.
-        lines = (source == NEWLINE).long().cumsum(0) - (source == NEWLINE).long()
+        return self._in_lines(tokens, stream, ~patch)
+
+    def _in_lines(self, tokens: VisualTokens, stream: Tensor, newline: Tensor) -> EncodedImage:
+        """A line is a row of the canvas: it ends with its newline. The base view has none."""
+        slots = torch.where(newline, NEWLINE, (~newline).cumsum(0) - 1)
+        lines = newline.long().cumsum(0) - newline.long()
         lines[: self.tower.side**2] = -1
-        return EncodedImage(tokens, len(source), slots, lines, stream)
+        return EncodedImage(tokens, len(newline), slots, lines, stream)
 
     def _stream_sources(self, canvas: Canvas) -> Tensor:
         """(n,) int64: for every placeholder its flat index over views x patches, or ``NEWLINE``.
@@ -103,14 +108,19 @@ class LlavaNext(TowerFamily):
         """
         views = 1 + canvas.grid[0] * canvas.grid[1]
         # float64 holds every index exactly
-        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64).view(views, -1, 1)
+        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64)
+        return self._pack(indices[:, None], canvas, **self.packing)[:, 0].long()
+
+    def _pack(self, values: Tensor, canvas: Canvas, **options: Any) -> Tensor:
+        """(views * patches, d) to (n, d), as stock packing treats features; newlines become ``NEWLINE``."""
         packed, _ = self.base.pack_image_features(
-            [indices],
+            [values.view(-1, self.tower.side**2, values.shape[-1])],
             torch.tensor([canvas.image]),
-            vision_feature_select_strategy="default",
-            image_newline=torch.full((1,), float(NEWLINE), dtype=torch.float64),
+            image_newline=values.new_full(values.shape[-1:], float(NEWLINE)),
+            **options,
         )
-        return packed[0][:, 0].long()
+        found: Tensor = packed[0]
+        return found
 
     def _canvas(self, image: tuple[int, int]) -> Canvas:
         side = self.config.vision_config.image_size
@@ -125,7 +135,16 @@ class LlavaNext(TowerFamily):
         offset = ((best_height - fitted[0]) // 2, (best_width - fitted[1]) // 2)
         return Canvas(image, (best_height // side, best_width // side), fitted, offset)
 
-    def _geometry(self, canvas: Canvas, order: Tensor, device: torch.device) -> Geometry:
+    def _geometry(self, canvas: Canvas, order: Tensor, device: torch.device, cells: Tensor | None = None) -> Geometry:
+        """Places of the patches ``order`` (flat over views x patches).
+
+        Args:
+            canvas: how the image was cut.
+            order: (N,) int64.
+            device: where the tensors go.
+            cells: (n, 4) float64: what the last n stand for, (x0, y0, x1, y1) in patches of the whole canvas; by
+                default each stands for itself.
+        """
         side = self.tower.side
         view, place = order // side**2, order % side**2
         row, column = place // side, place % side
@@ -134,7 +153,10 @@ class LlavaNext(TowerFamily):
         base = corners * torch.tensor([width / side, height / side] * 2, dtype=torch.float64)
         crop_row, crop_column = (view - 1) // canvas.grid[1], (view - 1) % canvas.grid[1]
         shift = torch.stack([crop_column, crop_row, crop_column, crop_row], dim=1) * side
-        pixels = (corners + shift) * self.config.vision_config.patch_size
+        places = corners + shift
+        if cells is not None:
+            places = torch.cat([places[: len(places) - len(cells)], cells])
+        pixels = places * self.config.vision_config.patch_size
         pixels = pixels - torch.tensor([canvas.offset[1], canvas.offset[0]] * 2)
         crops = pixels * torch.tensor([width / canvas.fitted[1], height / canvas.fitted[0]] * 2, dtype=torch.float64)
         boxes = torch.where((view == 0)[:, None], base, crops)

@@ -1,0 +1,194 @@
+"""LLaVA-OneVision: LLaVA-NeXT's views, shrunk above a limit; a single view where there are several images; videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from foveate.attention import Recorder, recording
+from foveate.models.base import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry
+from foveate.models.llava_next import Canvas, LlavaNext
+from foveate.tokens import Geometry, VisualTokens
+
+
+class LlavaOnevision(LlavaNext):
+    """``LlavaOnevisionForConditionalGeneration``.
+
+    Where stock transformers shrinks features (crops above the limit, a video's frames), a token is a bilinear mean of
+    patches: its saliency and keys are the same mean of theirs, its box is the part of the picture it stands for, and
+    its row and column are those of the patch in the middle of it.
+    """
+
+    title = "LLaVA-OneVision"
+    model_types = ("llava_onevision",)
+    layouts = ("stock",)
+    image_inputs = ("pixel_values", "image_sizes", "batch_num_images")
+    video_inputs = ("pixel_values_videos",)
+    views = "1 + crops; 1 of several images"
+    merge = "1; 2x2 in videos"
+    packing = MappingProxyType({"vision_aspect_ratio": "anyres_max_1000000"})  # a limit that shrinks nothing
+
+    def refuse(self, inputs: Mapping[str, Any]) -> None:
+        ratio = inputs.get("vision_aspect_ratio")
+        if ratio is not None and ratio != self.config.vision_aspect_ratio:
+            raise ValueError(
+                f"vision_aspect_ratio={ratio!r} as an argument does not reach stock packing in every mode: set it in "
+                f"the model's and the processor's config (now {self.config.vision_aspect_ratio!r})"
+            )
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        pixels, given = inputs["pixel_values"], inputs.get("image_sizes")
+        if given is None:
+            raise ValueError(
+                f"{self.title} needs image_sizes beside pixel_values: pass all that the processor returned"
+            )
+        if not torch.is_tensor(pixels) or pixels.ndim != 5 or len(given) != len(pixels):
+            raise ValueError(
+                f"{self.title} takes pixel_values as one tensor (images, views, channels, height, width) and "
+                "image_sizes with a height and a width for each, got "
+                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__} with {len(given)} sizes"
+            )
+        cut = self._cut(inputs.get("batch_num_images"), len(pixels))
+        sizes = [(int(h), int(w)) for h, w in torch.as_tensor(given).tolist()]  # one read for all
+        canvases = [self._canvas(size) if crops else None for size, crops in zip(sizes, cut, strict=True)]
+        views = [1 if canvas is None else 1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
+        if max(views) > pixels.shape[1]:
+            raise ValueError(
+                f"image_sizes {sizes} make up to {max(views)} views of an image, and pixel_values hold "
+                f"{pixels.shape[1]}: they, batch_num_images and the model's image_grid_pinpoints must come from one "
+                "processor"
+            )
+        reading = self.tower.reading(inputs)
+        names = ("image_sizes", "batch_num_images", "vision_feature_layer", "vision_feature_select_strategy")
+        with recording(self.tower.recorder(reading, request)) as record:
+            output = request.features(
+                pixel_values=pixels, **{name: inputs.get(name) for name in names}, return_dict=True
+            )
+        images, first = [], 0
+        for size, canvas, count, stream in zip(sizes, canvases, views, output.pooler_output, strict=True):
+            sources = torch.arange(first, first + count * self.tower.side**2)
+            first += len(sources)
+            images.append(
+                self._single(size, stream, record, sources)
+                if canvas is None
+                else self._cropped(canvas, stream, record, sources)
+            )
+        return images
+
+    @staticmethod
+    def _cut(numbers: Any, images: int) -> list[bool]:
+        """Which images are cut into crops: those that are alone in their prompt, as ``batch_num_images`` says."""
+        if numbers is None:
+            return [True] * images
+        counts = [int(number) for number in torch.as_tensor(numbers).tolist()]
+        if sum(counts) != images:
+            raise ValueError(f"batch_num_images {counts} speak of {sum(counts)} images, and pixel_values hold {images}")
+        return [count == 1 for count in counts for _ in range(count)]
+
+    def _single(self, size: tuple[int, int], stream: Tensor, record: Recorder, sources: Tensor) -> EncodedImage:
+        """One of several images: padded to a square, one view, one newline after it."""
+        height, width = size
+        longest, side = max(size), self.tower.side
+        top, left = (longest - height) // 2, (longest - width) // 2
+        box = torch.tensor([[-left, -top, longest - left, longest - top]])
+        whole = grid_geometry([(side, side)], box, size, stream.device)
+        boxes = whole.boxes.clamp(min=0).minimum(whole.boxes.new_tensor([width, height] * 2))
+        geometry = Geometry(whole.view, whole.row, whole.column, boxes, size, whole.grids)
+        return self._ended(
+            geometry, stream, record.saliency(sources, stream.device), record.keys_of(sources, stream.device)
+        )
+
+    def _ended(
+        self, geometry: Geometry, stream: Tensor, saliency: Tensor | None, keys: Tensor | None, kind: Kind = "image"
+    ) -> EncodedImage:
+        """Patches with one newline after all of them: it ends the whole as if it were one line."""
+        count = len(geometry)
+        tokens = VisualTokens(stream[:-1], geometry, saliency, full_grid=True, keys=keys)
+        slots = torch.cat([torch.arange(count), torch.tensor([NEWLINE])])
+        return EncodedImage(tokens, count + 1, slots, torch.zeros(count + 1, dtype=torch.int64), stream, (), kind)
+
+    def _cropped(self, canvas: Canvas, stream: Tensor, record: Recorder, sources: Tensor) -> EncodedImage:
+        device = stream.device
+        ratio = {"vision_aspect_ratio": self.config.vision_aspect_ratio}
+        newline = self._pack(torch.zeros(len(sources), 1), canvas, **ratio)[:, 0] == NEWLINE
+        patch = (~newline).nonzero()[:, 0].to(device)
+
+        def packed(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            return self._pack(values.view(len(sources), -1), canvas, **ratio)[patch].view(-1, *values.shape[1:])
+
+        tokens = VisualTokens(
+            features=stream[patch],
+            geometry=self._place(canvas, int(newline.sum()), len(newline), device),
+            saliency=packed(record.saliency(sources, device)),
+            keys=packed(record.keys_of(sources, device)),
+        )
+        return self._in_lines(tokens, stream, newline)
+
+    def _place(self, canvas: Canvas, rows: int, placeholders: int, device: torch.device) -> Geometry:
+        """The base view's patches, then ``rows`` rows of tokens laid over what is not padding of the canvas."""
+        side = self.tower.side
+        columns = (placeholders - side**2) // rows - 1
+        whole = self._stream_sources(canvas)
+        unpadded = whole[side**2 :].view(int((whole == NEWLINE).sum()), -1)[:, :-1]
+        height, width = unpadded.shape[0] / rows, unpadded.shape[1] / columns  # of a token, in patches
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        row, column = row.flatten().double(), column.flatten().double()
+        middle = unpadded[((row + 0.5) * height).long(), ((column + 0.5) * width).long()]
+        view, place = divmod(int(unpadded[0, 0]), side**2)
+        top = (view - 1) // canvas.grid[1] * side + place // side
+        left = (view - 1) % canvas.grid[1] * side + place % side
+        cells = torch.stack([column * width, row * height, (column + 1) * width, (row + 1) * height], dim=1)
+        cells += torch.tensor([left, top] * 2)
+        return self._geometry(canvas, torch.cat([torch.arange(side**2), middle]), device, cells)
+
+    def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        pixels = inputs["pixel_values_videos"]
+        if not torch.is_tensor(pixels) or pixels.ndim != 5:
+            raise ValueError(
+                f"{self.title} takes pixel_values_videos as one tensor (videos, frames, channels, height, width), got "
+                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
+            )
+        reading = self.tower.reading(inputs)
+        names = ("vision_feature_layer", "vision_feature_select_strategy")
+        with recording(self.tower.recorder(reading, request)) as record:
+            # The pixels by place: their argument was called pixel_values before.
+            output = request.features(pixels, **{name: inputs.get(name) for name in names}, return_dict=True)
+        frames, side = pixels.shape[1], self.tower.side
+        pooled = math.ceil(side / 2)
+        size = (pixels.shape[3], pixels.shape[4])
+        boxes = torch.tensor([[0, 0, size[1], size[0]]]).expand(frames, -1)
+        geometry = grid_geometry([(pooled, pooled)] * frames, boxes, size, pixels.device)
+
+        def through(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            planes = values.view(frames, side, side, -1).permute(0, 3, 1, 2)
+            means = interpolate(planes, size=(pooled, pooled), mode="bilinear")
+            return means.permute(0, 2, 3, 1).reshape(-1, *values.shape[1:])
+
+        videos = []
+        for number, stream in enumerate(output.pooler_output):
+            if len(stream) != len(geometry) + 1:
+                raise ValueError(
+                    f"{self.title}: this version of transformers puts the newline after a video by itself, so videos "
+                    "cannot be pruned: update it (5.18 and newer do not), or pass frames as images"
+                )
+            sources = torch.arange(frames * side**2) + number * frames * side**2
+            saliency = through(record.saliency(sources, stream.device))
+            keys = through(record.keys_of(sources, stream.device))
+            videos.append(self._ended(geometry, stream, saliency, keys, "video"))
+        return videos
+
+    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
+        package = super().package(kept, kind)
+        if kind == "video":  # one tensor, flattened by the model; videos of different lengths fit only token by token
+            package.pooler_output = torch.cat(package.pooler_output)[:, None]
+        return package
