@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
+    Cohere2Config,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Ovis2Config,
@@ -45,6 +46,8 @@ def internvl(attention: str) -> Any:
 def aya_vision(attention: str) -> Any:
     torch.manual_seed(0)
     text = {"model_type": "cohere2", **TEXT, "layer_types": ["sliding_attention", "full_attention"]}
+    if "int" in str(Cohere2Config.__dataclass_fields__["use_cache"].type):  # 5.4 refuses its own default, a bool
+        text["use_cache"] = 1
     config = AyaVisionConfig(
         vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
         text_config={**text, "sliding_window": 8, "logit_scale": 1.0},
