@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, PixtralVisionConfig
+from transformers.utils import is_torchvision_available
 
 import foveate
 from foveate.models import family_for
+from tests.checkpoint import tokenizer
 from tests.encoding import encode
 from tests.tiny import END, IMAGE, ROWS, SILENT, prompts, text_config
 from tests.tiny.mistral import BREAK
@@ -132,3 +136,36 @@ def test_text_after_an_image_without_breaks_guides() -> None:
     ids = torch.tensor([[1, 5, *[IMAGE] * 6, 7, 8]])
     family = family_for(ROWS["mistral3"].make("sdpa"))
     assert torch.equal(family.marks(ids), ids == IMAGE)
+
+
+@pytest.fixture
+def whole_processor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real one; all it wants of torchvision is the size that its PIL sibling works out too."""
+    pil = pytest.importorskip("transformers.models.pixtral.image_processing_pil_pixtral")
+    if not is_torchvision_available():
+        monkeypatch.setitem(sys.modules, "transformers.models.pixtral.image_processing_pixtral", pil)
+    module = importlib.import_module("transformers.models.pixtral.processing_pixtral")
+    return module.PixtralProcessor(
+        PixtralImages(size={"longest_edge": 112}),
+        tokenizer(),
+        patch_size=14,
+        spatial_merge_size=2,
+        image_token="<image>",
+        image_break_token=f"w{BREAK}",
+        image_end_token=f"w{END}",
+    )
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3])
+def test_session(whole_processor: Any, keep: float) -> None:
+    model = ROWS["mistral3"].make("sdpa")
+    generator = np.random.default_rng(3)
+    pictures = [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES[:2]]
+    session = foveate.look(model, whole_processor, pictures)
+    for question in ("is there a cat?", "what color is the card?"):
+        answer = session.ask(question, foveate.AdaFV(keep=keep), max_new_tokens=4, do_sample=False)
+        inputs = whole_processor(text=[session.prompt(question)], images=[pictures], return_tensors="pt")
+        assert int((inputs["input_ids"] == BREAK).sum()) > 0
+        with foveate.AdaFV(keep=keep)(model):
+            alone = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
+        assert torch.equal(answer.sequence, alone)
