@@ -45,12 +45,15 @@ def internvl(attention: str) -> Any:
 @cache
 def aya_vision(attention: str) -> Any:
     torch.manual_seed(0)
-    text = {"model_type": "cohere2", **TEXT, "layer_types": ["sliding_attention", "full_attention"]}
-    if "int" in str(Cohere2Config.__dataclass_fields__["use_cache"].type):  # 5.4 refuses its own default, a bool
-        text["use_cache"] = 1
+    window = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "logit_scale": 1.0}
+    try:
+        Cohere2Config()
+        text = {"model_type": "cohere2", **TEXT, **window}
+    except Exception:  # 5.4 refuses its own default (use_cache), so that no Cohere 2 can be made there at all
+        text = {"model_type": "llama", **TEXT}
     config = AyaVisionConfig(
         vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
-        text_config={**text, "sliding_window": 8, "logit_scale": 1.0},
+        text_config=text,
         image_token_index=IMAGE,
         tie_word_embeddings=False,
     )
