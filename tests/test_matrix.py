@@ -77,6 +77,16 @@ def new_tokens(result: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     return result[:, ids.shape[1] :]
 
 
+def skip_if_stock_needs_its_cache(model: Any, inputs: dict[str, Tensor]) -> None:
+    """PaliGemma in 5.4 reads generated tokens in both directions when it has no cache."""
+    if not OLD:
+        return
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    with_cache, without = (model.generate(**inputs, **options, use_cache=use_cache) for use_cache in (True, False))
+    if not torch.allclose(with_cache.logits[1], without.logits[1], atol=1e-3):
+        pytest.skip("the stock model gives other logits without a cache")
+
+
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("mode", list(MODES))
 def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, keep: float | int) -> None:
@@ -96,6 +106,8 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
                 new_tokens(result, inputs), reference.generate(row, model, inputs, assembled, **(wanted or {}))
             )
         return
+    if mode == "no_cache":
+        skip_if_stock_needs_its_cache(model, inputs)
     expected = reference.greedy(row, model, assembled, NEW)[0] if wanted is None else None
     if expected is None:
         expected = reference.generate(row, model, inputs, assembled, **wanted)
@@ -126,6 +138,8 @@ def test_positions_and_newlines(
         assert torch.equal(result.sequences, stock.sequences)
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(result.logits, stock.logits, strict=True))
         return
+    if not use_cache:
+        skip_if_stock_needs_its_cache(model, inputs)
     assembled = reference.assemble(row, model, inputs, indices(pruner), newlines, positions)
     tokens, _ = reference.greedy(row, model, assembled, NEW)
     assert torch.equal(new_tokens(result.sequences, inputs), tokens)
@@ -278,6 +292,8 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
             pytest.skip(
                 "stock places this video behind the text that follows it: generation goes on from another place"
             )
+    if OLD and cache is StaticCache and model.config.model_type == "paligemma":
+        pytest.skip("stock 5.4 looks for token types that a second turn does not have")
     # "prompt" text would change between the turns; saliency does not read it
     pruner = foveate.Saliency(keep=keep)
     options = {"disable_compile": True, **GREEDY}
