@@ -101,7 +101,7 @@ class TiledFamily(TowerFamily):
         for grid, stream, squares in zip(grids, output.pooler_output.split(tiles), sources.split(tiles), strict=True):
             ours = squares.flatten(0, 1)
             tokens = VisualTokens(
-                features=stream.flatten(0, 1),
+                features=stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
                 geometry=self._geometry(grid, len(stream), side, pixels.shape[-1], stream.device),
                 saliency=record.saliency(ours, stream.device),
                 keys=record.keys_of(ours, stream.device),
