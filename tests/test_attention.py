@@ -75,6 +75,9 @@ def test_received_attention_in_chunks(length: int) -> None:
     masked = received_attention(query, key, 0.3, mask).double()
     torch.testing.assert_close(masked, (whole + mask).softmax(-1).mean((1, 2)))
     assert not masked[:, -2:].any()
+    there = torch.arange(length).expand(2, -1) < length - 2  # the same as other implementations hand it over
+    for other in (there, there[:, None, None], mask[:, :, :1]):
+        torch.testing.assert_close(received_attention(query, key, 0.3, other).double(), masked)
 
 
 def test_cls_attention_leaves_cls_out() -> None:

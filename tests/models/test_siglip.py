@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from transformers import CLIPVisionConfig, PaliGemmaConfig, PaliGemmaForConditio
 import foveate
 from foveate.models import family_for
 from foveate.models.tile_marks import tile_grids
+from tests import reference
 from tests.encoding import encode
 from tests.tiny import BOS, IMAGE, ROWS, SIDE, SILENT, prompts
 from tests.tiny.rows import TEXT, VISION
-from tests.tiny.siglip import FENCE, GLOBAL, NEWLINE, TAG, write_grid
+from tests.tiny.siglip import FENCE, GLOBAL, NEWLINE, TAG, paligemma2, windowed_prefix, write_grid
 
 try:  # the PIL processors: no torchvision needed
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil as Gemma3Images
@@ -154,6 +156,24 @@ def test_padding_inside_a_tile(name: str, attention: str) -> None:
     assert torch.equal(ours, model.generate(**inputs, **GREEDY))
 
 
+def test_frames_of_a_video_are_images() -> None:
+    """SmolVLM's processor writes every frame as a whole image with its time before it, and may pad all frames."""
+    model = ROWS["smolvlm"].make("sdpa")
+    pixels = torch.randn(1, 3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(1, 3, SIDE, SIDE, dtype=torch.long)
+    mask[..., 42:, :] = 0
+    frames = [token for time in (7, 8, 9) for token in (NEWLINE, time, *write_grid((0, 0), PER_TILE))]
+    ids = torch.tensor([[BOS, *frames, NEWLINE, 5, 6]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    images = encode(model, {**inputs, "pixel_attention_mask": mask})
+    assert [image.placeholders for image in images] == [PER_TILE] * 3
+    assert all(image.tokens.geometry.image_size == (42, 56) for image in images)
+    pruner = foveate.AdaFV(keep=2)
+    with pruner(model):
+        model.generate(**inputs, pixel_attention_mask=mask, **GREEDY)
+    assert [len(one) for one in pruner.selections] == [2, 2, 2]
+
+
 def test_grids_of_a_prompt() -> None:
     """Images side by side, with text between them, cut in every way; tags of several tokens."""
     grids = [(1, 2), (0, 0), (0, 0), (3, 2), (2, 1), (4, 4), (0, 0)]
@@ -250,6 +270,22 @@ def test_a_tower_with_cls_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="vision tower 'clip_vision_model' is not supported.*siglip_vision_model"):
         foveate.attach(PaliGemmaForConditionalGeneration(config), foveate.AdaFV())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("batch", ["several", "mixed"])
+def test_paligemma_2(batch: str, attention: str) -> None:
+    """Gemma 2 as the language model: layers with a sliding window, which the prompt's own block is exempt from."""
+    row = replace(ROWS["paligemma"], make=paligemma2, hidden=windowed_prefix)
+    model = row.make(attention)
+    inputs = prompts(row, model, batch)
+    pruner = foveate.AdaFV(keep=0.4)
+    for options in ({}, {"use_cache": False}):
+        with pruner(model):
+            result = model.generate(**inputs, **GREEDY, **options)
+        assembled = reference.assemble(row, model, inputs, [one.indices for one in pruner.selections])
+        expected = reference.greedy(row, model, assembled, GREEDY["max_new_tokens"])[0]
+        assert torch.equal(result[:, inputs["input_ids"].shape[1] :], expected)
 
 
 def test_token_types_are_shortened_with_the_prompt() -> None:

@@ -155,17 +155,26 @@ def gemma3(attention: str) -> Any:
     return finish(Gemma3ForConditionalGeneration(config), attention)
 
 
-@cache
-def paligemma(attention: str) -> Any:
+def _paligemma(attention: str, text: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     config = PaliGemmaConfig(
         vision_config={**VISION, "model_type": "siglip_vision_model", "vision_use_head": False, "projection_dim": 64},
-        text_config={"model_type": "gemma", "head_dim": 16, **TEXT},
+        text_config={"head_dim": 16, **TEXT, **text},
         image_token_index=IMAGE,
         projection_dim=64,
         hidden_size=64,
     )
     return finish(PaliGemmaForConditionalGeneration(config), attention)
+
+
+@cache
+def paligemma(attention: str) -> Any:
+    return _paligemma(attention, {"model_type": "gemma"})
+
+
+@cache
+def paligemma2(attention: str) -> Any:
+    return _paligemma(attention, {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": WINDOW})
 
 
 def squares(side: int, numbers: list[list[int]]) -> dict[str, Tensor]:
@@ -220,14 +229,34 @@ def blocks(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prom
     ).last_hidden_state
 
 
+def _prefix(embeddings: Tensor, mask: Tensor, prompt: Any, window: int) -> Tensor:
+    place = torch.arange(embeddings.shape[1])
+    distance = place[:, None] - place
+    inside = place < prompt.mask.shape[1]
+    allowed = (distance >= 0) & (distance < window) | inside[:, None] & inside
+    return _additive(allowed.expand(len(mask), -1, -1), mask)
+
+
 def prefix(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prompt: Any) -> Tensor:
     """PaliGemma's language model: the prompt sees all of itself, positions start at 1."""
-    place = torch.arange(embeddings.shape[1])
-    causal = place[:, None] >= place
-    inside = place < prompt.mask.shape[1]
-    allowed = (causal | inside[:, None] & inside).expand(len(mask), -1, -1)
     return model.model.language_model(
-        inputs_embeds=embeddings, attention_mask=_additive(allowed, mask), position_ids=positions + 1, use_cache=False
+        inputs_embeds=embeddings,
+        attention_mask=_prefix(embeddings, mask, prompt, embeddings.shape[1]),
+        position_ids=positions + 1,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def windowed_prefix(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prompt: Any) -> Tensor:
+    """PaliGemma 2's: the same, with a window in every other layer."""
+    return model.model.language_model(
+        inputs_embeds=embeddings,
+        attention_mask={
+            "full_attention": _prefix(embeddings, mask, prompt, embeddings.shape[1]),
+            "sliding_attention": _prefix(embeddings, mask, prompt, WINDOW),
+        },
+        position_ids=positions + 1,
+        use_cache=False,
     ).last_hidden_state
 
 
