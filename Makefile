@@ -1,6 +1,7 @@
 # Every target installs what it needs into $(VENV) first; a second call finds it there.
 PYTHON  ?= python3
 VENV    ?= .venv
+LMMS    ?= .venv-lmms
 WORKERS ?= auto
 
 BIN   := $(VENV)/bin
@@ -16,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest lint format train eval clean
+.PHONY: help venv demo test test-lowest test-lmms lint format train eval clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -50,6 +51,19 @@ test-lowest: $(LOWEST)/.foveate-installed  ## Run the family matrix on the oldes
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal -k "not eager and not test_methods" \
 		tests/test_matrix.py tests/models tests/test_attach.py tests/test_attention.py $(ARGS)
 
+test-lmms: export OMP_NUM_THREADS ?= 1
+test-lmms: $(LMMS)/.foveate-installed  ## Run lmms-eval itself on the scenes, in an environment of its own
+	$(LMMS)/bin/python -m pytest tests/lmms $(ARGS)
+
+# lmms-eval asks for torchvision, whose PyPI build does not load beside a torch without CUDA; what is used here does
+# without it.
+$(LMMS)/.foveate-installed: pyproject.toml constraints.txt
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+		-c constraints.txt -e '.[eval]' pytest lmms-eval==0.7.3
+	$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall --yes torchvision
+	@touch $@
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,5 +80,5 @@ eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled mode
 	$(BIN)/foveate eval --suite scenes $(ARGS)
 
 clean:  ## Remove what the targets made, the environment included
-	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(LMMS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -213,11 +213,18 @@ def scenes(
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
     seed: Seed = 0,
     split: Split = "test",
+    lmms_task: Annotated[
+        bool, typer.Option("--lmms-task", help="Write files that make the folder an --include_path of lmms-eval.")
+    ] = False,
 ) -> None:
     """Draw the pictures and questions of the scenes suite."""
     from foveate.cli.evaluate import draw
 
     typer.echo(draw(out, count, seed, split))
+    if lmms_task:
+        from foveate.evaluation.lmms import write_task
+
+        typer.echo(write_task(out))
 
 
 @app.command()

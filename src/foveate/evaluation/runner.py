@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
+from PIL.Image import Image
 
 from foveate import __version__
 from foveate.evaluation.metrics import Metric
@@ -263,25 +264,48 @@ class _Across:
         self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
     ) -> tuple[list[tuple[str, Selection]], float]:
         """As for one picture."""
-        pictures = [load_image(self.folder / item.image) for item in items]
+        pictures = [[load_image(self.folder / item.image)] for item in items]
         prompts = [question_prompt(self.processor, item.question, 1) for item in items]
         start = _now(self.model)
-        inputs = self.processor(
-            images=[[picture] for picture in pictures],
-            text=prompts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=adds_special_tokens(self.processor, prompts[0]),
-        ).to(self.model.device, self.model.dtype)
-        with pruner(self.model):
-            sequences = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=False
-            )
-        length = inputs["input_ids"].shape[1]
-        texts = self.processor.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)
+        texts = generate(
+            self.model, self.processor, prompts, pictures, pruner,
+            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+        )  # fmt: skip
         seconds = (_now(self.model) - start) / len(items)
-        return [(text.strip(), kept) for text, kept in zip(texts, pruner.selections, strict=True)], seconds * 1e3
+        return list(zip(texts, pruner.selections, strict=True)), seconds * 1e3
+
+
+def generate(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[str],
+    pictures: Sequence[Sequence[Image]],
+    pruner: Pruner,
+    attaching: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[str]:
+    """Answers prompts, each with its own pictures, as one batch under a pruner, through the model's own ``generate``.
+
+    Args:
+        model, processor: a stock transformers model of a known family, and its processor.
+        prompts: as the processor's chat template renders them.
+        pictures: those of each prompt; none at all, or every prompt has some.
+        pruner: which tokens stay; its ``selections`` are those of this batch afterwards, one per picture.
+        attaching: options of ``foveate.attach``.
+        options: for the model's ``generate``.
+    """
+    inputs = processor(
+        images=[list(own) for own in pictures] if any(pictures) else None,
+        text=list(prompts),
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=adds_special_tokens(processor, prompts[0]),
+    ).to(model.device, model.dtype)
+    with pruner(model, **(attaching or {})):
+        sequences = model.generate(**inputs, return_dict_in_generate=False, **options)
+    length = inputs["input_ids"].shape[1]
+    return [text.strip() for text in processor.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)]
 
 
 def _now(model: Any) -> float:
