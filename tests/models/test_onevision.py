@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import LlavaOnevisionProcessor
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
 from transformers.utils import is_torchvision_available
 
 import foveate
 from tests.checkpoint import tokenizer
 from tests.encoding import encode
-from tests.tiny import BOS, IMAGE, ROWS, SILENT, VIDEO, prompts
+from tests.tiny import BOS, IMAGE, ROWS, SILENT, VIDEO, prompts, text_config
+from tests.tiny.llava import clip
 from tests.tiny.onevision import EDGE, FILM, FRAMES, LIMIT, PER_SIDE, PINPOINTS, VIDEOS, video_pixels
 
 try:  # the PIL processor: no torchvision needed
@@ -175,6 +176,12 @@ def test_refusals() -> None:
         for changed, message in wrong:
             with pytest.raises(ValueError, match=message):
                 model().generate(**changed, **GREEDY)
+
+
+def test_only_siglip() -> None:
+    config = LlavaOnevisionConfig(vision_config=clip(), text_config=text_config(1), image_token_index=IMAGE)
+    with pytest.raises(ValueError, match="'clip_vision_model' is not supported.*known: siglip_vision_model"):
+        foveate.attach(LlavaOnevisionForConditionalGeneration(config), foveate.AdaFV())
 
 
 def test_videos_of_a_wrong_shape() -> None:

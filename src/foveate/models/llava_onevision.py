@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from foveate.attention import Recorder, recording
 from foveate.models.base import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry
 from foveate.models.llava_next import Canvas, LlavaNext
+from foveate.models.towers import Tower
 from foveate.tokens import Geometry, VisualTokens
 
 
@@ -32,7 +33,11 @@ class LlavaOnevision(LlavaNext):
     video_inputs = ("pixel_values_videos",)
     views = "1 + crops; 1 of several images"
     merge = "1; 2x2 in videos"
+    saliency = "mean received attention"
     packing = MappingProxyType({"vision_aspect_ratio": "anyres_max_1000000"})  # a limit that shrinks nothing
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config, {"siglip_vision_model": "received"})
 
     def refuse(self, inputs: Mapping[str, Any]) -> None:
         ratio = inputs.get("vision_aspect_ratio")
