@@ -302,3 +302,21 @@ def test_token_types_are_shortened_with_the_prompt() -> None:
         after = model(**changed, labels=labels).logits
     assert torch.equal(before[:, :-1], after[:, :-1])  # what comes before does not see the last token
     assert not torch.equal(before[:, -1], after[:, -1])
+
+
+@pytest.mark.parametrize("name, first", [("paligemma", 1), ("gemma3", 0)])
+def test_original_positions_start_where_stock_starts(name: str, first: int) -> None:
+    """Relative positions would hide a shift: the ids the language model gets are looked at."""
+    model = copy.deepcopy(ROWS[name].make("sdpa"))
+    inputs = prompts(ROWS[name], model, "one")
+    seen: list[Tensor | None] = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    pruner = foveate.Saliency(keep=3)
+    with torch.no_grad(), pruner(model, positions="original"):
+        model(**inputs)
+    ids = inputs["input_ids"][0]
+    patches = (ids == IMAGE).nonzero()[:, 0]
+    kept = torch.cat([(ids != IMAGE).nonzero()[:, 0], patches[pruner.selections[0].indices]]).sort().values
+    assert seen[-1] is not None and torch.equal(seen[-1][0], kept + first)
