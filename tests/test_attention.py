@@ -64,8 +64,11 @@ def test_the_calls_own_feature_layer_wins(row: Any) -> None:
     assert not torch.equal(first.tokens.saliency, last.tokens.saliency)
 
 
+# Everything at once, by heads and queries, a query at a time.
+@pytest.mark.parametrize("at_once", [2**18, 1000, 1])
 @pytest.mark.parametrize("length", [7, QUERY_CHUNK, QUERY_CHUNK + 3])
-def test_received_attention_in_chunks(length: int) -> None:
+def test_received_attention_in_chunks(length: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.attention.CPU_CHUNK", at_once)
     generator = torch.Generator().manual_seed(length)
     query, key = (torch.randn(2, 3, length, 8, generator=generator) for _ in range(2))
     mask = torch.zeros(2, 1, length, length)
