@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from foveate.call import Call, Options
+from foveate.call import Options
 from foveate.delivery import deliver, fill_mask, is_inside
+from foveate.inside import check_inside, make_call
 from foveate.models import Family, family_for
-from foveate.models.base import Kind, Layout, Newlines, Patch, Positions
+from foveate.models.base import Kind, Layout, Newlines, Patch, Positions, put_on, take_off
 from foveate.pruners.base import Pruner
 
 _SITE = "_foveate_site"
@@ -132,7 +133,7 @@ class Site:
                 site._admit(attachment)
             site.users += 1
             if site.users == 1:
-                site._install()
+                site._undo = put_on(site._patches)
             return site
 
     def leave(self, attachment: Attachment | None = None) -> None:
@@ -142,11 +143,12 @@ class Site:
                 del self.attachments[thread]
             self.users -= 1
             if self.users == 0:
-                self._uninstall()
+                take_off(self._undo)
 
     def _admit(self, attachment: Attachment) -> None:
         thread = threading.get_ident()
         attachment.options.check(self.family)
+        check_inside(self.family, attachment.pruner, attachment.options)
         if thread in self.attachments:
             raise RuntimeError(
                 f"this model has a pruner on it already ({self.attachments[thread].pruner}): leave its `with` block or "
@@ -167,20 +169,6 @@ class Site:
             f"one here"
         )
 
-    def _install(self) -> None:
-        for patch in self._patches:
-            present = patch.name in vars(patch.owner)
-            self._undo.append((patch, present, vars(patch.owner).get(patch.name)))
-            setattr(patch.owner, patch.name, patch.value)
-
-    def _uninstall(self) -> None:
-        while self._undo:
-            patch, present, old = self._undo.pop()
-            if present:
-                setattr(patch.owner, patch.name, old)
-            else:
-                delattr(patch.owner, patch.name)
-
     def _routed(self, name: str) -> Callable[..., Any]:
         original = self.originals[name]
 
@@ -191,7 +179,7 @@ class Site:
             attachment = self.current()
             if attachment is None:
                 return original(*args, **kwargs)
-            call = Call(self.family, attachment.pruner, attachment.options, self.features)
+            call = make_call(self.family, attachment.pruner, attachment.options, self.features)
             return getattr(call, name)(original, *args, **kwargs)
 
         return routed

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from foveate.models import FAMILIES
+from foveate.models import FAMILIES, unsupported
+from foveate.models.pattern import parts_of
 
 BUNDLED = "bundled"
 """The name of the model that ships with the package."""
@@ -47,16 +48,30 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
         check_folder(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
-        if config.model_type not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise ValueError(
-                f"{source} is a model of family {config.model_type!r}, which is not supported; known: {known}"
-            )
+        check_family(source, config)
         processor = AutoProcessor.from_pretrained(name, local_files_only=local)
         model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, local_files_only=local)
     except OSError as error:
         raise ValueError(_failed(source, error, local)) from error
     return model.to(device).eval(), processor
+
+
+def check_family(source: str, config: Any) -> None:
+    """Raises ValueError, naming the families there are, where no adapter takes models with this config.
+
+    Without an adapter of its own a model is built without weights, to see whether the generic one may take it.
+    """
+    if config.model_type in FAMILIES:
+        return
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        with torch.device("meta"):
+            parts_of(AutoModelForImageTextToText.from_config(config))
+    except Exception as error:  # whatever keeps a class from being built, unsupported it is
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{source}: {unsupported(config.model_type, reason)}") from error
 
 
 def is_folder(source: str) -> bool:

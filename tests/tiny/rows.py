@@ -68,8 +68,9 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
         "video": ("pixel_values_videos", "video_grid_thw"),
     }[kind]
     images = {name: inputs[name] for name in names if name in inputs}
+    owner = model if hasattr(model, f"get_{kind}_features") else model.model
     with torch.no_grad():
-        return getattr(model, f"get_{kind}_features")(**images, return_dict=True)
+        return getattr(owner, f"get_{kind}_features")(**images, return_dict=True)
 
 
 def one_each(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 from foveate.models.aya_vision import AyaVision
 from foveate.models.base import EncodedImage, Family
 from foveate.models.gemma3 import Gemma3
+from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
@@ -29,16 +30,19 @@ FAMILIES: dict[str, type[Family]] = {
 
 
 def family_for(model: Any) -> Family:
-    """The adapter for a model.
+    """The adapter for a model; the generic one, which warns, where none knows its type.
 
     Raises:
-        ValueError: no adapter knows this model's type, or the model is not one that generates; the message names the
-            families there are.
+        ValueError: no adapter takes this model, or it is not one that generates; the message names the families there
+            are, and says what the generic adapter misses.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = FAMILIES.get(model_type)
     if family is None:
-        raise ValueError(f"model family {model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+        try:
+            return Generic(model)
+        except ValueError as error:
+            raise unsupported(model_type, error) from error
     if not hasattr(model, "generate") or not hasattr(model, "model"):
         raise ValueError(
             f"{type(model).__name__} has no language-modelling head to generate with; "
@@ -47,4 +51,12 @@ def family_for(model: Any) -> Family:
     return family(model)
 
 
-__all__ = ["FAMILIES", "EncodedImage", "Family", "family_for"]
+def unsupported(model_type: str, reason: object) -> ValueError:
+    """What to raise for a model type that has no adapter and does not fit the generic one."""
+    return ValueError(
+        f"model family {model_type!r} is not supported; known: {', '.join(FAMILIES)}. The generic adapter does not "
+        f"fit: {reason}. {REMEDY}"
+    )
+
+
+__all__ = ["FAMILIES", "EncodedImage", "Family", "family_for", "unsupported"]

@@ -143,6 +143,25 @@ class Patch:
     value: Any
 
 
+def put_on(patches: Iterable[Patch]) -> list[tuple[Patch, bool, Any]]:
+    """Sets the attributes; what is returned lets ``take_off`` restore what their owners themselves had before."""
+    undo = []
+    for patch in patches:
+        undo.append((patch, patch.name in vars(patch.owner), vars(patch.owner).get(patch.name)))
+        setattr(patch.owner, patch.name, patch.value)
+    return undo
+
+
+def take_off(undo: list[tuple[Patch, bool, Any]]) -> None:
+    """Undoes ``put_on``, last first."""
+    while undo:
+        patch, present, old = undo.pop()
+        if present:
+            setattr(patch.owner, patch.name, old)
+        else:
+            delattr(patch.owner, patch.name)
+
+
 @dataclass(frozen=True)
 class Rope:
     """Rotary positions of several dimensions (M-RoPE) for the tokens of a prompt.
