@@ -28,26 +28,27 @@ class PromptStreamer(BaseStreamer):
         self._streamer.end()
 
 
+def setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """A generation setting as ``generate`` will find it: in the call, its ``generation_config``, or the model's."""
+    for value in (arguments.get(name), getattr(arguments.get("generation_config"), name, None)):
+        if value is not None:
+            return value
+    return getattr(model.generation_config, name, None)
+
+
 def refuse_generation(model: Any, arguments: Mapping[str, Any]) -> None:
     """Raises ValueError for what stock transformers itself gets wrong with images."""
-
-    def setting(name: str) -> Any:
-        for value in (arguments.get(name), getattr(arguments.get("generation_config"), name, None)):
-            if value is not None:
-                return value
-        return getattr(model.generation_config, name, None)
-
-    if setting("prefill_chunk_size") is not None:
+    if setting(model, arguments, "prefill_chunk_size") is not None:
         raise ValueError(
             "prefill_chunk_size: stock transformers hands all image features to every chunk of the prompt, which "
             "fails or misplaces them. Leave it out: a pruned prompt is short."
         )
-    if setting("token_healing"):
+    if setting(model, arguments, "token_healing"):
         raise ValueError(
             "token_healing: stock transformers decodes the prompt without its image placeholders and loses them. "
             "Leave it out."
         )
-    if setting("cache_implementation") == "paged":
+    if setting(model, arguments, "cache_implementation") == "paged":
         raise ValueError(
             "cache_implementation='paged' (continuous batching) takes text only in stock transformers. Use "
             "another cache."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -302,6 +302,30 @@ def remember(cache: Any, plan: Plan, following: Tensor | None = None) -> None:
         setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.mask, plan.length, following))
 
 
+@dataclass(frozen=True)
+class UnevenPrompt:
+    """What stands on a cache whose layers hold different tokens: it cannot be continued.
+
+    Args:
+        method: the method that filled it.
+    """
+
+    method: str
+
+    def grown_to(self, cached: int) -> NoReturn:
+        """Raises ValueError."""
+        raise ValueError(
+            f"this cache was filled under {self.method}, which prunes inside the LLM: its layers hold different "
+            "tokens, and it cannot be continued. Start without past_key_values."
+        )
+
+
+def mark_uneven(cache: Any, method: str) -> None:
+    """Leaves on a cache that ``method`` left its layers with different tokens, so that nobody goes on from it."""
+    if cache is not None and not isinstance(cache, tuple):
+        setattr(cache, _CACHE_ATTRIBUTE, UnevenPrompt(method))
+
+
 def is_remembered(cache: Any) -> bool:
     """Whether ``remember`` left a prompt on a cache that still holds something."""
     return getattr(cache, _CACHE_ATTRIBUTE, None) is not None and cached_length(cache) > 0
@@ -309,7 +333,7 @@ def is_remembered(cache: Any) -> bool:
 
 def recall(cache: Any) -> CachedPrompt | None:
     """What ``remember`` left on a cache, grown to what it holds now; None for an empty or a bare model's cache."""
-    known: CachedPrompt | None = getattr(cache, _CACHE_ATTRIBUTE, None)
+    known: CachedPrompt | UnevenPrompt | None = getattr(cache, _CACHE_ATTRIBUTE, None)
     length = cached_length(cache)
     return known.grown_to(length) if known is not None and length else None
 

@@ -11,7 +11,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from foveate.attachment import looking_through
-from foveate.call import Call, Options
+from foveate.call import Options
+from foveate.inside import make_call
 from foveate.models import family_for
 from foveate.models.base import EncodedImage, Layout, Newlines, Positions, Request
 from foveate.prompts import adds_special_tokens
@@ -153,7 +154,7 @@ class Session:
             name: value.repeat(len(questions), *[1] * (value.ndim - 1)) for name, value in self._image_inputs.items()
         }
         with looking_through(self.model) as site:
-            call = Call(site.family, pruner, options, site.features, images)
+            call = make_call(site.family, pruner, options, site.features, images)
             sequences = call.generate(
                 site.originals["generate"],
                 **inputs,

@@ -15,6 +15,13 @@ from foveate.functional.diversity import (
     saliency_coverage,
 )
 from foveate.functional.grid import spatial_crops, uniform_grid
+from foveate.functional.in_llm import (
+    attention_of_queries,
+    density_peaks,
+    keep_and_recycle,
+    stage_budgets,
+    text_raters,
+)
 from foveate.functional.merging import (
     dominant_and_contextual,
     outliers_with_neighbours,
@@ -35,11 +42,14 @@ __all__ = [
     "adafv",
     "adafv_released",
     "adafv_split",
+    "attention_of_queries",
     "conditional_dpp",
+    "density_peaks",
     "dominant_and_contextual",
     "fixed_mix",
     "holistic_context",
     "important_and_diverse",
+    "keep_and_recycle",
     "least_duplicated",
     "max_min_diversity",
     "outliers_with_neighbours",
@@ -50,6 +60,8 @@ __all__ = [
     "salient_and_spread",
     "spatial_crops",
     "spatial_pooling",
+    "stage_budgets",
+    "text_raters",
     "text_to_image_attention",
     "top_k",
     "uniform_grid",

@@ -9,13 +9,17 @@ from foveate.pruners.base import Choice, Pruner
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
+from foveate.pruners.fastv import FastV
 from foveate.pruners.holov import HoloV
+from foveate.pruners.inside import InsidePruner
 from foveate.pruners.mix import FixedMix
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
+from foveate.pruners.pyramiddrop import PyramidDrop
 from foveate.pruners.random import Random
 from foveate.pruners.saliency import Saliency
 from foveate.pruners.scope import SCOPE
+from foveate.pruners.sparsevlm import SparseVLM
 from foveate.pruners.text import TextSimilarity
 from foveate.pruners.uniform import Uniform
 from foveate.pruners.visionzip import VisionZip
@@ -43,6 +47,9 @@ METHODS: dict[str, type[Pruner]] = {
     )
 }
 
+INSIDE_METHODS: dict[str, type[InsidePruner]] = {method.name: method for method in (FastV, PyramidDrop, SparseVLM)}
+"""Methods that prune inside the LLM, for comparison: some families, greedy decoding and sampling only."""
+
 LACKING = {
     "trim": (
         "TRIM (arXiv 2409.10994) ranks patches by CLIP's image-text similarity, and that needs CLIP's text encoder and "
@@ -62,14 +69,14 @@ def get_pruner(name: str, **options: Any) -> Pruner:
     """
     if name in LACKING:
         raise ValueError(f"{name} is not available: {LACKING[name]}")
-    try:
-        method = METHODS[name]
-    except KeyError:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}") from None
-    return method(**options)
+    known: dict[str, type[Pruner]] = {**METHODS, **INSIDE_METHODS}
+    if name not in known:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+    return known[name](**options)
 
 
 __all__ = [
-    "DART", "METHODS", "SCOPE", "AdaFV", "CDPruner", "Choice", "DivPrune", "FixedMix", "HoloV", "Pool", "PruMerge",
-    "PruMergePlus", "Pruner", "Random", "Saliency", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "get_pruner",
+    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV", "FixedMix",
+    "HoloV", "InsidePruner", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency",
+    "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "get_pruner",
 ]  # fmt: skip
