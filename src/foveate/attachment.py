@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from foveate.call import Call, Options
+from foveate.call import Options
 from foveate.delivery import deliver, fill_mask, is_inside
+from foveate.inside import check_inside, make_call
 from foveate.models import Family, family_for
 from foveate.models.base import Kind, Layout, Newlines, Patch, Positions, put_on, take_off
 from foveate.pruners.base import Pruner
@@ -147,6 +148,7 @@ class Site:
     def _admit(self, attachment: Attachment) -> None:
         thread = threading.get_ident()
         attachment.options.check(self.family)
+        check_inside(self.family, attachment.pruner, attachment.options)
         if thread in self.attachments:
             raise RuntimeError(
                 f"this model has a pruner on it already ({self.attachments[thread].pruner}): leave its `with` block or "
@@ -177,7 +179,7 @@ class Site:
             attachment = self.current()
             if attachment is None:
                 return original(*args, **kwargs)
-            call = Call(self.family, attachment.pruner, attachment.options, self.features)
+            call = make_call(self.family, attachment.pruner, attachment.options, self.features)
             return getattr(call, name)(original, *args, **kwargs)
 
         return routed
