@@ -20,6 +20,7 @@ from foveate.evaluation.processes import Processes
 from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, evaluate, write_parquet
 from foveate.evaluation.scenes import Item
 from foveate.evaluation.suites import Question
+from foveate.pruners import get_pruner
 from tests import checkpoint
 
 METHODS = ["adafv", "random"]
@@ -303,6 +304,15 @@ def test_batches_across_pictures_answer_as_one_by_one(loaded, single, tmp_path, 
         ask(loaded, single, tmp_path / "together", batch=3)
     with pytest.raises(ValueError, match="batch must be at least 1"):
         ask(loaded, single, tmp_path / "none", batch=0)
+
+
+def test_methods_inside_the_llm_count_what_its_layers_held(loaded, suite, tmp_path):
+    assert runner.factory("fastv")(0.6, 0) == get_pruner("fastv", keep=0.6)  # known by name, as the others
+    shallow = {"fastv": lambda keep, picture: get_pruner("fastv", keep=keep, layer=1)}  # the model has two layers
+    rows = ask(loaded, suite, tmp_path / "out", methods=shallow, keeps=[0.6])
+    inside = [row for row in rows if row.method == "fastv"]
+    assert len(inside) == 5  # what the layers held on average, row ends of the first one included
+    assert all(0.5 * row.total < row.kept < 0.75 * row.total for row in inside)
 
 
 class Threads:

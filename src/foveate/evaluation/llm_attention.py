@@ -16,33 +16,34 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from foveate.functional import attention_of_queries
+
 
 def row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, back: int) -> Tensor:
-    """The attention that one token pays to all others, averaged over heads; later ones get none.
+    """The attention that one token of every row pays to all others, averaged over heads; later ones get none.
 
     Args:
         query: (B, H, S, d), after rotary positions.
         key: (B, G, S, d), G dividing H (grouped queries).
         scaling: factor on the dot products.
         mask: what the layer was given: bool (True counts) or additive, (B, 1, S, S) or (B, S) of padding, or None.
+            Additive ones may only say what counts.
         back: how many tokens before the last one the query stands.
 
     Returns:
         (B, S) float32, each row summing to 1.
     """
-    length = key.shape[2]
+    rows, _, length, _ = key.shape
     place = length - 1 - back
-    heads = query[:, :, place].float()
-    keys = key.float().repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = (heads.unsqueeze(2) @ keys.transpose(-1, -2))[:, :, 0] * scaling
+    allowed = (torch.arange(length, device=key.device) <= place).expand(rows, 1, length)
     if mask is not None:
-        row = mask[:, None, :length] if mask.ndim == 2 else mask[:, :, place, :length]
-        if row.dtype == torch.bool or mask.ndim == 2:
-            logits = logits.masked_fill(~row.bool(), float("-inf"))
-        else:
-            logits = logits + row.float()
-    later = torch.arange(length, device=logits.device) > place
-    return logits.masked_fill(later, float("-inf")).softmax(dim=-1).mean(dim=1)
+        given = mask[:, None, :length] if mask.ndim == 2 else mask[:, 0, place : place + 1, :length]
+        counts = (
+            given > torch.finfo(given.dtype).min / 2 if mask.ndim == 4 and mask.is_floating_point() else given.bool()
+        )
+        allowed = allowed & counts
+    asked = query[:, :, place : place + 1]
+    return torch.cat([attention_of_queries(asked[n], key[n], scaling, allowed[n]) for n in range(rows)])
 
 
 def language_layers(model: Any) -> Any:

@@ -22,10 +22,10 @@ from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
 from foveate.prompts import adds_special_tokens
-from foveate.pruners import METHODS, Pruner
+from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, Pruner
 from foveate.pruners.uniform import Uniform
 from foveate.session import look, question_prompt
-from foveate.tokens import Keep, Selection
+from foveate.tokens import Keep
 
 ROWS_FILE = "rows.jsonl"
 ROWS_FILES = "rows*.jsonl"
@@ -61,7 +61,8 @@ class Row:
         keep: the budget asked for: a fraction, or an int, tokens per image.
         question: as asked.
         answer: the model's.
-        kept, total: patch tokens of the picture that reached the LLM, and that there were.
+        kept, total: patch tokens of the picture that reached the LLM, and that there were. Of methods inside the LLM,
+            what its layers held on average, row ends included.
         latency_ms: from picture to answer: processor, vision tower, selection and generation. Questions that were asked
             as one batch share its time alike; a vision tower that ran once for several questions counts for each.
     """
@@ -86,15 +87,16 @@ Factory = Callable[[float | int, int], Pruner]
 
 
 def factory(name: str) -> Factory:
-    """How a registered method is made for each picture: one with a ``seed`` gets the picture's number, so that its luck
-    differs from picture to picture and is the same in every run.
+    """How a registered method, those inside the LLM included, is made for each picture: one with a ``seed`` gets the
+    picture's number, so that its luck differs from picture to picture and is the same in every run.
 
     Raises:
         ValueError: no such method; the message names those known.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
-    method = METHODS[name]
+    known: dict[str, type[Pruner]] = {**METHODS, **INSIDE_METHODS}
+    if name not in known:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+    method = known[name]
     seeded = any(field.name == "seed" for field in fields(method))
 
     def make(keep: float | int, picture: int) -> Pruner:
@@ -211,11 +213,11 @@ def evaluate(
                             keep=keep,
                             question=items[place].question,
                             answer=answer,
-                            kept=len(selection),
-                            total=selection.total,
+                            kept=kept,
+                            total=of,
                             latency_ms=round(milliseconds, 3),
                         )
-                        for place, (answer, selection) in zip(chunk, answers, strict=True)
+                        for place, (answer, kept, of) in zip(chunk, answers, strict=True)
                     ]
                     file.write("".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in fresh))
                     file.flush()
@@ -239,8 +241,8 @@ class _OnePicture:
 
     def ask(
         self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
-    ) -> tuple[list[tuple[str, Selection]], float]:
-        """(answer, what was kept) for each item, and the milliseconds that each of them took."""
+    ) -> tuple[list[tuple[str, int, int]], float]:
+        """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
         if self.session is None:
             picture = load_image(self.folder / items[0].image)
             start = _now(self.model)
@@ -251,7 +253,9 @@ class _OnePicture:
             [item.question for item in items], pruner, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
         )
         seconds = self.looking + (_now(self.model) - start) / len(items)
-        return [(answer.text, answer.selections[0]) for answer in answers], seconds * 1e3
+        return [
+            (answer.text, *counts) for answer, counts in zip(answers, count_kept(pruner), strict=True)
+        ], seconds * 1e3
 
 
 class _Across:
@@ -262,7 +266,7 @@ class _Across:
 
     def ask(
         self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
-    ) -> tuple[list[tuple[str, Selection]], float]:
+    ) -> tuple[list[tuple[str, int, int]], float]:
         """As for one picture."""
         pictures = [[load_image(self.folder / item.image)] for item in items]
         prompts = [question_prompt(self.processor, item.question, 1) for item in items]
@@ -272,7 +276,7 @@ class _Across:
             max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
         )  # fmt: skip
         seconds = (_now(self.model) - start) / len(items)
-        return list(zip(texts, pruner.selections, strict=True)), seconds * 1e3
+        return [(text, *counts) for text, counts in zip(texts, count_kept(pruner), strict=True)], seconds * 1e3
 
 
 def generate(
@@ -306,6 +310,14 @@ def generate(
         sequences = model.generate(**inputs, return_dict_in_generate=False, **options)
     length = inputs["input_ids"].shape[1]
     return [text.strip() for text in processor.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)]
+
+
+def count_kept(pruner: Pruner) -> list[tuple[int, int]]:
+    """(tokens kept, tokens there were) of every picture of a pruner's last call; see ``Row``."""
+    if isinstance(pruner, InsidePruner):
+        layers = zip(pruner.tokens_per_layer, pruner.selections, strict=True)
+        return [(round(sum(held) / len(held)), selection.total) for held, selection in layers]
+    return [(len(selection), selection.total) for selection in pruner.selections]
 
 
 def _now(model: Any) -> float:

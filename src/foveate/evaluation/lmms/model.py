@@ -12,7 +12,7 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
-from foveate.evaluation.runner import generate
+from foveate.evaluation.runner import count_kept, generate
 from foveate.loading import load
 from foveate.pruners import get_pruner
 from foveate.session import question_prompt
@@ -128,8 +128,8 @@ class Foveate(lmms):
             do_sample=bool(sampled),
             **options,
         )
-        self.kept += sum(len(selection) for selection in self.pruner.selections)
-        self.total += sum(selection.total for selection in self.pruner.selections)
+        for kept, total in count_kept(self.pruner):
+            self.kept, self.total = self.kept + kept, self.total + total
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", (request.args[0], request.args[2]), text)
         return [_cut(text, [stops] if isinstance(stops, str) else stops) for text in texts]
