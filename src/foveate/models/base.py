@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from foveate.attention import Recorder
 from foveate.tokens import Geometry, Selection, VisualTokens
 
 Kind = Literal["image", "video"]
@@ -344,6 +345,24 @@ class Family(ABC):
         """(T,) ids to (T, D) input embeddings of the LLM."""
         table: nn.Module = self.model.get_input_embeddings()
         return table(ids.to(next(table.parameters()).device))
+
+
+def read_tokens(
+    record: Recorder, features: Tensor, geometry: Geometry, sources: Tensor, full_grid: bool = True
+) -> VisualTokens:
+    """An image's tokens with what a recording holds of them.
+
+    Args:
+        record: of the encoder run that made them.
+        features: (N, D).
+        geometry: of the N.
+        sources: (N,) or (N, m) int64, the encoder's patches behind each; see ``Recorder.saliency``.
+        full_grid: see ``VisualTokens``.
+    """
+    device = features.device
+    return VisualTokens(
+        features, geometry, record.saliency(sources, device), full_grid, keys=record.keys_of(sources, device)
+    )
 
 
 def grid_geometry(

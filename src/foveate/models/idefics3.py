@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from foveate.attention import Recorder, recording, tapped_config
-from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, grid_geometry
+from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, grid_geometry, read_tokens
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tile_marks import tile_grids, tile_marks
-from foveate.tokens import Geometry, VisualTokens
+from foveate.tokens import Geometry
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,11 @@ class Idefics3(Family):
             numbers = torch.arange(first, first + rows * columns + 1)
             stream = output.pooler_output[first : first + len(numbers)].flatten(0, 1)
             ours = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
-            tokens = VisualTokens(
-                features=stream,
-                geometry=self._geometry((rows, columns), size, views[first : first + len(numbers)], stream.device),
-                saliency=record.saliency(ours, stream.device),
-                keys=record.keys_of(ours, stream.device),
-                full_grid=True,
+            tokens = read_tokens(
+                record,
+                stream,
+                self._geometry((rows, columns), size, views[first : first + len(numbers)], stream.device),
+                ours,
             )
             images.append(EncodedImage.of_patches(tokens))
             first += len(numbers)

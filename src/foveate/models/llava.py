@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from foveate.attention import recording
-from foveate.models.base import STAYS, EncodedImage, Request, grid_geometry
+from foveate.models.base import STAYS, EncodedImage, Request, grid_geometry, read_tokens
 from foveate.models.pixtral import encode_packed, row_marks
 from foveate.models.towers import PIXTRAL, TOWERS, Tower, TowerFamily
-from foveate.tokens import Geometry, VisualTokens
+from foveate.tokens import Geometry
 
 
 class Llava(TowerFamily):
@@ -50,13 +50,7 @@ class Llava(TowerFamily):
         images = []
         for number, stream in enumerate(output.pooler_output):
             sources = patches + number * len(patches)
-            tokens = VisualTokens(
-                features=stream[1:] if sends_cls else stream,
-                geometry=geometry,
-                saliency=record.saliency(sources, stream.device),
-                keys=record.keys_of(sources, stream.device),
-                full_grid=True,
-            )
+            tokens = read_tokens(record, stream[1:] if sends_cls else stream, geometry, sources)
             images.append(EncodedImage(tokens, len(slots), slots, None, stream))
         return images
 

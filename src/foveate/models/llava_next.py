@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.attention import Recorder, recording
-from foveate.models.base import NEWLINE, EncodedImage, Layout, Request
+from foveate.models.base import NEWLINE, EncodedImage, Layout, Request, read_tokens
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
@@ -83,12 +83,12 @@ class LlavaNext(TowerFamily):
         patch = source >= 0
         released = layout == "released"
         order = torch.arange(full.shape[0] * full.shape[1]) if released else source[patch]
-        tokens = VisualTokens(
-            features=full.flatten(0, 1) if released else stream[patch.nonzero()[:, 0].to(device)],
-            geometry=self._geometry(canvas, order, device),
-            saliency=record.saliency(start + order, device),
-            keys=record.keys_of(start + order, device),
-            full_grid=released,
+        tokens = read_tokens(
+            record,
+            full.flatten(0, 1) if released else stream[patch.nonzero()[:, 0].to(device)],
+            self._geometry(canvas, order, device),
+            start + order,
+            released,
         )
         if released:
             return EncodedImage(tokens, len(source))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.attention import recording
-from foveate.models.base import EncodedImage, Request, accepted, grid_geometry
+from foveate.models.base import EncodedImage, Request, accepted, grid_geometry, read_tokens
 from foveate.models.towers import Tower
-from foveate.tokens import VisualTokens
 
 
 def encode_packed(tower: Tower, inputs: Mapping[str, Any], request: Request, side: int) -> list[EncodedImage]:
@@ -54,13 +53,7 @@ def encode_packed(tower: Tower, inputs: Mapping[str, Any], request: Request, sid
         grid = (rows // side, columns // side)
         # What is left over at the right and lower border goes into no token.
         box = torch.tensor([[0, 0, grid[1] * side * patch, grid[0] * side * patch]])
-        tokens = VisualTokens(
-            features=stream,
-            geometry=grid_geometry([grid], box, size, stream.device),
-            saliency=record.saliency(sources, stream.device),
-            keys=record.keys_of(sources, stream.device),
-            full_grid=True,
-        )
+        tokens = read_tokens(record, stream, grid_geometry([grid], box, size, stream.device), sources)
         images.append(EncodedImage.of_patches(tokens))
     return images
 

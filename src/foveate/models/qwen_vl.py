@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 
 from foveate.attention import Recorder, recording, tapped_config
-from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, Rope, accepted, grid_geometry
-from foveate.tokens import VisualTokens
+from foveate.models.base import (
+    EncodedImage,
+    Family,
+    Kept,
+    Kind,
+    Patch,
+    Request,
+    Rope,
+    accepted,
+    grid_geometry,
+    read_tokens,
+)
 
 Grid = tuple[int, int, int]
 """Frames, rows, columns of the encoder's patches."""
@@ -81,12 +91,8 @@ class PackedVisionFamily(Family):
             ours = sources[start : start + len(stream)]
             start += len(stream)
             boxes = torch.tensor([[0, 0, seen[1], seen[0]]]).expand(frames, -1)
-            tokens = VisualTokens(
-                features=stream,
-                geometry=grid_geometry([(rows, columns)] * frames, boxes, seen, stream.device),
-                saliency=record.saliency(ours, stream.device),
-                keys=record.keys_of(ours, stream.device),
-                full_grid=True,
+            tokens = read_tokens(
+                record, stream, grid_geometry([(rows, columns)] * frames, boxes, seen, stream.device), ours
             )
             images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
         return images

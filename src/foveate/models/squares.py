@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveate.attention import recording
-from foveate.models.base import EncodedImage, Kept, Kind, Request, grid_geometry
+from foveate.models.base import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.towers import Reading, Tower, TowerFamily
-from foveate.tokens import VisualTokens
 
 
 def square_sources(side: int, factor: int) -> Tensor:
@@ -67,13 +66,7 @@ class SquareFamily(TowerFamily):
         images = []
         for number, stream in enumerate(output.pooler_output):
             ours = sources + number * self.tower.side**2
-            tokens = VisualTokens(
-                features=stream,
-                geometry=geometry,
-                saliency=record.saliency(ours, stream.device),
-                keys=record.keys_of(ours, stream.device),
-                full_grid=True,
-            )
+            tokens = read_tokens(record, stream, geometry, ours)
             images.append(EncodedImage.of_patches(tokens))
         return images
 

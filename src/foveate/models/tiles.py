@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from foveate.attention import Recorder, recording
-from foveate.models.base import EncodedImage, Kept, Kind, Request, accepted, grid_geometry
+from foveate.models.base import EncodedImage, Kept, Kind, Request, accepted, grid_geometry, read_tokens
 from foveate.models.squares import square_sources, stacked
 from foveate.models.towers import TowerFamily
-from foveate.tokens import Geometry, VisualTokens
+from foveate.tokens import Geometry
 
 CELLS = 28
 """Cells per side of the whole view when tiles are compared with it; the tiles of known checkpoints divide by it."""
@@ -100,12 +100,11 @@ class TiledFamily(TowerFamily):
         images = []
         for grid, stream, squares in zip(grids, output.pooler_output.split(tiles), sources.split(tiles), strict=True):
             ours = squares.flatten(0, 1)
-            tokens = VisualTokens(
-                features=stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
-                geometry=self._geometry(grid, len(stream), side, pixels.shape[-1], stream.device),
-                saliency=record.saliency(ours, stream.device),
-                keys=record.keys_of(ours, stream.device),
-                full_grid=True,
+            tokens = read_tokens(
+                record,
+                stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
+                self._geometry(grid, len(stream), side, pixels.shape[-1], stream.device),
+                ours,
             )
             images.append(EncodedImage.of_patches(tokens))
         return images
