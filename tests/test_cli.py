@@ -221,6 +221,8 @@ def test_scenes_are_written(tmp_path):
     first = json.loads((out / "scenes.jsonl").read_text().splitlines()[0])
     assert (out / first["image"]).is_file()
     assert "unknown split" in refused("scenes", "--out", out, "--split", "train")
+    result = call("scenes", "--out", out, "--count", 1, "--lmms-task")
+    assert result.stdout.split() == [str(out / "scenes.jsonl"), str(out / "foveate_scenes.yaml")]
 
 
 def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):

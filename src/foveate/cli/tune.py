@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _trials(found: tuning.Tuning) -> Table:
             f"{trial.kept:.0f}",
             f"{trial.latency_ms:.0f}",
             f"{100 * trial.relative:.1f} %",
-            f"{100 * trial.bound:.1f} %",
+            f"{math.floor(1e4 * trial.bound) / 100:.2f} %",  # a bound is rounded down
             "yes" if trial.holds else "no",
             style="bold" if trial == found.best else "",
         )

@@ -265,8 +265,8 @@ def relative(
     if figures[1] <= 0:
         raise ValueError("nothing is relative to 0: with all tokens the model answers no question rightly")
     cells = [np.concatenate([one, lost[None, None]]) for one, lost in zip(cells, loss, strict=True)]
-    # Far quantiles need more draws: at least a hundred beyond the bound.
-    resamples = max(RESAMPLES, min(100_000, math.ceil(100 / (1 - confidence))))
+    # Far quantiles need more draws: some four hundred beyond the bound.
+    resamples = max(RESAMPLES, min(200_000, math.ceil(400 / (1 - confidence))))
     blocks = []
     for one, two in resampled(cells, seed, resamples):
         whole = design.figure(two)

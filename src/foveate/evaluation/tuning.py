@@ -232,20 +232,22 @@ def plot(tuning: Tuning, title: str = "") -> Figure:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for method, colour in zip(dict.fromkeys(trial.method for trial in tuning.trials), COLOURS, strict=False):
+    tried = dict.fromkeys(trial.method for trial in tuning.trials)
+    for place, (method, colour) in enumerate(zip(tried, COLOURS, strict=False)):
         own = sorted((trial for trial in tuning.trials if trial.method == method), key=lambda trial: trial.keep)
         axes.errorbar(
-            [100 * trial.keep for trial in own],
+            [100 * trial.keep * 1.015**place for trial in own],  # a little apart, so that no bound hides another
             [100 * trial.relative for trial in own],
             yerr=[[100 * (trial.relative - trial.bound) for trial in own], [0.0] * len(own)],
             label=method, color=colour, marker="o", markersize=4, linewidth=1.5, elinewidth=1, capsize=3,
         )  # fmt: skip
     axes.axhline(100 * tuning.target, color="#333333", linestyle="--", linewidth=1, label=f"target {tuning.target:g}")
+    found = "only all tokens"
     if tuning.best is not None:
-        axes.axvline(100 * tuning.best.keep, color="#333333", linestyle=":", linewidth=1)
-        axes.annotate(
-            f" {tuning.best.method}, keep {tuning.best.keep:g}",
-            (100 * tuning.best.keep, 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90, ha="right",
+        found = f"{tuning.best.method} at keep {tuning.best.keep:g}"
+        axes.plot(
+            100 * tuning.best.keep, 100 * tuning.best.relative,
+            marker="o", markersize=12, markerfacecolor="none", color="#333333", linestyle="none", label="found",
         )  # fmt: skip
     ticks = sorted({round(100 * trial.keep, 1) for trial in tuning.trials})
     axes.set_xscale("log")
@@ -255,8 +257,8 @@ def plot(tuning: Tuning, title: str = "") -> Figure:
     axes.set_ylabel("of the accuracy with all tokens, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    axes.set_title(title or f"n = {tuning.questions}", fontsize=10, loc="left")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    axes.set_title(f"{title or f'n = {tuning.questions}'}: {found}", fontsize=10, loc="left")
     return figure
 
 
