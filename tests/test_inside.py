@@ -24,7 +24,7 @@ from tests.test_attach import fingerprint
 from tests.tiny import BATCHES, IMAGE, ROWS, SILENT, assistant, prompts
 from tests.tiny.rows import finish
 
-NAMES = ["llava-clip", "llava-siglip", "llava_next-clip", "llava_next-siglip"]
+NAMES = ["llava-clip", "llava_next-clip"]
 DEPTH = 6
 NEW = 5
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
@@ -206,3 +206,336 @@ def test_as_by_hand(name: str, attention: str, method: str, batch: str, keep: fl
     if len(rows) == 1:
         text = int((inputs["input_ids"] != IMAGE).sum())
         assert [sum(counts) + text for counts in zip(*pruner.tokens_per_layer, strict=True)] == held
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_all_kept_is_stock(name: str, attention: str, method: str) -> None:
+    model, pruner = deep(name, attention, torch.float32), METHODS[method](1.0)
+    inputs = batch_of(name, model, "mixed")
+    stock = model.generate(**inputs, **GREEDY, **TOLD)
+    with pruner(model):
+        ours = model.generate(**inputs, **GREEDY, **TOLD)
+    assert torch.equal(ours.sequences, stock.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(ours.logits, stock.logits, strict=True))
+    assert [len(one) for one in pruner.selections] == [one.total for one in pruner.selections]
+    assert pruner.mean_tokens_per_layer == [
+        float((inputs["input_ids"][0] == IMAGE).sum()),
+        *pruner.mean_tokens_per_layer[1:],
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_is_that_of_the_reference(name: str, method: str) -> None:
+    model, pruner = deep(name, "sdpa"), METHODS[method](0.5)
+    inputs = batch_of(name, model, "mixed")
+    rows = by_hand(name, pruner, inputs, "mixed")
+    torch.manual_seed(5)
+    with pruner(model):
+        ours = model.generate(**inputs, **{**GREEDY, "do_sample": True, "top_k": 0})
+    torch.manual_seed(5)
+    tokens, _ = run_by_hand(rows, lambda scores: torch.multinomial(scores.float().softmax(dim=-1), 1)[:, 0])
+    assert torch.equal(ours[:, inputs["input_ids"].shape[1] :], tokens)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_its_rows(name: str, method: str) -> None:
+    """And a row whose prompt was padded by hand is the row without padding."""
+    model, pruner = deep(name, "sdpa"), METHODS[method](0.5)
+    with pruner(model):
+        together = model.generate(**(inputs := batch_of(name, model, "mixed")), **GREEDY)
+        chosen = [one.indices for one in pruner.selections]
+        for row, images in ((0, slice(0, 1)), (1, slice(0, 0)), (2, slice(1, 3))):
+            alone = batch_of(name, model, "mixed", row) if row != 1 else {}
+            if not alone:
+                continue
+            single = model.generate(**alone, **GREEDY)[:, alone["input_ids"].shape[1] :]
+            assert torch.equal(single[0], together[row, inputs["input_ids"].shape[1] :])
+            assert all(torch.equal(a.indices, b) for a, b in zip(pruner.selections, chosen[images], strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_returns_share_their_prefill(method: str) -> None:
+    model, pruner = deep("llava_next-clip", "sdpa"), METHODS[method](0.5)
+    inputs = batch_of("llava_next-clip", model, "mixed")
+    options = {**GREEDY, "do_sample": True, "top_k": 20}
+    with pruner(model):
+        once = model.generate(**inputs, **{**options, "max_new_tokens": 1}, **TOLD)
+        chosen = [one.indices for one in pruner.selections]
+        thrice = model.generate(**inputs, **options, num_return_sequences=3, **TOLD)
+    assert thrice.sequences.shape[0] == 9
+    assert all(torch.equal(a.indices, b) for a, b in zip(pruner.selections, chosen, strict=True))
+    torch.testing.assert_close(thrice.logits[0][::3], once.logits[0], atol=1e-5, rtol=1e-5)
+    for copies in thrice.logits[0].split(3):
+        torch.testing.assert_close(copies[1:], copies[:1].expand(2, -1), atol=1e-5, rtol=1e-5)
+    # What a sampled sequence says next is what it says when it is given: the copies' caches are theirs.
+    length = inputs["input_ids"].shape[1]
+    rows = by_hand("llava_next-clip", pruner, inputs, "mixed")
+    with torch.no_grad():
+        for number, sequence in enumerate(thrice.sequences[:, length:]):
+            last = rows[number // 3].logits(sequence[:-1].tolist()).float()
+            torch.testing.assert_close(thrice.logits[-1][number], last, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_rows_that_are_needed(name: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tapped layer per stage, in the prefill alone, and of its matrix one row, or those of the raters."""
+    model = deep(name, attention, torch.float32)
+    inputs = batch_of(name, model, "one")
+    text = int((inputs["input_ids"] != IMAGE).sum())
+    seen: list[tuple[int, ...]] = []
+    real = inside.attention_of_queries
+    monkeypatch.setattr(
+        inside,
+        "attention_of_queries",
+        lambda query, *rest: (seen.append((query.shape[1], rest[0].shape[1])), real(query, *rest))[1],
+    )
+    for method, stages in (("fastv", 1), ("pyramiddrop", 3), ("sparsevlm", 3)):
+        seen.clear()
+        pruner = METHODS[method](0.5)
+        with pruner(model):
+            result = model.generate(**inputs, **GREEDY, **TOLD)
+        held = [layer.keys.shape[2] - (NEW - 1) for layer in result.past_key_values.layers]
+        assert len(seen) == len(pruner.layers(DEPTH)) == (stages if method != "sparsevlm" else len(set(held)) - 1)
+        assert [keys for _, keys in seen] == [held[layer - 1] for layer in pruner.layers(DEPTH)]
+        assert all(rows == 1 if method != "sparsevlm" else 1 <= rows < text for rows, _ in seen)
+
+
+def emulated_flash(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
+    """What FlashAttention makes of its arguments: a (B, S) mask or none, causal from the last key on."""
+    positions = options.get("position_ids")
+    if mask is None and positions is not None and len(query) == 1:  # gaps would be read as borders of packed sequences
+        assert torch.equal(positions, positions[:, :1] + torch.arange(positions.shape[1]))
+    keys = torch.arange(key.shape[2])
+    allowed = (keys <= keys[-query.shape[2] :, None])[None, None]
+    if mask is not None:
+        assert mask.shape == (len(query), len(keys))
+        allowed = (allowed & mask.bool()[:, None, None]) | (keys == keys[-query.shape[2] :, None])
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=allowed, scale=options["scaling"]
+    )
+    return output.transpose(1, 2), None
+
+
+@pytest.mark.parametrize("batch", list(BATCHES))
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_of_flash_attention(method: str, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, a function stands in for the kernel, with the kernel's own arguments."""
+    name = "llava_next-clip"
+    expected, model = deep(name, "sdpa"), copy.deepcopy(deep(name, "sdpa"))
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", emulated_flash)
+    model.config.text_config._attn_implementation_internal = "flash_attention_2"
+    assert "flash_attention_2" in ALL_MASK_ATTENTION_FUNCTIONS
+    inputs = batch_of(name, model, batch)
+    pruner = METHODS[method](0.5)
+    with pruner(expected):
+        wanted = expected.generate(**inputs, **GREEDY)
+    with pruner(model):
+        assert torch.equal(model.generate(**inputs, **GREEDY), wanted)
+
+
+def test_rows_of_unequal_budget_without_padding() -> None:
+    """Prompts of one length, one of which loses more: padding that the prompt itself did not have."""
+    model, pruner = deep("llava-clip", "sdpa"), foveate.FastV(keep=3, budget="final")
+    inputs = batch_of("llava-clip", model, "one")
+    ids = inputs["input_ids"]
+    text = ids.clone()
+    text[text == IMAGE] = 60
+    both = {"input_ids": torch.cat([ids, text]), "pixel_values": inputs["pixel_values"]}
+    with pruner(model):
+        together = model.generate(**both, attention_mask=torch.ones_like(both["input_ids"]), **GREEDY)
+        alone = model.generate(**inputs, **GREEDY)
+    assert torch.equal(together[:1], alone)
+    assert torch.equal(together[1:], model.generate(input_ids=text, **GREEDY))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "beams": ({"num_beams": 2}, "num_beams=2"),
+    "no cache": ({"use_cache": False}, "use_cache=False"),
+    "static": ({"cache_implementation": "static"}, "cache_implementation='static'"),
+    "static object": ({"past_key_values": StaticCache}, "StaticCache"),
+    "lookup": ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),
+    "chunks": ({"prefill_chunk_size": 4}, "prefill_chunk_size"),
+    "guidance": ({"guidance_scale": 2.0}, "guidance_scale"),
+    "custom": ({"custom_generate": lambda *_, **__: None}, "custom_generate"),
+}
+
+
+@pytest.mark.parametrize("mode", REFUSED)
+@pytest.mark.parametrize("method", METHODS)
+def test_other_ways_to_generate_are_refused(method: str, mode: str) -> None:
+    model = deep("llava-clip", "sdpa", torch.float32)
+    inputs = batch_of("llava-clip", model, "one")
+    options, message = REFUSED[mode]
+    if options.get("past_key_values") is StaticCache:
+        options = {"past_key_values": StaticCache(config=model.config.get_text_config(), max_cache_len=99)}
+    before = fingerprint(model)
+    with METHODS[method](0.5)(model), pytest.raises(ValueError, match=message):
+        model.generate(**inputs, **{**GREEDY, **options})
+    assert fingerprint(model) == before
+    if "num_beams" in options:  # wherever it is said
+        config = copy.deepcopy(model.generation_config)
+        config.num_beams = 2
+        with METHODS[method](0.5)(model), pytest.raises(ValueError, match=message):
+            model.generate(**inputs, **GREEDY, generation_config=config)
+
+
+def test_what_else_is_refused() -> None:
+    model = deep("llava-clip", "sdpa", torch.float32)
+    inputs = batch_of("llava-clip", model, "mixed")
+    pruner = foveate.FastV(keep=0.5)
+    with pruner(model):
+        with pytest.raises(ValueError, match="assistant_model"):
+            model.generate(**batch_of("llava-clip", model, "one"), **GREEDY, assistant_model=assistant())
+        with pytest.raises(ValueError, match=r"model\.generate only"):
+            model(**inputs, labels=inputs["input_ids"])
+        flipped = {name: inputs[name].flip(1) for name in ("input_ids", "attention_mask")}
+        with pytest.raises(ValueError, match="pad on the left"):
+            model.generate(**{**inputs, **flipped}, **GREEDY)
+        first = model.generate(**inputs, **GREEDY, **TOLD)
+        grown = torch.cat([first.sequences, torch.tensor([[50, 51]] * 3)], dim=1)
+        for given in (grown, grown[:, -3:]):
+            with pytest.raises(ValueError, match="cannot be continued"):
+                model.generate(input_ids=given, past_key_values=first.past_key_values, **GREEDY)
+    with foveate.AdaFV(keep=0.5)(model), pytest.raises(ValueError, match="filled under fastv"):
+        model.generate(input_ids=grown, past_key_values=first.past_key_values, **GREEDY)
+    prefix = model.generate(input_ids=inputs["input_ids"][:, :3], **GREEDY, **TOLD).past_key_values
+    with pruner(model), pytest.raises(ValueError, match="cannot go on from past_key_values that hold something"):
+        model.generate(**inputs, past_key_values=prefix, **GREEDY)
+    for options, message in (
+        ({"positions": "compact"}, "positions='compact'"),
+        ({"newlines": "rows"}, "newlines='rows'"),
+    ):
+        with pytest.raises(ValueError, match=message), pruner(model, **options):
+            pass
+    with pytest.raises(ValueError, match="layer=6 leaves none of the LLM's 6 layers"), foveate.FastV(layer=6)(model):
+        pass
+    with pytest.raises(ValueError, match="the first 2 of 6 layers hold all 16"), foveate.FastV(keep=0.1)(model):
+        model.generate(**inputs, **GREEDY)
+    with pytest.raises(ValueError, match=r"cannot choose from tokens alone"):
+        pruner.select(None)
+    # an image behind all text, which cannot look at it
+    last = batch_of("llava-clip", model, "one")
+    ids = last["input_ids"]
+    ends = torch.cat([ids[:, :3], ids[:, 3 + 16 :], ids[:, 3 : 3 + 16]], dim=1)
+    with foveate.SparseVLM(keep=0.5)(model), pytest.raises(ValueError, match="none follows the image in row 0"):
+        model.generate(**{**last, "input_ids": ends}, **GREEDY)
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_other_families_are_refused(name: str) -> None:
+    model = ROWS[name].make("sdpa")
+    foveate.attach(model, foveate.Saliency()).remove()  # stock itself hooks towers at their first use
+    before = fingerprint(model)
+    if model.config.model_type in inside.FAMILIES:
+        foveate.attach(model, foveate.FastV(keep=0.5, layer=1)).remove()
+    else:
+        with pytest.raises(ValueError, match="fastv prunes inside the LLM, which works with llava, llava_next"):
+            foveate.attach(model, foveate.FastV(keep=0.5, layer=1))
+    assert fingerprint(model) == before
+
+
+def test_layers_that_see_a_window_are_refused() -> None:
+    model = copy.deepcopy(deep("llava-clip", "sdpa", torch.float32))
+    config = model.model.language_model.config
+    config.layer_types = ["full_attention", "sliding_attention"] * 3
+    with pytest.raises(ValueError, match="see a window only"), foveate.FastV()(model):
+        pass
+    config.layer_types, config._attn_implementation_internal = None, "flex_attention"
+    with pytest.raises(ValueError, match="not of 'flex_attention'"), foveate.FastV()(model):
+        pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_leaves_no_trace(method: str) -> None:
+    model = deep("llava-clip", "sdpa", torch.float32)
+    inputs = batch_of("llava-clip", model, "mixed")
+    stock = model.generate(**inputs, **GREEDY)
+    before = fingerprint(model)
+    with METHODS[method](0.5)(model):
+        assert not torch.equal(model.generate(**inputs, **GREEDY), stock)
+        assert torch.equal(
+            model.generate(input_ids=inputs["input_ids"][:, -5:], **GREEDY)[:, 5:],
+            model.generate(input_ids=inputs["input_ids"][:, -5:], **GREEDY)[:, 5:],
+        )
+    assert fingerprint(model) == before
+    assert torch.equal(model.generate(**inputs, **GREEDY), stock)
+    with METHODS[method](0.5)(model), pytest.raises(ValueError, match="image placeholders"):
+        model.generate(**{**inputs, "pixel_values": inputs["pixel_values"][:1]}, **GREEDY)
+    assert fingerprint(model) == before
+
+
+def test_an_error_on_the_way_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = deep("llava-clip", "sdpa", torch.float32)
+    before = fingerprint(model)
+
+    def fails(*_: Any) -> None:
+        raise KeyError("on the way")
+
+    monkeypatch.setattr(foveate.FastV, "cut", fails)
+    with pytest.raises(KeyError, match="on the way"), foveate.FastV(keep=0.5)(model):
+        model.generate(**batch_of("llava-clip", model, "one"), **GREEDY)
+    assert fingerprint(model) == before
+
+
+def test_threads_with_methods_of_both_kinds() -> None:
+    """One model, at once: inside at other layers, before the LLM, and bare."""
+    model = deep("llava_next-clip", "sdpa")
+    inputs = batch_of("llava_next-clip", model, "mixed")
+    pruners = [foveate.FastV(keep=0.5), foveate.PyramidDrop(keep=0.4), foveate.Saliency(keep=0.3)]
+    before = fingerprint(model)
+    alone = []
+    for pruner in pruners:
+        with pruner(model):
+            alone.append(model.generate(**inputs, **GREEDY))
+    barrier, wrong = threading.Barrier(3), []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(4):
+                with pruners[number](model):
+                    barrier.wait(timeout=60)
+                    if not torch.equal(model.generate(**inputs, **GREEDY), alone[number]):
+                        wrong.append(f"thread {number} differs")
+        except Exception as error:
+            wrong.append(f"thread {number}: {error!r}")
+            barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert fingerprint(model) == before
+
+
+def test_selections() -> None:
+    """Scores of every stage, rows of weights that sum to 1, and a cache of one's own."""
+    model = deep("llava_next-clip", "sdpa", torch.float32)
+    inputs = batch_of("llava_next-clip", model, "several")
+    pruner = foveate.SparseVLM(keep=0.5, clusters=0.4)
+    mine = DynamicCache()
+    with pruner(model):
+        model.generate(**inputs, **GREEDY, past_key_values=mine)
+    stages = pruner.layers(DEPTH)
+    assert mine.layers[0].keys.shape[2] - (NEW - 1) == inputs["input_ids"].shape[1]
+    for one, counts, mean in zip(pruner.selections, pruner.tokens_per_layer, pruner.mean_tokens_per_layer, strict=True):
+        assert set(one.scores) == {f"attention_after_{layer}" for layer in stages}
+        assert all(score.shape == (one.total,) and score.dtype == torch.float32 for score in one.scores.values())
+        last = one.scores[f"attention_after_{stages[-1]}"]
+        assert int((last > 0).sum()) == counts[stages[-1] - 1]
+        assert one.weights is not None
+        torch.testing.assert_close(one.weights.sum(dim=1), torch.ones(len(one)))
+        assert bool((one.weights[torch.arange(len(one)), one.indices] > 0).all())
+        assert int(one.shares["attention"]) + int(one.shares["merged"]) == len(one)
+        assert mean == sum(counts) / DEPTH
+        newlines = counts[0] - one.total
+        assert mean <= 0.5 * one.total + 1 + newlines  # the budget counts patches, rounded up
+    with pruner(model):
+        model.generate(input_ids=inputs["input_ids"][:, -4:], **GREEDY)
+    assert pruner.selections == [] and pruner.tokens_per_layer == []

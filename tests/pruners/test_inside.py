@@ -1,0 +1,101 @@
+"""In-LLM methods as objects: options, stages and budgets. What they do to a model is in ``tests/test_inside.py``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foveate
+from foveate import FastV, PyramidDrop, SparseVLM
+from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, get_pruner
+from foveate.pruners.base import Pruner
+
+
+def test_registry() -> None:
+    assert list(INSIDE_METHODS) == ["fastv", "pyramiddrop", "sparsevlm"]
+    assert not INSIDE_METHODS.keys() & METHODS.keys()
+    for name, method in INSIDE_METHODS.items():
+        pruner = get_pruner(name, keep=0.3, budget="final")
+        assert type(pruner) is method and isinstance(pruner, Pruner) and pruner.name == name
+        assert (pruner.keep, pruner.budget) == (0.3, "final")
+        assert getattr(foveate, method.__name__) is method
+        assert "arXiv" in (method.__doc__ or "")
+    with pytest.raises(ValueError, match="known: adafv, .*fastv"):
+        get_pruner("fast-v")
+
+
+@pytest.mark.parametrize(
+    "pruner, depth, layers",
+    [
+        (FastV(), 32, (2,)),
+        (FastV(layer=1), 2, (1,)),
+        (PyramidDrop(), 32, (8, 16, 24)),
+        (PyramidDrop(), 4, (1, 2, 3)),
+        (PyramidDrop(), 2, (1,)),
+        (PyramidDrop(stages=(0.01, 0.99)), 10, (1, 9)),
+        (SparseVLM(), 32, (2, 6, 15)),
+        (SparseVLM(), 40, (2, 8, 19)),
+        (SparseVLM(), 4, (1, 2)),
+    ],
+)
+def test_stages(pruner: InsidePruner, depth: int, layers: tuple[int, ...]) -> None:
+    assert pruner.layers(depth) == layers
+
+
+@pytest.mark.parametrize(
+    "pruner, tokens, counts",
+    [
+        # 10 of 10 in two layers and 3 in eight make a mean of 4.4; one more would make 5.2
+        (FastV(keep=5), 10, [10] * 2 + [3] * 8),
+        (FastV(keep=5, budget="final"), 10, [10] * 2 + [5] * 8),
+        (FastV(keep=1.0), 10, [10] * 10),
+        (FastV(keep=99), 10, [10] * 10),
+        (
+            PyramidDrop(keep=0.125, budget="final", stages=(0.2, 0.5, 0.8)),
+            80,
+            [80] * 2 + [40] * 3 + [20] * 3 + [10] * 2,
+        ),
+    ],
+)
+def test_schedule(pruner: InsidePruner, tokens: int, counts: list[int]) -> None:
+    assert pruner.schedule(tokens, 10) == counts
+
+
+def test_published_budgets() -> None:
+    """LLaVA-1.5 (32 layers, 576 tokens) at a mean of 64: what stays late is far fewer."""
+    assert FastV(keep=64).schedule(576, 32)[-1] == 29  # (64 * 32 - 2 * 576) / 30 = 29.87
+    counts = SparseVLM(keep=64).schedule(576, 32)
+    assert sum(counts) / 32 == pytest.approx(64, abs=1) and sum(counts) <= 64 * 32
+    assert [counts[layer] for layer in (2, 6, 15)] == sorted((counts[layer] for layer in (2, 6, 15)), reverse=True)
+
+
+def test_budgets_that_cannot_be_met() -> None:
+    with pytest.raises(
+        ValueError, match=r"pyramiddrop with keep=0.1: a mean of 58 .* the first 8 of 32 layers hold all 576"
+    ):
+        PyramidDrop(keep=0.1).schedule(576, 32)
+    assert PyramidDrop(keep=0.1, budget="final").schedule(576, 32)[-1] == 58
+
+
+def test_options_that_are_none() -> None:
+    for make, message in (
+        (lambda: FastV(budget="all"), "unknown budget 'all'; known: mean, final"),
+        (lambda: FastV(layer=0), "layer must be >= 1"),
+        (lambda: PyramidDrop(stages=()), "ascending fractions"),
+        (lambda: PyramidDrop(stages=(0.5, 0.5)), "ascending fractions"),
+        (lambda: SparseVLM(stages=(0.0, 0.5)), "ascending fractions"),
+        (lambda: SparseVLM(recycled=1.5), r"recycled must be in \[0, 1\]"),
+        (lambda: PyramidDrop().layers(1), "a single layer"),
+        (lambda: FastV(layer=4).layers(4), "leaves none of the LLM's 4 layers"),
+        (lambda: FastV(keep=0.0), "keep=0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    with pytest.raises(TypeError, match="layer must be an int"):
+        FastV(layer=2.0)
+
+
+def test_nothing_is_chosen_before_the_llm_reads() -> None:
+    for name in INSIDE_METHODS:
+        with pytest.raises(ValueError, match=f"{name} chooses by the LLM's own attention"):
+            get_pruner(name).select(torch.zeros(1))
