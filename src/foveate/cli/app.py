@@ -208,6 +208,63 @@ def analyze(
 
 @app.command()
 @command
+def bench(
+    tap: Annotated[
+        bool, typer.Option("--tap", help="Measure what reading saliency costs, encoder by encoder, instead.")
+    ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Fewer budgets and repeats; with --tap, few encoder layers, scaled up."),
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="End with status 1 when a target is missed.")] = False,
+    model: Model = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="A checkpoint's shape with random weights, e.g. llava-next-7b; with --tap, several."),
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Comma-separated names, or all.")] = "adafv",
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated budgets, fractions or tokens; default 1,0.5,0.25,0.1,0.05."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at once.")] = 1,
+    image: Annotated[
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the picture, pixels; it decides the views.")
+    ] = None,
+    llm_layers: Annotated[
+        int | None, typer.Option(min=1, help="Fewer language model layers than the shape has.")
+    ] = None,
+    vision_layers: Annotated[int | None, typer.Option(min=1, help="Fewer encoder layers than the shape has.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Dtype = "auto",
+    attention: Annotated[str, typer.Option(help="eager, sdpa or flash_attention_2.")] = "sdpa",
+    clock: Annotated[
+        str, typer.Option(help="wall, or process: processor time, for a busy machine without a GPU.")
+    ] = "wall",
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Rounds behind each median; default 15, 7 with --quick, 3 with --tap.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers; 1 leaves decoding out.")] = 16,
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Beside it, pruning as research repositories write it.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and plot; default build/bench.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure time to the first token, decoding, memory, KV cache and FLOPs against stock and the bound."""
+    from foveate.cli.bench import Request, run
+
+    out = out or Path("build") / "bench"
+    run(
+        Request(
+            tap, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers, device,
+            dtype, attention, clock, repeats, max_new_tokens, baseline, out, as_json,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+@command
 def scenes(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl.")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,

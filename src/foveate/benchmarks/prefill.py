@@ -1,0 +1,308 @@
+"""Time to the first token, decoding, memory, KV cache and FLOPs of the pruned model, beside stock, bound and baseline.
+
+The *bound* is what no pruning before the language model can beat with the stock vision tower: the tower as stock runs
+it, then the language model on a prompt of the kept length whose embeddings were put together beforehand; nothing is
+read, chosen or shortened.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.benchmarks import baseline
+from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
+from foveate.compare import cache_bytes
+from foveate.models import family_for
+from foveate.pruners import Pruner, get_pruner
+from foveate.tokens import Keep
+
+Kind = Literal["stock", "foveate", "bound", "baseline"]
+
+TIME_TARGET = 1.03
+"""Time to the first token over the bound's, at most, at the smallest budget."""
+SPEEDUP_TARGET = 0.9
+"""Speed-up of the first token over the bound's own, at least, at the smallest budget."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way of answering. Times are medians of interleaved rounds, for the whole batch.
+
+    Args:
+        kind: stock (nothing attached), foveate, bound or baseline.
+        method: of foveate and the baseline, else "".
+        keep: the budget; 1.0 for all tokens.
+        prompt_tokens: per sequence, that reached the language model.
+        ttft_ms: vision tower, selection and prefill, up to the first token.
+        total_ms: to the last of ``new_tokens``; None when only the first was asked for.
+        decode_rate: tokens per second after the first, all sequences; None likewise.
+        peak_bytes: tensors at their peak up to the first token, beyond weights and inputs; see ``peak_memory``.
+        cache_bytes: the KV cache after prefill, summed over its tensors.
+        flops: up to the first token; see ``count_flops``.
+        over_bound: ``ttft_ms`` over that of the bound of the same length, by the median difference within rounds; None
+            for stock.
+        over_stock: the same over stock.
+    """
+
+    kind: Kind
+    method: str
+    keep: float | int
+    prompt_tokens: int
+    ttft_ms: float
+    total_ms: float | None
+    decode_rate: float | None
+    peak_bytes: int
+    cache_bytes: int
+    flops: int
+    over_bound: float | None
+    over_stock: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure and what it should be.
+
+    Args:
+        name: what it is.
+        value: as measured.
+        limit: what it may be at most or at least.
+        at_most: which of the two.
+    """
+
+    name: str
+    value: float
+    limit: float
+    at_most: bool
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results of a run.
+
+    Args:
+        results: stock first.
+        methods: of foveate, in order.
+        keeps: in order; 1.0 among them.
+        new_tokens: per answer.
+        repeats: rounds behind each median.
+    """
+
+    results: Sequence[Result]
+    methods: Sequence[str]
+    keeps: Sequence[float | int]
+    new_tokens: int
+    repeats: int
+
+    def find(self, kind: Kind, keep: float | int = 1.0, method: str = "") -> Result | None:
+        """The result of one case, None when it was not run."""
+        wanted = (kind, keep, method)
+        return next((one for one in self.results if (one.kind, one.keep, one.method) == wanted), None)
+
+    def targets(self) -> list[Target]:
+        """For every method, at the smallest budget: time over the bound, speed-up over the bound's, peak over stock."""
+        found = []
+        stock = self.find("stock")
+        few = min((one for one in self.results if one.kind == "bound"), key=lambda one: one.prompt_tokens).keep
+        bounds = [self.find("bound", keep) for keep in (1.0, few)]
+        for method in self.methods:
+            whole, least = (self.find("foveate", keep, method) for keep in (1.0, few))
+            assert stock and whole and least and bounds[0] and bounds[1] and least.over_bound is not None
+            ours, theirs = whole.ttft_ms / least.ttft_ms, bounds[0].ttft_ms / bounds[1].ttft_ms
+            memory = max(one.peak_bytes for one in self.results if (one.kind, one.method) == ("foveate", method))
+            found += [
+                Target(f"{method}: first token at keep {few:g}, over the bound", least.over_bound, TIME_TARGET, True),
+                Target(
+                    f"{method}: speed-up of the first token from keep 1 to {few:g}, over the bound's own",
+                    ours / theirs, SPEEDUP_TARGET, False,
+                ),
+                Target(f"{method}: largest peak memory at any keep, over stock", memory / stock.peak_bytes, 1.0, True),
+            ]  # fmt: skip
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "new_tokens": self.new_tokens,
+            "repeats": self.repeats,
+            "results": [asdict(one) for one in self.results],
+            "targets": [{**asdict(one), "holds": one.holds} for one in self.targets()],
+        }
+
+
+@dataclass(frozen=True)
+class _Case:
+    kind: Kind
+    method: str
+    keep: float | int
+    run: Callable[[int], Any]
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+def measure(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    *,
+    methods: Sequence[str] = ("adafv",),
+    keeps: Sequence[float | int] = (1.0, 0.25, 0.1),
+    new_tokens: int = 16,
+    repeats: int = 5,
+    clock: str = "wall",
+    with_baseline: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Measures stock, the methods, the bound and, where there is one, the baseline, all in the same rounds.
+
+    Args:
+        model: a stock model of a known family, in evaluation mode.
+        inputs: of ``generate``: prompts of equal length with one picture each, as a shape or processor gives them.
+        methods: names of pruning methods.
+        keeps: budgets; all tokens (1.0) are measured in any case.
+        new_tokens: length of the answers, in tokens; with 1 nothing is decoded.
+        repeats: rounds, >= 1.
+        clock: see ``Clock``.
+        with_baseline: whether to run it, for the methods and models that it exists for.
+        progress: called with the number of runs done and of those there are.
+
+    Raises:
+        ValueError: no ``methods``, prompts that are padded, or what the model or a method refuses.
+        RuntimeError: a pruned prompt was not as long as its budget says.
+    """
+    if not methods:
+        raise ValueError("no method to measure: name one, such as adafv")
+    if not bool(inputs["attention_mask"].all()):
+        raise ValueError("the prompts are padded: the benchmark takes prompts of one length")
+    keeps = list(dict.fromkeys([1.0, *keeps]))
+    timer = Clock(clock, model.device)  # type: ignore[arg-type]
+    cases = _cases(model, inputs, methods, keeps, with_baseline)
+    observed = {}
+    for number, case in enumerate(cases):
+        with case.around():
+            observed[number] = _observe(case, model)
+    tasks = {f"{number} first": Task(lambda case=case: case.run(1), case.around) for number, case in enumerate(cases)}  # type: ignore[misc]
+    if new_tokens > 1:
+        tasks |= {
+            f"{number} all": Task(lambda case=case: case.run(new_tokens), case.around)  # type: ignore[misc]
+            for number, case in enumerate(cases)
+        }
+    with torch.no_grad():
+        times = interleaved(tasks, repeats, timer, progress=progress)
+    by_keep = {case.keep: times[f"{number} first"] for number, case in enumerate(cases) if case.kind == "bound"}
+    lengths = {case.keep: observed[number][0] for number, case in enumerate(cases) if case.kind == "bound"}
+    results = []
+    for number, case in enumerate(cases):
+        length, cache, peak, flops = observed[number]
+        if case.kind == "foveate" and length != lengths[case.keep]:
+            raise RuntimeError(
+                f"{case.method} at keep {case.keep:g} left a prompt of {length} tokens, its budget {lengths[case.keep]}"
+            )
+        first = times[f"{number} first"]
+        ttft = statistics.median(first)
+        total = statistics.median(times[f"{number} all"]) if new_tokens > 1 else None
+        rate = None if total is None else (new_tokens - 1) * len(inputs["input_ids"]) / (total - ttft) * 1e3
+        reference = by_keep[case.keep]
+        results.append(
+            Result(
+                kind=case.kind, method=case.method, keep=case.keep, prompt_tokens=length, ttft_ms=ttft, total_ms=total,
+                decode_rate=rate, peak_bytes=peak, cache_bytes=cache, flops=flops,
+                over_bound=None if case.kind == "stock" else _over(first, reference),
+                over_stock=_over(first, times["0 first"]),
+            )
+        )  # fmt: skip
+    return Report(results, list(methods), keeps, new_tokens, repeats)
+
+
+def _over(one: Sequence[float], other: Sequence[float]) -> float:
+    return 1 + paired(one, other) / statistics.median(other)
+
+
+def _observe(case: _Case, model: Any) -> tuple[int, int, int, int]:
+    """Prompt length, cache bytes, peak bytes and FLOPs of a case, which do not differ from run to run."""
+    given = case.run(1)  # a warm-up too: what is made once and kept belongs to no run
+    outputs = given if isinstance(given, list) else [given]
+    caches = [output.past_key_values for output in outputs]
+    length, cache = int(caches[0].get_seq_length()), sum(cache_bytes(one) for one in caches)
+    del given, outputs, caches
+    peak = peak_memory(lambda: case.run(1), model.device)
+    attention = model.config._attn_implementation
+    if attention not in ("eager", "sdpa"):  # kernels of other packages do not say what they compute
+        model.set_attn_implementation("sdpa")
+    try:
+        return length, cache, peak, count_flops(lambda: case.run(1))
+    finally:
+        if attention not in ("eager", "sdpa"):
+            model.set_attn_implementation(attention)
+
+
+def _cases(
+    model: Any, inputs: Mapping[str, Tensor], methods: Sequence[str], keeps: Sequence[float | int], with_baseline: bool
+) -> list[_Case]:
+    def options(tokens: int) -> dict[str, Any]:
+        return {
+            "max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1,
+            "return_dict_in_generate": True,
+        }  # fmt: skip
+
+    def stock(tokens: int) -> Any:
+        return model.generate(**inputs, **options(tokens))
+
+    def foveate(pruner: Pruner) -> Callable[[int], Any]:
+        def run(tokens: int) -> Any:
+            with pruner(model):  # as in the README: attaching counts
+                return model.generate(**inputs, **options(tokens))
+
+        return run
+
+    pixels = {name: inputs[name] for name in family_for(model).image_inputs if inputs.get(name) is not None}
+
+    def bound(prompt: Tensor) -> Callable[[int], Any]:
+        mask = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
+
+        def run(tokens: int) -> Any:
+            with torch.no_grad():
+                model.model.get_image_features(**pixels, return_dict=True)
+            return model.generate(inputs_embeds=prompt, attention_mask=mask, **options(tokens))
+
+        return run
+
+    def research(method: str, keep: float | int) -> Callable[[int], Any]:
+        return lambda tokens: baseline.generate(model, inputs, method, keep, **options(tokens))
+
+    cases = [_Case("stock", "", 1.0, stock)]
+    for keep in keeps:
+        cases.append(_Case("bound", "", keep, bound(_assembled(model, inputs, keep))))
+        cases += [_Case("foveate", method, keep, foveate(get_pruner(method, keep=keep))) for method in methods]
+        if with_baseline and keep != 1.0 and baseline.supports(model):
+            cases += [
+                _Case("baseline", method, keep, research(method, keep), lambda: baseline.eager_tower(model))
+                for method in methods
+                if method in baseline.METHODS
+            ]
+    return cases
+
+
+def _assembled(model: Any, inputs: Mapping[str, Tensor], keep: float | int) -> Tensor:
+    """(B, S', D) embeddings of prompts that hold as many visual tokens as a budget leaves; which ones costs nothing."""
+    ids = inputs["input_ids"]
+    pruner = get_pruner("uniform", keep=keep)
+    with pruner(model):
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    per_row = len(pruner.selections) // len(ids)
+    visual = ids == model.config.image_token_id
+    length = ids.shape[1]
+    totals = [selection.total for selection in pruner.selections[:per_row]]
+    kept = [Keep(keep).budget(total) for total in totals]
+    if kept != totals:  # with every patch kept, what stands between them stays too
+        length += sum(kept) - int(visual[0].sum())
+    table = model.get_input_embeddings()
+    return table(ids[~visual].view(len(ids), -1)[:, :1].expand(-1, length)).clone()

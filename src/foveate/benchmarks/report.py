@@ -1,0 +1,157 @@
+"""Tables of a benchmark, for the terminal and as Markdown, and its files: JSON, Markdown, plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.benchmarks.prefill import Report, Result
+from foveate.benchmarks.tap import TapCost
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads and rows; the first column is text, the others are figures."""
+
+COLOURS = {"foveate": "#d1495b", "bound": "#333333", "baseline": "#8d96a3", "stock": "#2e86ab"}
+
+
+def _title(one: Result) -> str:
+    return one.kind if not one.method else f"{one.kind} {one.method}"
+
+
+def results_table(report: Report) -> Table:
+    """One row per way of answering."""
+    heads = [
+        "",
+        "keep",
+        "prompt",
+        "first token, ms",
+        "over bound",
+        "over stock",
+        "peak, MiB",
+        "KV cache, MiB",
+        "GFLOPs",
+    ]
+    decoded = report.new_tokens > 1
+    heads += ["decode, tokens/s", f"all {report.new_tokens}, ms"] if decoded else []
+    rows = []
+    for one in report.results:
+        row = [
+            _title(one),
+            f"{one.keep:g}",
+            f"{one.prompt_tokens}",
+            f"{one.ttft_ms:.1f}",
+            "" if one.over_bound is None else f"{one.over_bound:.3f}",
+            f"{one.over_stock:.3f}",
+            f"{one.peak_bytes / 2**20:.1f}",
+            f"{one.cache_bytes / 2**20:.2f}",
+            f"{one.flops / 1e9:.2f}",
+        ]
+        if one.decode_rate is not None and one.total_ms is not None:
+            row += [f"{one.decode_rate:.1f}", f"{one.total_ms:.1f}"]
+        rows.append(row)
+    return heads, rows
+
+
+def targets_table(report: Report) -> Table:
+    """One row per figure that has a target."""
+    rows = [
+        [one.name, f"{one.value:.3f}", f"{'at most' if one.at_most else 'at least'} {one.limit:g}", _yes(one.holds)]
+        for one in report.targets()
+    ]
+    return ["target", "measured", "wanted", "holds"], rows
+
+
+def tap_table(costs: Sequence[TapCost]) -> Table:
+    """One row per encoder."""
+    heads = [
+        "encoder", "read", "patches", "layers run", "stock, ms", "with saliency, ms", "without, ms", "in the tap, ms",
+        "whole encoder, ms", "encode / stock", "tap on / off", "tap's own time", "bound", "holds",
+    ]  # fmt: skip
+    rows = [
+        [
+            one.shape, one.read, f"{one.patches}", f"{one.layers} of {one.whole}", f"{one.stock_ms:.0f}",
+            f"{one.on_ms:.0f}", f"{one.off_ms:.0f}", f"{one.tap_ms:.1f}",
+            f"{one.whole_ms:.0f}{' (scaled up)' if one.extrapolated else ''}",
+            f"{one.ratio:.3f}", f"{one.tap_ratio:.3f}", f"{one.tap_share:.3f}", f"{one.bound:g}", _yes(one.holds),
+        ]
+        for one in costs
+    ]  # fmt: skip
+    return heads, rows
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def markdown(title: str, facts: Mapping[str, Any], tables: Sequence[Table], command: str) -> str:
+    """A page with what was measured, on what, by which command."""
+    told = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value is not None)
+    parts = [f"# {title}", f"`{command}`", told]
+    for heads, rows in tables:
+        rule = ["---", *["---:"] * (len(heads) - 1)]
+        lines = [heads, rule, *rows]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def plot(report: Report, title: str) -> Figure:
+    """Time to the first token and peak memory over the budget: methods, bound, baseline, and stock as a line.
+
+    Returns:
+        A matplotlib figure that no global state knows of; save it with ``savefig``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    panels = (("first token, ms", lambda one: one.ttft_ms), ("peak memory, MiB", lambda one: one.peak_bytes / 2**20))
+    stock = report.results[0]
+    names = list(dict.fromkeys(_title(one) for one in report.results if one.kind != "stock"))
+    for number, (label, value) in enumerate(panels):
+        axes = figure.add_subplot(1, 2, number + 1)
+        axes.axhline(value(stock), color=COLOURS["stock"], linewidth=1, label="stock")
+        for name in names:
+            ours = sorted((one for one in report.results if _title(one) == name), key=lambda one: one.prompt_tokens)
+            kind = ours[0].kind
+            alike = len([other for other in names if other.split()[0] == kind]) > 1
+            axes.plot(
+                [one.prompt_tokens for one in ours],
+                [value(one) for one in ours],
+                label=name, marker="o", markersize=4, linewidth=1.8, linestyle="--" if kind == "bound" else "-",
+                color=None if alike else COLOURS[kind],
+            )  # fmt: skip
+        axes.set_xlabel("tokens of the prompt")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def save(
+    out: Path, name: str, found: Mapping[str, Any], page: str, report: Report | None = None, title: str = ""
+) -> list[Path]:
+    """Writes ``NAME.json``, ``NAME.md`` and, of a report and where matplotlib is installed, ``NAME.png``.
+
+    Returns:
+        The files written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / f"{name}.json", out / f"{name}.md"]
+    files[0].write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    files[1].write_text(page, encoding="utf-8")
+    if report is None:
+        return files
+    try:
+        figure = plot(report, title)
+    except ModuleNotFoundError:  # the plot is an extra; the figures are in the JSON
+        return files
+    files.append(out / f"{name}.png")
+    figure.savefig(files[2], dpi=150)
+    return files

@@ -1,0 +1,239 @@
+"""``foveate bench``: what pruning costs and saves against stock and the bound, or what reading saliency costs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import rich.table
+import typer
+
+from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, working
+from foveate.cli.evaluate import parse_methods, split_list
+
+MISSED = 1
+QUESTION = "What color is the card of the cat?"
+"""For models that have a processor; what is asked costs nothing but its length."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's arguments, as typed; None where the default depends on others."""
+
+    tap: bool
+    quick: bool
+    check: bool
+    model: str | None
+    shape: str | None
+    methods: str
+    keep: str | None
+    batch_size: int
+    image: str | None
+    llm_layers: int | None
+    vision_layers: int | None
+    device: str
+    dtype: str
+    attention: str
+    clock: str
+    repeats: int | None
+    max_new_tokens: int
+    with_baseline: bool
+    out: Path
+    as_json: bool
+
+
+def run(request: Request) -> None:
+    """Measures, prints and writes JSON, Markdown and plot; with ``check``, a missed target ends with status 1.
+
+    Raises:
+        ValueError: bad input.
+    """
+    with working("importing torch and transformers"):
+        import torch
+        from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if request.device == "auto":
+        request = replace(request, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(request.device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {request.device!r}: give cpu, cuda or cuda:1") from None
+    (_run_tap if request.tap else _run_prefill)(request)
+
+
+def _run_tap(request: Request) -> None:
+    import torch
+
+    from foveate.benchmarks import report, tap
+    from foveate.benchmarks.measure import machine
+
+    if request.model is not None:
+        raise ValueError("--tap measures the encoders of shapes: name them with --shape, or leave both out for all")
+    names = list(tap.ENCODERS) if request.shape is None else split_list(request.shape)
+    for name in names:
+        _shape(name)
+    costs = []
+    for name in names:
+        with progress_bar(name) as progress:
+            costs.append(
+                tap.measure(
+                    name, quick=request.quick, repeats=request.repeats or 3, clock=request.clock,
+                    dtype=_dtype(request), device=request.device, attention=request.attention,
+                    picture=_picture(request), progress=progress,
+                )
+            )  # fmt: skip
+    device = torch.device(request.device)
+    facts = {
+        **machine(device), "clock": request.clock, "dtype": str(_dtype(request)).removeprefix("torch."),
+        "attention": request.attention, "repeats": request.repeats or 3,
+    }  # fmt: skip
+    found = {**facts, "encoders": [cost.as_dict() for cost in costs]}
+    table = report.tap_table(costs)
+    title = "Cost of reading saliency"
+    name = "tap-quick" if request.quick else "tap"
+    files = report.save(request.out, name, found, report.markdown(title, facts, [table], _command()))
+    _show(request, found, [(title, table)], files)
+    if any(cost.extrapolated for cost in costs):
+        note("whole encoders are scaled up from the layers that were run; without --quick, all are run")
+    _check(request, [f"{c.shape}: {max(c.ratio, c.tap_ratio):.3f} > {c.bound:g}" for c in costs if not c.holds])
+
+
+def _run_prefill(request: Request) -> None:
+    import torch
+
+    from foveate.benchmarks import prefill, report
+    from foveate.benchmarks.measure import machine
+    from foveate.cli.console import parse_keep
+
+    if request.model is not None and request.shape is not None:
+        raise ValueError("--model and --shape are two ways to say what is measured: give one")
+    methods = parse_methods(request.methods)
+    typed = request.keep or ("1,0.25,0.1" if request.quick else "1,0.5,0.25,0.1,0.05")
+    keeps = [parse_keep(keep, one_is_all=True) for keep in split_list(typed)]
+    model, inputs, facts = _subject(request)
+    repeats = request.repeats or (7 if request.quick else 15)
+    with progress_bar("measuring") as progress:
+        measured = prefill.measure(
+            model, inputs, methods=methods, keeps=keeps, new_tokens=request.max_new_tokens, repeats=repeats,
+            clock=request.clock, with_baseline=request.with_baseline, progress=progress,
+        )  # fmt: skip
+    facts |= {**machine(torch.device(request.device)), "clock": request.clock, "repeats": repeats}
+    found = {**facts, **measured.as_dict()}
+    tables = [("", report.results_table(measured)), ("", report.targets_table(measured))]
+    title = f"{facts['subject']}, first token and memory"
+    page = report.markdown(title, facts, [table for _, table in tables], _command())
+    name = re.sub(r"[^a-z0-9.-]+", "-", Path(str(facts["subject"])).name.lower())
+    files = report.save(request.out, name, found, page, measured, title)
+    _show(request, found, tables, files)
+    missed = [f"{one.name}: {one.value:.3f}" for one in measured.targets() if not one.holds]
+    _check(request, missed)
+
+
+def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The model, its inputs, and what they are."""
+    facts: dict[str, Any]
+    if request.shape is not None and request.shape != "bundled":
+        shape = _shape(request.shape)
+        if shape.encoder_only:
+            raise ValueError(f"the shape {request.shape} is of an encoder alone: measure it with --tap")
+        with working(f"making {request.shape}"):
+            model = shape.build(
+                llm_layers=request.llm_layers, vision_layers=request.vision_layers, dtype=_dtype(request),
+                device=request.device, attention=request.attention,
+            )  # fmt: skip
+        inputs = shape.inputs(model, request.batch_size, _picture(request))
+        height, width = _picture(request) or shape.picture
+        facts = {
+            "subject": request.shape,
+            "shape_of": shape.source,
+            "llm_layers": f"{request.llm_layers or shape.llm_layers} of {shape.llm_layers}",
+            "vision_layers": f"{request.vision_layers or shape.vision_layers} of {shape.vision_layers}",
+        }
+    else:
+        if request.llm_layers is not None or request.vision_layers is not None:
+            raise ValueError("--llm-layers and --vision-layers cut shapes; a checkpoint is measured whole")
+        from foveate.session import process, question_prompt
+
+        source = None if request.shape == "bundled" else request.model
+        model, processor = load_model(source, request.dtype)
+        model = model.to(request.device)
+        model.set_attn_implementation(request.attention)
+        height, width = _picture(request) or (224, 224)
+        prompts = [question_prompt(processor, QUESTION, 1)] * request.batch_size
+        inputs = process(processor, model, prompts, [_noise(height, width)])
+        facts = {"subject": request.model or "bundled"}
+    visual = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
+    facts |= {
+        "dtype": str(model.dtype).removeprefix("torch."), "attention": request.attention,
+        "batch": request.batch_size, "picture": f"{height}x{width}",
+        "prompt": f"{inputs['input_ids'].shape[1]} tokens, {visual} visual",
+    }  # fmt: skip
+    return model, inputs, facts
+
+
+def _noise(height: int, width: int) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _shape(name: str) -> Any:
+    from foveate.benchmarks.shapes import SHAPES
+
+    if name not in SHAPES:
+        raise ValueError(f"unknown shape {name!r}; known: bundled, {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def _dtype(request: Request) -> Any:
+    import torch
+
+    from foveate.loading import DTYPES
+
+    if request.dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {request.dtype!r}; known: {', '.join(DTYPES)}")
+    if request.dtype == "auto":
+        return torch.float32 if torch.device(request.device).type == "cpu" else torch.bfloat16
+    return getattr(torch, request.dtype)
+
+
+def _picture(request: Request) -> tuple[int, int] | None:
+    if request.image is None:
+        return None
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", request.image)
+    if sides is None:
+        raise ValueError(f"--image {request.image!r}: give height and width in pixels, such as 672x672")
+    return int(sides[1]), int(sides[2])
+
+
+def _command() -> str:
+    return shlex.join(["foveate", *sys.argv[1:]])
+
+
+def _show(request: Request, found: dict[str, Any], tables: list[Any], files: list[Path]) -> None:
+    if request.as_json:
+        print_json({**found, "files": [str(file) for file in files]})
+        return
+    for title, (heads, rows) in tables:
+        table = rich.table.Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+        for number, head in enumerate(heads):
+            table.add_column(head, justify="right" if number else "left", header_style="bold")
+        for row in rows:
+            table.add_row(*row)
+        stdout().print(table)
+        stdout().print()
+    note(f"written: {', '.join(str(file) for file in files)}")
+
+
+def _check(request: Request, missed: list[str]) -> None:
+    for line in missed:
+        note(f"warning: target missed: {line}")
+    if request.check and missed:
+        raise typer.Exit(MISSED)
