@@ -19,12 +19,12 @@ import foveate
 from foveate import inside
 from foveate.pruners import InsidePruner
 from tests.functional.test_in_llm import recycle_by_loops
-from tests.reference import newline_mask
+from tests.reference import long_positions, newline_mask
 from tests.test_attach import fingerprint
 from tests.tiny import BATCHES, IMAGE, ROWS, SILENT, assistant, prompts
-from tests.tiny.rows import finish
+from tests.tiny.rows import VIDEO, finish
 
-NAMES = ["llava-clip", "llava_next-clip"]
+NAMES = ["llava-clip", "llava_next-clip", "qwen2_vl", "qwen2_5_vl"]
 DEPTH = 6
 NEW = 5
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
@@ -46,7 +46,7 @@ def deep(name: str, attention: str, dtype: torch.dtype = torch.float64) -> Any:
     config = copy.deepcopy(shallow.config)
     config.text_config.num_hidden_layers = DEPTH
     if getattr(config.text_config, "layer_types", None):
-        config.text_config.layer_types = None
+        config.text_config.layer_types = config.text_config.layer_types[:1] * DEPTH
     torch.manual_seed(1)
     return finish(type(shallow)(config), attention).to(dtype)
 
@@ -63,17 +63,18 @@ class ByHand:
         model: in eager attention.
         pruner: its options, layers and budgets are read; nothing is computed by it.
         ids: (S,) the prompt.
+        positions: (S,) or, with M-RoPE, (3, S).
         streams: of its images, what stock puts into their placeholders.
     """
 
-    def __init__(self, model: Any, pruner: InsidePruner, ids: Tensor, streams: list[Tensor]) -> None:
-        self.model, self.pruner, self.ids = model, pruner, ids
+    def __init__(self, model: Any, pruner: InsidePruner, ids: Tensor, positions: Tensor, streams: list[Tensor]) -> None:
+        self.model, self.pruner, self.ids, self.positions = model, pruner, ids, positions
         self.lm = model.model.language_model
         self.embeddings = model.get_input_embeddings()(ids).clone()
         self.patches: list[list[int]] = []
         self.newlines: list[list[int]] = []
         self.raters: list[list[int]] = []
-        spots = (ids == IMAGE).nonzero()[:, 0].tolist()
+        spots = torch.isin(ids, torch.tensor([IMAGE, VIDEO])).nonzero()[:, 0].tolist()
         for stream in streams:
             ours, spots = spots[: len(stream)], spots[len(stream) :]
             self.embeddings[ours] = stream
@@ -88,7 +89,7 @@ class ByHand:
     def _raters(self, end: int, patches: list[int]) -> list[int]:
         if not self.pruner.reads_text:
             return [len(self.ids) - 1]
-        text = [place for place in range(end + 1, len(self.ids)) if self.ids[place] != IMAGE]
+        text = [place for place in range(end + 1, len(self.ids)) if self.ids[place] not in SILENT]
         table = torch.stack(
             [(self.embeddings[text] @ self.embeddings[patch]).softmax(dim=0) for patch in patches]
         )  # (N, T)
@@ -123,12 +124,14 @@ class ByHand:
                 stays = [n for n, place in enumerate(columns) if place not in gone]
                 hidden, columns = hidden[stays], [columns[n] for n in stays]
             self.lengths.append(len(columns) - len(generated))
-            # in three dimensions, as the layers want it
-            cos_sin = self.lm.rotary_emb(hidden[None], position_ids=torch.tensor([columns]))
+            following = self.positions[..., -1:] + torch.arange(1, len(generated) + 1)
+            positions = torch.cat([self.positions, following], dim=-1)[..., columns]
+            cos_sin = self.lm.rotary_emb(hidden[None], position_ids=positions.unsqueeze(-2))
             mask = torch.full((len(columns), len(columns)), torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)
             given = {"attention_mask": mask[None, None], "position_embeddings": cos_sin}
             matrix = layer.self_attn(hidden_states=layer.input_layernorm(hidden[None]), **given)[1][0].mean(dim=0)
-            hidden = layer(hidden[None], **given)[0]
+            output = layer(hidden[None], **given)
+            hidden = (output[0] if isinstance(output, tuple) else output)[0]
         self.kept = [
             [patches.index(place) for place in left] for patches, left in zip(self.patches, alive, strict=True)
         ]
@@ -146,10 +149,14 @@ class ByHand:
 
 def by_hand(name: str, pruner: InsidePruner, inputs: dict[str, Tensor], batch: str) -> list[ByHand]:
     model = deep(name, "eager")
-    streams = iter(ROWS[name].streams(model, batch_of(name, model, batch), "image"))
+    row, exact = ROWS[name], batch_of(name, model, batch)
+    streams = iter(row.streams(model, exact, row.kind))
+    masks = inputs["attention_mask"].bool()
+    plain = (masks.cumsum(dim=1) - 1).clamp(min=0)
+    positions = long_positions(model, row, exact) if row.rope else plain
     return [
-        ByHand(model, pruner, ids[mask.bool()], [next(streams) for _ in numbers])
-        for ids, mask, numbers in zip(inputs["input_ids"], inputs["attention_mask"], BATCHES[batch], strict=True)
+        ByHand(model, pruner, ids[mask], positions[..., number, mask], [next(streams) for _ in numbers])
+        for number, (ids, mask, numbers) in enumerate(zip(inputs["input_ids"], masks, BATCHES[batch], strict=True))
     ]
 
 
@@ -177,18 +184,18 @@ def attention(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("keep", [0.6, 9])
-@pytest.mark.parametrize("batch", list(BATCHES))
+@pytest.mark.parametrize("batch", ["several", "mixed"])  # without padding and with
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", NAMES)
-def test_as_by_hand(name: str, attention: str, method: str, batch: str, keep: float | int) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [*NAMES, "qwen2_vl-video", "qwen2_5_vl-video", "llava_onevision", "llava_onevision-crops", "llava_onevision-video"],
+)
+def test_as_by_hand(name: str, attention: str, method: str, batch: str) -> None:
     """Tokens, logits, selections, and the length of every layer's cache."""
     # In float64, stock eager attention makes NaN of padding: its softmax in float32 sees nothing but -inf.
     model = deep(name, attention, torch.float32 if attention == "eager" else torch.float64)
-    pruner = METHODS[method](keep)
+    pruner = METHODS[method](5 if method.endswith("final") else 0.5)
     inputs = batch_of(name, model, batch)
-    if pruner.budget == "mean" and keep == 9:
-        pruner.keep = 0.45  # nine tokens are less than the first layers hold
     with pruner(model):
         result = model.generate(**inputs, **GREEDY, **TOLD)
     rows = by_hand(name, pruner, inputs, batch)
@@ -204,7 +211,7 @@ def test_as_by_hand(name: str, attention: str, method: str, batch: str, keep: fl
     for one, counts in zip(pruner.selections, pruner.tokens_per_layer, strict=True):
         assert counts[-1] == len(one) and len(counts) == DEPTH
     if len(rows) == 1:
-        text = int((inputs["input_ids"] != IMAGE).sum())
+        text = int((inputs["input_ids"] != ROWS[name].token).sum())
         assert [sum(counts) + text for counts in zip(*pruner.tokens_per_layer, strict=True)] == held
 
 
@@ -219,10 +226,9 @@ def test_all_kept_is_stock(name: str, attention: str, method: str) -> None:
     assert torch.equal(ours.sequences, stock.sequences)
     assert all(torch.equal(a, b) for a, b in zip(ours.logits, stock.logits, strict=True))
     assert [len(one) for one in pruner.selections] == [one.total for one in pruner.selections]
-    assert pruner.mean_tokens_per_layer == [
-        float((inputs["input_ids"][0] == IMAGE).sum()),
-        *pruner.mean_tokens_per_layer[1:],
-    ]
+    placeholders = int((inputs["input_ids"] == IMAGE).sum())
+    assert [sum(counts) for counts in zip(*pruner.tokens_per_layer, strict=True)] == [placeholders] * DEPTH
+    assert sum(pruner.mean_tokens_per_layer) == placeholders
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -438,7 +444,7 @@ def test_other_families_are_refused(name: str) -> None:
     elif model.config.model_type in inside.FAMILIES:
         foveate.attach(model, foveate.FastV(keep=0.5, layer=1)).remove()
     else:
-        with pytest.raises(ValueError, match="fastv prunes inside the LLM, which works with llava, llava_next"):
+        with pytest.raises(ValueError, match="fastv prunes inside the LLM, which works with llava, llava_next, "):
             foveate.attach(model, foveate.FastV(keep=0.5, layer=1))
     assert fingerprint(model) == before
 

@@ -30,7 +30,7 @@ from foveate.pruners.base import Choice, Pruner
 from foveate.pruners.inside import InsidePruner, one_hot
 from foveate.tokens import Selection
 
-FAMILIES = ("llava", "llava_next")
+FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl")
 """Families whose tests these methods pass."""
 IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 _WATCHED = "_foveate_watched"
