@@ -362,12 +362,12 @@ SHAPES: dict[str, Shape] = {
         "internvl",
         {
             "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-            "image_size": [448, 448], "patch_size": [14, 14],
+            "attention_bias": True, "image_size": [448, 448], "patch_size": [14, 14],
         },
         _llm(*QWEN2_7B, 151674),
         (896, 896),
         write_run,
-        {"downsample_ratio": 0.5, "image_seq_length": 256, "vision_feature_layer": -1},
+        {"downsample_ratio": 0.5, "image_seq_length": 256, "vision_feature_layer": -1, "tie_word_embeddings": False},
     ),
     "llava-onevision-7b": _encoder(
         "llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava_onevision", _so400m(384, 26, **SIGLIP), _stub("qwen2", 3584),

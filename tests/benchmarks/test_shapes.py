@@ -1,0 +1,80 @@
+"""The shapes are those of the checkpoints they name, and their prompts are what the families take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foveate
+from foveate.attachment import looking_through
+from foveate.benchmarks.shapes import SHAPES
+from foveate.benchmarks.tap import ENCODERS
+from foveate.models import FAMILIES
+from foveate.models.base import Request
+from tests.benchmarks.tinier import tiny
+
+# Parameters of the published safetensors, and of the vision towers alone.
+PARAMETERS = {
+    "llava-1.5-7b": 7_063_427_072,
+    "llava-next-7b": 7_063_431_168,
+    "llava-next-34b": 34_752_083_968,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen3-vl-8b": 8_767_123_696,
+    "internvl-8b": 7_944_373_760,
+}
+SAME_ENCODER = {"glm4v_moe", "qwen3_vl_moe"}
+"""As in the dense model of the same name."""
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    model = SHAPES[name].build(device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+def test_every_family_has_an_encoder_shape() -> None:
+    assert {SHAPES[name].model_type for name in ENCODERS} == set(FAMILIES) - SAME_ENCODER
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shapes_prompt_is_what_its_family_takes(name: str) -> None:
+    shape = tiny(SHAPES[name])
+    model = shape.build(small_vocabulary=True)
+    inputs = shape.inputs(model, batch=2)
+    prompt = inputs["input_ids"]
+    with torch.no_grad(), looking_through(model) as site:
+        encoded = site.family.encode(inputs, Request(site.features["image"], prompt=prompt))
+    assert len(encoded) == 2
+    placeholders = int((prompt == model.config.image_token_id).sum())
+    assert sum(image.placeholders for image in encoded) == placeholders
+    assert all(image.tokens.saliency is not None for image in encoded)
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if not shape.encoder_only])
+def test_a_shape_answers_under_a_pruner(name: str) -> None:
+    shape = tiny(SHAPES[name])
+    model = shape.build()
+    inputs = shape.inputs(model)
+    pruner = foveate.AdaFV(keep=0.1)
+    with pruner(model):
+        output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert output.shape[1] == inputs["input_ids"].shape[1] + 3
+    assert len(pruner.selections[0]) == -(-pruner.selections[0].total // 10)
+
+
+def test_a_shape_can_be_cut() -> None:
+    shape = tiny(SHAPES["qwen2.5-vl-7b"])
+    with pytest.raises(ValueError, match="multiples of 8"):
+        shape.build(vision_layers=3)
+    with pytest.raises(ValueError, match="asked for 9 and 8"):
+        shape.build(llm_layers=9)
+    model = SHAPES["qwen2.5-vl-7b"].build(llm_layers=2, vision_layers=16, device="meta")
+    assert len(model.model.language_model.layers) == 2
+    assert model.config.vision_config.fullatt_block_indexes == [7, 15]
+
+
+def test_larger_pictures_have_more_views() -> None:
+    shape = tiny(SHAPES["llava-next-7b"])
+    model = shape.build()
+    views = [shape.inputs(model, picture=size)["pixel_values"].shape[1] for size in ((336, 672), (672, 672))]
+    assert views == [3, 5]
