@@ -10,20 +10,23 @@ from rich.table import Table
 
 from foveate.cli.console import print_json, stdout
 from foveate.models import FAMILIES
-from foveate.pruners import METHODS, Pruner
+from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, Pruner
 
 _ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
 
 
 def describe(method: type[Pruner]) -> dict[str, Any]:
-    """A method's name, class, what it reads, its first docstring sentence and the paper named there."""
+    """A method's name, class, place, what it reads, its first docstring sentence and the paper named there."""
     text = inspect.getdoc(method) or ""
     paper = _ARXIV.search(text.split("Args:")[0])
+    inside = issubclass(method, InsidePruner)
     flags = {"saliency": method.reads_saliency, "keys": method.reads_keys, "text": method.reads_text}
+    flags["the LLM's attention"] = inside
     reads = [word for word, flag in flags.items() if flag]
     return {
         "name": method.name,
         "class": method.__name__,
+        "prunes": "inside the LLM" if inside else "before the LLM",
         "reads": reads,
         "does": " ".join(text.split("\n\n")[0].split()),
         "paper": f"arXiv:{paper[1]}" if paper else None,
@@ -32,14 +35,18 @@ def describe(method: type[Pruner]) -> dict[str, Any]:
 
 def list_methods(as_json: bool) -> None:
     """Prints every registered method."""
-    described = [describe(method) for method in METHODS.values()]
+    methods: list[type[Pruner]] = [*METHODS.values(), *INSIDE_METHODS.values()]
+    described = [describe(method) for method in methods]
     if as_json:
         print_json({"methods": described})
         return
-    table = Table("name", "reads beside tokens", "what stays", "paper", box=None, pad_edge=False, header_style="bold")
+    columns = ("name", "prunes", "reads beside tokens", "what stays", "paper")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for entry in described:
-        does = _ARXIV.sub("", entry["does"]).replace(" ()", "")
-        table.add_row(entry["name"], ", ".join(entry["reads"]) or "nothing", does, entry["paper"] or "")
+        does = _ARXIV.sub("", entry["does"]).replace(" ()", "").removeprefix("Inside the LLM, ")
+        read = ", ".join(entry["reads"]) or "nothing"
+        does = does[:1].upper() + does[1:]
+        table.add_row(entry["name"], entry["prunes"].split()[0], read, does, entry["paper"] or "")
     stdout().print(table)
 
 

@@ -10,7 +10,7 @@ from foveate.pruners.inside import InsidePruner, require_fractions, stages_at
 
 @dataclass
 class PyramidDrop(InsidePruner):
-    """Inside the LLM, at stages of its depth, the tokens that the prompt's last token attends to (arXiv 2410.17247).
+    """Inside the LLM, at stages, what the prompt's last token attends to: PyramidDrop (arXiv 2410.17247).
 
     Every stage keeps the same share of the tokens before it, ranked by the attention in the last layer before the cut.
     The paper gives that share (0.5) and lets the budget follow; here the share follows from ``keep``.
