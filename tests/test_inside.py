@@ -25,6 +25,8 @@ from tests.tiny import BATCHES, IMAGE, ROWS, SILENT, assistant, prompts
 from tests.tiny.rows import VIDEO, finish
 
 NAMES = ["llava-clip", "llava_next-clip", "qwen2_vl", "qwen2_5_vl"]
+# As far as this transformers has them.
+MORE = [name for name in ROWS if name.startswith(("qwen2_vl-", "qwen2_5_vl-", "llava_onevision"))]
 DEPTH = 6
 NEW = 5
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
@@ -186,10 +188,7 @@ def attention(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("batch", ["several", "mixed"])  # without padding and with
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "name",
-    [*NAMES, "qwen2_vl-video", "qwen2_5_vl-video", "llava_onevision", "llava_onevision-crops", "llava_onevision-video"],
-)
+@pytest.mark.parametrize("name", [*NAMES, *MORE])
 def test_as_by_hand(name: str, attention: str, method: str, batch: str) -> None:
     """Tokens, logits, selections, and the length of every layer's cache."""
     # In float64, stock eager attention makes NaN of padding: its softmax in float32 sees nothing but -inf.
@@ -204,7 +203,9 @@ def test_as_by_hand(name: str, attention: str, method: str, batch: str) -> None:
     assert torch.equal(result.sequences[:, :length], inputs["input_ids"])
     assert [one.indices.tolist() for one in pruner.selections] == [kept for row in rows for kept in row.kept]
     assert torch.equal(result.sequences[:, length:], tokens)
-    torch.testing.assert_close(torch.stack(result.logits, dim=1), logits.float(), atol=2e-4, rtol=1e-4)
+    # The reference is eager, whose softmax is float32 at best; wide random weights magnify a float32 model's rounding.
+    atol = 1e-4 if model.dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(torch.stack(result.logits, dim=1), logits.float(), atol=atol, rtol=1e-4)
     held = [layer.keys.shape[2] - (NEW - 1) for layer in result.past_key_values.layers]
     assert held == [max(row.lengths[number] for row in rows) for number in range(DEPTH)]
     assert held[0] == length and held[-1] < length
@@ -433,7 +434,7 @@ def test_what_else_is_refused() -> None:
         model.generate(**{**last, "input_ids": ends}, **GREEDY)
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("generic")])
 def test_other_families_are_refused(name: str) -> None:
     model = ROWS[name].make("sdpa")
     foveate.attach(model, foveate.Saliency()).remove()  # stock itself hooks towers at their first use
