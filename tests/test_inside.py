@@ -16,11 +16,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
-from foveate import inside
+from foveate import bundled, inside
 from foveate.pruners import InsidePruner
 from tests.functional.test_in_llm import recycle_by_loops
 from tests.reference import long_positions, newline_mask
 from tests.test_attach import fingerprint
+from tests.test_session import picture, separately
 from tests.tiny import BATCHES, IMAGE, ROWS, SILENT, assistant, prompts
 from tests.tiny.rows import VIDEO, finish
 
@@ -550,3 +551,24 @@ def test_selections() -> None:
     with pruner(model):
         model.generate(input_ids=inputs["input_ids"][:, -4:], **GREEDY)
     assert pruner.selections == [] and pruner.tokens_per_layer == []
+
+
+@pytest.mark.parametrize("name", list(foveate.INSIDE_METHODS))
+def test_a_session_gives_what_generate_gives(name: str) -> None:
+    """The tower runs once per picture; selections and counts come as for other methods."""
+    pair = model, _ = bundled.load()
+    images = [picture(0, 320, 240), picture(1, 200, 300)]
+    session = foveate.look(*pair, images)
+    options = {"layer": 1} if name == "fastv" else {}
+    for question in ("Is there a dog?", "What color is the card of the cat?"):
+        pruner = foveate.get_pruner(name, keep=0.6, **options)
+        answer = session.ask(question, pruner, max_new_tokens=6, do_sample=False)
+        assert torch.equal(answer.sequence, separately(pair, images, question, pruner))
+        assert all(torch.equal(a.indices, b.indices) for a, b in zip(answer.selections, pruner.selections, strict=True))
+        assert answer.visual_tokens == int((answer.sequence == model.config.image_token_index).sum())
+        assert answer.visual_tokens == sum(counts[0] for counts in pruner.tokens_per_layer)
+        assert answer.prompt_tokens == len(answer.sequence) - answer.new_tokens
+    both = session.ask_many(
+        ["Is there a dog?", "How many apples are there?"], pruner, max_new_tokens=6, do_sample=False
+    )
+    assert torch.equal(both[0].sequence[-6:], session.ask("Is there a dog?", pruner, max_new_tokens=6).sequence[-6:])
