@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 import foveate
 from foveate import FastV, PyramidDrop, SparseVLM
+from foveate.functional import attention_of_queries
 from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, get_pruner
 from foveate.pruners.base import Pruner
 
@@ -99,3 +102,18 @@ def test_nothing_is_chosen_before_the_llm_reads() -> None:
     for name in INSIDE_METHODS:
         with pytest.raises(ValueError, match=f"{name} chooses by the LLM's own attention"):
             get_pruner(name).select(torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", list(INSIDE_METHODS))
+@pytest.mark.parametrize("budget", [1, 7, 30])
+def test_nothing_asks_for_a_value(name: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of the meta device have no values: whatever would wait for one raises, on any machine."""
+    pruner = get_pruner(name)
+    query, key, allowed = torch.randn(4, 2, 8), torch.randn(2, 90, 8), torch.ones(2, 90, dtype=torch.bool)
+    hidden = torch.randn(40, 16)
+    expected = pruner.cut(attention_of_queries(query, key, 0.3, allowed).mean(dim=0)[:40], hidden, budget)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know that device
+    score = attention_of_queries(query.to("meta"), key.to("meta"), 0.3, allowed.to("meta")).mean(dim=0)[:40]
+    choice = pruner.cut(score, hidden.to("meta"), budget)
+    assert choice.indices.is_meta and choice.indices.shape == expected.indices.shape == (budget,)
+    assert (choice.weights is None) == (expected.weights is None)
