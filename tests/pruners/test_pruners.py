@@ -187,8 +187,8 @@ def test_registry():
         *("random", "uniform", "pool"),
     ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
-    with pytest.raises(ValueError, match="unknown method 'fastv'; known: adafv, saliency"):
-        get_pruner("fastv")
+    with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, saliency"):
+        get_pruner("fast-v")
     with pytest.raises(ValueError, match="trim is not available: .* needs CLIP's text encoder"):
         get_pruner("trim")
     with pytest.raises(TypeError):
