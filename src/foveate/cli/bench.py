@@ -78,26 +78,26 @@ def _run_tap(request: Request) -> None:
     names = list(tap.ENCODERS) if request.shape is None else split_list(request.shape)
     for name in names:
         _shape(name)
-    costs = []
-    for name in names:
-        with progress_bar(name) as progress:
-            costs.append(
-                tap.measure(
-                    name, quick=request.quick, repeats=request.repeats or 3, clock=request.clock,
-                    dtype=_dtype(request), device=request.device, attention=request.attention,
-                    picture=_picture(request), progress=progress,
-                )
-            )  # fmt: skip
     device = torch.device(request.device)
     facts = {
         **machine(device), "clock": request.clock, "dtype": str(_dtype(request)).removeprefix("torch."),
         "attention": request.attention, "repeats": request.repeats or 3,
     }  # fmt: skip
-    found = {**facts, "encoders": [cost.as_dict() for cost in costs]}
-    table = report.tap_table(costs)
-    title = "Cost of reading saliency"
-    name = "tap-quick" if request.quick else "tap"
-    files = report.save(request.out, name, found, report.markdown(title, facts, [table], _command()))
+    title, file = "Cost of reading saliency", "tap-quick" if request.quick else "tap"
+    costs: list[tap.TapCost] = []
+    for name in names:
+        with progress_bar(name) as progress:
+            costs.append(
+                tap.measure(
+                    name, quick=request.quick, repeats=request.repeats or 3, clock=request.clock,
+                    dtype=_dtype(request), device=device, attention=request.attention, picture=_picture(request),
+                    progress=progress,
+                )
+            )  # fmt: skip
+        # All of them take long on a CPU: what is done is on record at once.
+        found = {**facts, "encoders": [cost.as_dict() for cost in costs]}
+        table = report.tap_table(costs)
+        files = report.save(request.out, file, found, report.markdown(title, facts, [table], _command()))
     _show(request, found, [(title, table)], files)
     if any(cost.extrapolated for cost in costs):
         note("whole encoders are scaled up from the layers that were run; without --quick, all are run")
