@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -74,6 +74,17 @@ def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     if twice:
         raise TypeError(f"{function.__name__} got several values for {', '.join(sorted(twice))}")
     return {**named, **kwargs}
+
+
+def require_arguments(function: Callable[..., Any], names: Iterable[str]) -> None:
+    """Raises ValueError when a forward (one that a checkpoint's repository brought) takes not all that is passed."""
+    known = inspect.signature(function).parameters
+    missing = [name for name in names if name not in known]
+    if missing and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        raise ValueError(
+            f"this model's forward takes no {', '.join(missing)}, which a pruned call passes: use generate, or give it "
+            "**kwargs and hand them on to transformers' own forward"
+        )
 
 
 def restore(sequences: Tensor, ids: Tensor, short_ids: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from foveate.attention import untraced
 from foveate.call import Options
-from foveate.delivery import deliver, fill_mask, is_inside
+from foveate.delivery import checked, deliver, fill_mask, is_inside
 from foveate.inside import check_inside, make_call
-from foveate.models import Family, family_for
+from foveate.models import Family, family_for, stock_model
 from foveate.models.base import Kind, Layout, Newlines, Patch, Positions, put_on, take_off
 from foveate.pruners.base import Pruner
 
@@ -110,7 +111,7 @@ class Site:
         self.users = 0
         self.originals: dict[str, Callable[..., Any]] = {"generate": model.generate, "forward": model.forward}
         self.features: dict[Kind, Callable[..., Any]] = {
-            kind: getattr(self.family.base, f"get_{kind}_features") for kind in self.family.placeholder_ids
+            kind: checked(getattr(self.family.base, f"get_{kind}_features")) for kind in self.family.placeholder_ids
         }
         self._undo: list[tuple[Patch, bool, Any]] = []
         self._patches = [
@@ -123,10 +124,13 @@ class Site:
             ),
             *self.family.instruments(),
         ]
+        owners = {id(patch.owner): patch.owner for patch in self._patches}.values()
+        self._patches += [Patch(owner, "__getstate__", functools.partial(self._bare, owner)) for owner in owners]
 
     @classmethod
     def enter(cls, model: Any, attachment: Attachment | None = None) -> Site:
         """The model's site, with one more user; the first one patches the model."""
+        model = stock_model(model)
         with cls._lock:
             site: Site = getattr(model, _SITE, None) or cls(model)
             if attachment is not None:
@@ -169,18 +173,33 @@ class Site:
             f"one here"
         )
 
+    def _bare(self, owner: Any) -> dict[str, Any]:
+        """What copying and pickling take of a patched module: the module alone, since a pruner is on one model only."""
+        state = dict(vars(owner))
+        for patch, present, old in reversed(self._undo):
+            if patch.owner is owner:
+                state[patch.name] = old
+                if not present:
+                    del state[patch.name]
+        return state
+
     def _routed(self, name: str) -> Callable[..., Any]:
         original = self.originals[name]
 
-        @functools.wraps(original)  # generate() inspects forward's signature
-        def routed(*args: Any, **kwargs: Any) -> Any:
-            if is_inside():
-                return original(*args, **(fill_mask(kwargs) if name == "forward" else kwargs))
+        @untraced
+        def pruned(*args: Any, **kwargs: Any) -> Any:
             attachment = self.current()
             if attachment is None:
                 return original(*args, **kwargs)
             call = make_call(self.family, attachment.pruner, attachment.options, self.features)
             return getattr(call, name)(original, *args, **kwargs)
+
+        # generate() inspects forward's signature; what torch.compile left on it is not true of this one
+        @functools.wraps(original, updated=())
+        def routed(*args: Any, **kwargs: Any) -> Any:
+            if not is_inside():
+                return pruned(*args, **kwargs)
+            return original(*args, **(fill_mask(kwargs) if name == "forward" else kwargs))
 
         return routed
 

@@ -10,24 +10,41 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Read = Literal["cls", "received"]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def untraced(function: _Function) -> _Function:
+    """Keeps a function out of ``torch.compile``'s graphs, which would bake in what a context variable held once."""
+    reason = "foveate asks here what the running call wants of the model: compile it with fullgraph=False to prune it"
+    told = {"reason": reason} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}  # torch 2.7
+    disabled: _Function = torch.compiler.disable(function, **told)  # type: ignore[no-untyped-call]
+    return disabled
+
 
 # Queries per chunk when the mean received attention is read: bounds the working set to heads x 256 x N.
 QUERY_CHUNK = 256
 # Logits per chunk on a CPU: 1 MiB of float32 stays in the cache from the product to the sum, which takes a third of the
 # time that going through memory takes.
 CPU_CHUNK = 2**18
+
+
+def beside(thing: Any, name: str) -> Any:
+    """What stands under a name in the modelling file of an object's class, or of the class that one derives from."""
+    files = [sys.modules[kind.__module__] for kind in type(thing).__mro__]
+    return next(getattr(file, name) for file in files if hasattr(file, name))
 
 
 def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -207,17 +224,34 @@ def _tapped(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> Any:
-    recorder = _recorder.get()
-    if recorder is not None and recorder.at is module:
-        scaling = kwargs.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        with torch.no_grad():
-            recorder.note(query, key, scaling, attention_mask)
+    _tap(module, query, key, kwargs.get("scaling"), attention_mask)
     if implementation == "eager":  # each modelling file has its own
-        real = sys.modules[type(module).__module__].eager_attention_forward
+        real = beside(module, "eager_attention_forward")
     else:
         real = ALL_ATTENTION_FUNCTIONS[implementation]
     return real(module, query, key, value, attention_mask, **kwargs)
+
+
+@untraced
+def _tap(module: nn.Module, query: Tensor, key: Tensor, scaling: float | None, mask: Tensor | None) -> None:
+    recorder = _recorder.get()
+    if recorder is not None and recorder.at is module:
+        with torch.no_grad():
+            recorder.note(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, mask)
+
+
+@untraced
+def _is_skipped(layer: nn.Module) -> bool:
+    recorder = _recorder.get()
+    # In training it draws random numbers (dropout), which would be others for all that comes after.
+    return recorder is not None and id(layer) in recorder.skip and not layer.training
+
+
+@untraced
+def _keep_projected(module: nn.Module, output: Any) -> None:
+    recorder = _recorder.get()
+    if recorder is not None and recorder.project is module:
+        recorder.projected.append(output)
 
 
 def skippable(layer: nn.Module) -> Callable[..., Any]:
@@ -225,8 +259,7 @@ def skippable(layer: nn.Module) -> Callable[..., Any]:
     forward = layer.forward
 
     def maybe_skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        recorder = _recorder.get()
-        if recorder is not None and id(layer) in recorder.skip:
+        if _is_skipped(layer):
             return hidden_states
         return forward(hidden_states, *args, **kwargs)
 
@@ -239,9 +272,7 @@ def projecting(module: nn.Module) -> Callable[..., Any]:
 
     def keep_projected(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        recorder = _recorder.get()
-        if recorder is not None and recorder.project is module:
-            recorder.projected.append(output)
+        _keep_projected(module, output)
         return output
 
     return keep_projected

@@ -10,7 +10,15 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from foveate.arguments import PromptStreamer, bind, refuse_generation, restore, shift_lengths, wanted_logits
+from foveate.arguments import (
+    PromptStreamer,
+    bind,
+    refuse_generation,
+    require_arguments,
+    restore,
+    shift_lengths,
+    wanted_logits,
+)
 from foveate.delivery import Delivery, delivering
 from foveate.functional import require_finite
 from foveate.models.base import EncodedImage, Family, Kept, Kind, Layout, Newlines, Positions, Request, Rope
@@ -180,8 +188,15 @@ class Call:
         nearest, arguments["logits_to_keep"] = wanted_logits(
             nearest, arguments.get("logits_to_keep", 0), arguments["input_ids"].shape[1]
         )
+        arguments["return_dict"] = True
+        require_arguments(original, arguments)
         with delivering(self._delivery(short, arguments)):
-            output = original(**arguments, return_dict=True)
+            output = original(**arguments)
+        if output.logits.shape[1] != arguments["logits_to_keep"]:
+            raise ValueError(
+                f"{type(self.model).__name__}.forward gave logits for {output.logits.shape[1]} tokens where "
+                f"logits_to_keep={arguments['logits_to_keep']} asked for that many: use generate, or no pruner"
+            )
         rows = torch.arange(len(nearest), device=output.logits.device)[:, None]
         output.logits = output.logits[rows, nearest.to(output.logits.device)]
         self._remember(getattr(output, "past_key_values", None), plan)
@@ -405,6 +420,7 @@ class Call:
                 text = plan.text_positions()[None, :, -spatial.shape[-1] :].to(given)
                 return {"position_ids": torch.cat([text, spatial])}
             return {"position_ids": plan.short_ids(given, 0)}
+        device = next(arguments[name].device for name in ("inputs", "input_ids") if arguments.get(name) is not None)
         rope = self._rope(arguments, plan)
         if rope is None:
             positions = plan.positions(plan.index.device, from_mask=from_mask)
@@ -412,9 +428,9 @@ class Call:
                 positions = positions + self.family.first_position
         else:
             counted = (plan.index >= 0).sum(dim=1)
-            self.family.base.rope_deltas = (rope.following - counted)[:, None].to(self.model.device)
+            self.family.base.rope_deltas = (rope.following - counted)[:, None].to(device)
             positions = torch.cat([plan.text_positions()[None], plan.shorten(rope.positions, 0)])
-        return {"position_ids": (positions if from_mask else positions[..., plan.start :]).to(self.model.device)}
+        return {"position_ids": (positions if from_mask else positions[..., plan.start :]).to(device)}
 
     def _rope(self, arguments: Mapping[str, Any], plan: Plan) -> Rope | None:
         """Positions of the whole long prompt; those of what a cache holds are not asked for and left 0."""

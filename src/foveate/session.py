@@ -211,7 +211,8 @@ class Session:
             padding_side="left",
             add_special_tokens=adds_special_tokens(self.processor, texts[0]),
         )
-        found = {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        device = input_device(self.model)
+        found = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         if "mm_token_type_ids" in getattr(self.processor, "model_input_names", ()):
             found["mm_token_type_ids"] = (found["input_ids"] == self._token).long()
         return found
@@ -220,6 +221,15 @@ class Session:
 def image_mark(processor: Any) -> str:
     """What stands for an image in a prompt's text: the processor's mark, else its placeholder."""
     return str(getattr(processor, "boi_token", None) or processor.image_token)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs: where its first weights are, or, offloaded, where accelerate's hook runs it."""
+    device: torch.device = model.device
+    if device.type != "meta":
+        return device
+    where = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu" if where is None else where)
 
 
 def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequence[Image]) -> dict[str, Tensor]:
@@ -235,8 +245,9 @@ def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequen
         padding_side="left",
         add_special_tokens=adds_special_tokens(processor, prompts[0]),
     )
+    device = input_device(model)
     return {
-        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
         for name, value in inputs.items()
         if torch.is_tensor(value)
     }

@@ -29,6 +29,26 @@ FAMILIES: dict[str, type[Family]] = {
 }  # fmt: skip
 
 
+def stock_model(model: Any) -> Any:
+    """The transformers model inside ``torch.compile`` and PEFT wrappers: what they call in the end.
+
+    Raises:
+        ValueError: a PEFT method that works by tokens of its own in front of the prompt.
+    """
+    while True:
+        if getattr(model, "_orig_mod", None) is not None:
+            model = model._orig_mod
+        elif callable(getattr(model, "get_base_model", None)):
+            if model.active_peft_config.is_prompt_learning:
+                raise ValueError(
+                    f"PEFT's {model.active_peft_config.peft_type.value} puts virtual tokens before the prompt, and "
+                    "pruning would not know of them: use an adapter inside the layers (LoRA, say), or no pruner"
+                )
+            model = model.get_base_model()
+        else:
+            return model
+
+
 def family_for(model: Any) -> Family:
     """The adapter for a model; the generic one, which warns, where none knows its type.
 
@@ -36,6 +56,7 @@ def family_for(model: Any) -> Family:
         ValueError: no adapter takes this model, or it is not one that generates; the message names the families there
             are, and says what the generic adapter misses.
     """
+    model = stock_model(model)
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = FAMILIES.get(model_type)
     if family is None:
@@ -59,4 +80,4 @@ def unsupported(model_type: str, reason: object) -> ValueError:
     )
 
 
-__all__ = ["FAMILIES", "EncodedImage", "Family", "family_for", "unsupported"]
+__all__ = ["FAMILIES", "EncodedImage", "Family", "family_for", "stock_model", "unsupported"]

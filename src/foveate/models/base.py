@@ -343,8 +343,15 @@ class Family(ABC):
 
     def embed(self, ids: Tensor) -> Tensor:
         """(T,) ids to (T, D) input embeddings of the LLM."""
-        table: nn.Module = self.model.get_input_embeddings()
-        return table(ids.to(next(table.parameters()).device))
+        return look_up(self.model.get_input_embeddings(), ids)
+
+
+def look_up(table: nn.Module, ids: Tensor) -> Tensor:
+    """(T,) ids to the (T, D) rows of an embedding table."""
+    device = next(table.parameters()).device
+    # Offloaded weights are nowhere until accelerate's hook loads them; it moves the ids to where it does.
+    rows: Tensor = table(ids if device.type == "meta" else ids.to(device))
+    return rows
 
 
 def read_tokens(
@@ -401,6 +408,15 @@ def grid_geometry(
 
 
 def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a stock function names, without those that are None."""
+    """Those of the arguments that a function names, without those that are None.
+
+    One that transformers did not write may pass on what it does not name, and gets them all.
+    """
     names = inspect.signature(function).parameters
-    return {name: value for name, value in arguments.items() if name in names and value is not None}
+    passes = not is_stock(function) and any(one.kind is one.VAR_KEYWORD for one in names.values())
+    return {name: value for name, value in arguments.items() if (name in names or passes) and value is not None}
+
+
+def is_stock(function: Callable[..., Any]) -> bool:
+    """Whether transformers itself wrote a function, rather than a checkpoint's repository or a user."""
+    return str(getattr(function, "__module__", "")).startswith("transformers.")

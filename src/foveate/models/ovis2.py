@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.attention import Recorder, tapped_config
-from foveate.models.base import Kept, Kind, Patch, Request
+from foveate.attention import Recorder, beside, tapped_config
+from foveate.models.base import Kept, Kind, Patch, Request, look_up
 from foveate.models.tiles import Cut, TiledFamily, runs_of
 
 
@@ -84,8 +83,8 @@ class Ovis2(TiledFamily):
         """With the embeddings of the indicator tokens, which come from the visual vocabulary too."""
         table = self.base.visual_embeddings_table
         words = torch.arange(table.num_embeddings - len(self.indicators), table.num_embeddings)
-        output = sys.modules[type(self.base).__module__].BaseModelOutputWithVisualIndicatorFeatures
+        output = beside(self.base, "BaseModelOutputWithVisualIndicatorFeatures")
         return output(
             pooler_output=super().package(kept, kind).pooler_output,
-            visual_indicator_features=table(words.to(table.weight.device)),
+            visual_indicator_features=look_up(table, words),
         )

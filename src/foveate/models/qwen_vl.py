@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.attention import Recorder, recording, tapped_config
+from foveate.attention import Recorder, beside, recording, tapped_config
 from foveate.models.base import (
     EncodedImage,
     Family,
@@ -189,5 +188,5 @@ class Qwen3Vl(PackedVisionFamily):
         # Since 5.18, which takes encoded images from outside, a plane is a list of one tensor per image.
         if "mm_encoder_outputs" not in inspect.signature(self.base.forward).parameters:
             planes = [torch.cat(plane) for plane in planes]
-        output = sys.modules[type(self.base).__module__].BaseModelOutputWithDeepstackFeatures
+        output = beside(self.base, "BaseModelOutputWithDeepstackFeatures")
         return output(pooler_output=[one.features for one in kept], deepstack_features=planes)
