@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from foveate.arguments import bind, refuse_generation, setting
-from foveate.attention import Recorder, open_recorder, recording, tapped_config
+from foveate.attention import Recorder, open_recorder, recording, tapped_config, untraced
 from foveate.call import Call, Options, Shortened
 from foveate.delivery import Delivery, delivering
 from foveate.functional import attention_of_queries, require_finite
@@ -513,4 +513,4 @@ def _through(layer: nn.Module, number: int) -> Callable[..., Any]:
             return forward(hidden_states, **inputs)
         return run.through(number, forward, hidden_states, inputs)
 
-    return through
+    return untraced(through)

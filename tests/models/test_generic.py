@@ -31,6 +31,7 @@ from foveate.loading import check_family, load
 from foveate.models import FAMILIES, family_for
 from tests.tiny import IMAGE, ROWS, SILENT, prompts
 from tests.tiny.rows import TEXT, VISION
+from tests.tiny.tiles import cohere2_works
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
 
@@ -66,6 +67,8 @@ def model() -> Any:
     ],
 )
 def test_says_what_it_assumes(name: str, said: list[str]) -> None:
+    if name not in ROWS:
+        pytest.skip("5.4 cannot make its language model's config")
     with pytest.warns(UserWarning, match="no adapter knows.*" + ".*".join(said)):
         foveate.attach(ROWS[name].make("sdpa"), foveate.AdaFV()).remove()
 
@@ -80,6 +83,7 @@ def refused(model: Any, reason: str) -> None:
         assert all(before[name][key] is after[key] for key in after), name
 
 
+@pytest.mark.skipif(not cohere2_works(), reason="5.4 refuses this config's own defaults as well")
 def test_positions_of_three_dimensions_are_refused() -> None:
     config = PaddleOCRVLConfig(
         text_config={**TEXT, "head_dim": 16, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}},
