@@ -214,7 +214,12 @@ def _picture(request: Request) -> tuple[int, int] | None:
 
 
 def _command() -> str:
-    return shlex.join(["foveate", *sys.argv[1:]])
+    """What was typed, without where the figures go."""
+    words = ["foveate", *sys.argv[1:]]
+    if "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    return shlex.join(words)
 
 
 def _show(request: Request, found: dict[str, Any], tables: list[Any], files: list[Path]) -> None:
