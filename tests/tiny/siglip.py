@@ -76,7 +76,13 @@ def write_grid(grid: tuple[int, int], per_tile: int) -> list[int]:
 
 def by_image(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
     """The tiles of every image, one after the other; the images are known by their numbers of tiles."""
-    found = list(features_of(model, inputs, kind).pooler_output)
+    output = features_of(model, inputs, kind).pooler_output
+    if not torch.is_tensor(output):  # in 5.23 an entry per prompt
+        side = (
+            model.config.vision_config.image_size // model.config.vision_config.patch_size // model.config.scale_factor
+        )
+        output = torch.cat(list(output)).unflatten(0, (-1, side**2))
+    found = list(output)
     streams = []
     for grid in _grids_of(inputs):
         count = grid[0] * grid[1] + 1

@@ -59,11 +59,14 @@ class Idefics3(Family):
         )
         with recording(record):
             output = request.features(pixels, pixel_attention_mask=mask, return_dict=True)
+        tiles = output.pooler_output
+        if not torch.is_tensor(tiles):  # in 5.23 an entry per prompt, its tiles one after the other
+            tiles = torch.cat(list(tiles)).unflatten(0, (-1, per_tile))
         sources = square_sources(side, self.factor)
         images, first = [], 0
         for rows, columns in grids:
             numbers = torch.arange(first, first + rows * columns + 1)
-            stream = output.pooler_output[first : first + len(numbers)].flatten(0, 1)
+            stream = tiles[first : first + len(numbers)].flatten(0, 1)
             ours = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
             tokens = read_tokens(
                 record,
