@@ -104,8 +104,7 @@ def unhonoured(vllm_config: Any, *, rope: bool) -> str | None:
     if model.runner_type != "generate":
         return f"runner {model.runner_type!r} makes no text: only generation is pruned"
     if modal.mm_encoder_tp_mode == "data":
-        return "mm_encoder_tp_mode='data' gives every rank other images, and saliency is read where they are: use "
-            "'weights'"
+        return "mm_encoder_tp_mode='data' gives every rank other images, and none the saliency of all: use 'weights'"
     if modal.video_pruning_rate:
         return "video_pruning_rate changes what the encoder returns for images too: leave it out"
     if getattr(compiled, "compile_mm_encoder", False):

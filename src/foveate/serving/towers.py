@@ -97,7 +97,7 @@ class Onevision(Views):
         ratio = self.family.config.vision_aspect_ratio
         if ratio != "anyres_max_9":
             return (
-                f"vLLM packs LLaVA-OneVision's crops as anyres_max_9 whatever vision_aspect_ratio says, here {ratio!r}: "
+                f"vLLM packs LLaVA-OneVision's crops as anyres_max_9 whatever vision_aspect_ratio says ({ratio!r}): "
                 "images would be pruned by another layout than they have"
             )
         return super().unserved()
