@@ -263,6 +263,34 @@ def bench(
     )  # fmt: skip
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@command
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or bundled.")],
+    method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
+    keep: Annotated[str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image.")] = "0.1",
+    max_keep: Annotated[str, typer.Option(help="The most a request may ask for.")] = "1.0",
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated further methods that a request may ask for.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the method; may be repeated.")
+    ] = None,
+    feature_cache: Annotated[
+        int, typer.Option(min=0, help="Memory for encoded images awaiting further questions, MiB.")
+    ] = 512,
+    image_cache: Annotated[
+        int, typer.Option(min=0, help="Memory for pictures that requests name by a UUID, MiB.")
+    ] = 256,
+) -> None:
+    """Serve a model with vLLM, OpenAI-compatible, its images pruned. Further options are vLLM's own."""
+    from foveate.cli.serve import Request, run
+
+    rest = list(context.args)
+    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache))
+
+
 @app.command()
 @command
 def scenes(

@@ -18,7 +18,7 @@ def require_tested(version: str) -> None:
     if version.split("+")[0] in TESTED or os.environ.get(OVERRIDE) == "1":
         return
     raise RuntimeError(
-        f"foveate was tested with vLLM {', '.join(TESTED)}, and this is {version}: its hooks may have moved, and "
-        f'images could be pruned wrongly. Install a tested version (pip install "foveate[vllm]"), or set {OVERRIDE}=1 and '
-        "check the answers yourself"
+        f"foveate was tested with vLLM {', '.join(TESTED)}, and this is {version}: its hooks may have moved: images "
+        'could be pruned wrongly. Install a tested version (pip install "foveate[vllm]"), or set '
+        f"{OVERRIDE}=1 and check the answers yourself"
     )
