@@ -121,6 +121,11 @@ def unhonoured(vllm_config: Any, *, rope: bool) -> str | None:
     return None
 
 
+def hides_steps(vllm_config: Any) -> bool:
+    """Whether some steps of the LLM are replayed as a whole, and run no Python."""
+    return bool(vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs())
+
+
 def without(inputs: Any, *names: str) -> Any:
     """Processor inputs whose ``hf_processor_mm_kwargs`` lack some names."""
     left = {name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name not in names}

@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ WORKER = {
     "feature_cache_bytes": "Bytes of the feature cache in use.",
     "encode_seconds": "Seconds in the vision tower and projector.",
     "select_seconds": "Seconds in choosing tokens.",
+    "language_seconds": "Seconds in the language model; 0 where CUDA graphs hide some of its steps.",
 }
 """Counters of a worker, in the order of its file, and what they say; only the bytes can fall."""
 GAUGES = ("feature_cache_bytes",)
@@ -90,6 +91,20 @@ class Counters:
         while self._pending and self._pending[0][2].query():
             where, first, last = self._pending.popleft()
             self.values[where] += first.elapsed_time(last) / 1e3
+
+    def times(self, module: torch.nn.Module, name: str) -> None:
+        """Adds what every call of a module takes to one of the durations."""
+        running: list[AbstractContextManager[None]] = []
+
+        def begin(*_: Any) -> None:
+            running[:] = [self.timed(name)]  # what an earlier call that failed has left is dropped
+            running[0].__enter__()
+
+        def end(*_: Any) -> None:
+            running.pop().__exit__(None, None, None)
+
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(end)
 
 
 class Metrics:

@@ -97,6 +97,8 @@ class Pruned:
         most = hooks.encoder_budget(vllm_config)
         batches = getattr(towers, self.batches)
         self.foveate = looking.Looker(self, policy, batches, most, vllm_config.device_config.device)
+        if not hooks.hides_steps(vllm_config):
+            self.foveate.counters.times(self, "language_seconds")
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """As the stock model; of images that ask for it, the chosen tokens alone."""
