@@ -96,6 +96,11 @@ class LlavaNext(TowerFamily):
     def newlines(self, image: tuple[int, int]) -> int:
         return int((self._stream_sources(self._canvas(image)) == NEWLINE).sum())
 
+    def count_views(self, image: tuple[int, int]) -> int:
+        """How many views a picture of (height, width) pixels is cut into."""
+        grid = self._canvas(image).grid
+        return 1 + grid[0] * grid[1]
+
     def _in_lines(self, tokens: VisualTokens, stream: Tensor, newline: Tensor) -> EncodedImage:
         """A line is a row of the canvas: it ends with its newline. The base view has none."""
         slots = torch.where(newline, NEWLINE, (~newline).cumsum(0) - 1)

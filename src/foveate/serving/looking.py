@@ -161,7 +161,8 @@ class Looker:
             streams = stock(**taken)
             levels = streams[0].shape[-1] // self.width
             parts = [stream.split(self.width, dim=-1) for stream in streams]
-            return _Features([part[0] for part in parts], [[part[n] for part in parts] for n in range(1, levels)])
+            first = self.batches.outputs([part[0] for part in parts])
+            return _Features(first, [[part[n] for part in parts] for n in range(1, levels)])
 
         request = Request(features, self.policy.reads_saliency, self.policy.reads_keys, prompt=prompt)
         return self.family.encode(inputs, request)

@@ -40,6 +40,10 @@ class Batches(ABC):
         """What the family's ``encode`` reads: its inputs, and a prompt where only that tells images apart."""
         return {name: given[name] for name in self.family.image_inputs if name in given}, None
 
+    def outputs(self, streams: Sequence[Tensor]) -> Any:
+        """What ``encode`` takes for ``pooler_output``, made of (n, D) features of every image."""
+        return streams
+
     @abstractmethod
     def attention(self, model: Any) -> Any:
         """The module whose queries and keys saliency is read from."""
@@ -60,13 +64,22 @@ class Views(Batches):
     """The LLaVA families: ``pixel_values`` with one entry per image, and its size."""
 
     def sizes(self, given: Arguments) -> list[int]:
-        views = [len(pixels) if pixels.ndim == 4 else 1 for pixels in given["pixel_values"]]
-        return [count * self.family.tower.side**2 for count in views]
+        return [count * self.family.tower.side**2 for count in self._views(given)]
+
+    def _views(self, given: Arguments) -> list[int]:
+        """How many views every image has; ``pixel_values`` may hold more, since images that a processor sees together
+        are padded with empty ones to as many as the largest has."""
+        if "image_sizes" not in given:
+            return [1] * len(given["pixel_values"])
+        return [self.family.count_views((int(h), int(w))) for h, w in given["image_sizes"].tolist()]
 
     def take(self, given: Arguments, places: Sequence[int]) -> dict[str, Any]:
-        if list(places) == list(range(len(given["pixel_values"]))):
-            return dict(given)
-        return {name: _pick(values, places) for name, values in given.items()}
+        taken = {name: _pick(values, places) for name, values in given.items()}
+        if "image_sizes" in given:  # the padding is not encoded: what is read of the tower would count it
+            views = self._views(taken)
+            pixels = [one[:count] for one, count in zip(taken["pixel_values"], views, strict=True)]
+            taken["pixel_values"] = torch.stack(pixels) if len(set(views)) == 1 else pixels
+        return taken
 
     def attention(self, model: Any) -> Any:
         layer = self.family.tower.reading({}).saliency_layer
@@ -132,6 +145,10 @@ class Tiles(Batches):
             ids += [self.family.image_token_id] * size + [-1]
         return {"pixel_values": given["pixel_values"]}, torch.tensor([ids])
 
+    def outputs(self, streams: Sequence[Tensor]) -> Tensor:
+        """(tiles of all images, tokens of one, D)."""
+        return torch.cat(list(streams)).unflatten(0, (-1, self.per_tile))
+
     def attention(self, model: Any) -> Any:
         layer = self.family.tower.reading({}).saliency_layer
         return model.vision_tower.encoder.layer[layer].attention.attn
@@ -140,6 +157,8 @@ class Tiles(Batches):
         tower = self.family.tower
         if tower.reading({}).saliency_layer != len(tower.layers) - 1:
             return "vLLM reads InternVL's last layer whatever vision_feature_layer says: set it to -1"
+        if tower.reading({}).strategy != "default":
+            return "vLLM drops InternVL's CLS whatever vision_feature_select_strategy says: set it to 'default'"
         return None
 
 
