@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -209,9 +210,28 @@ def analyze(
 @app.command()
 @command
 def bench(
+    vllm_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- VLLM_OPTIONS]", help="With --serve: for the server it starts.")
+    ] = None,
     tap: Annotated[
         bool, typer.Option("--tap", help="Measure what reading saliency costs, encoder by encoder, instead.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Measure a server under load instead: requests/s, first token, caches.")
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="With --serve: a running `foveate serve`; default: one is started and stopped.")
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(help="With --serve: comma-separated requests at a time; default 1,4,8,16,32, with --quick 8."),
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="With --serve: comma-separated requests per second, come what may (Poisson).")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="With --serve: requests behind each figure and round; default 32.")
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Fewer budgets and repeats; with --tap, few encoder layers, scaled up."),
@@ -252,9 +272,17 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure time to the first token, decoding, memory, KV cache and FLOPs against stock and the bound."""
-    from foveate.cli.bench import Request, run
+    from foveate.cli import bench
+    from foveate.cli.bench import Request
 
+    run: Any = bench.run
     out = out or Path("build") / "bench"
+    if serve:
+        from foveate.cli import bench_serve
+
+        run = partial(bench_serve.run, bench_serve.Serving(url, concurrency, rate, requests, vllm_options or []))
+    elif url or concurrency or rate or requests or vllm_options:
+        raise ValueError("--url, --concurrency, --rate, --requests and vLLM's options go with --serve")
     run(
         Request(
             tap, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers, device,
