@@ -30,12 +30,14 @@ class Prompt:
         images: its pictures.
         asks: the value of ``foveate`` in its ``mm_processor_kwargs``; None: the server's own.
         uuids: of the pictures, where they have any.
+        lora: folder of the adapter to answer with.
     """
 
     ids: Sequence[int]
     images: Sequence[Image.Image | None] = ()
     asks: dict[str, Any] | None = None
     uuids: Sequence[str] | None = None
+    lora: str | None = None
 
     def for_vllm(self) -> dict[str, Any]:
         """As ``LLM.generate`` takes it."""
@@ -145,8 +147,14 @@ def _answer(llm: Any, what: str, args: Any) -> Any:
     from vllm import SamplingParams
 
     prompts, sampling = args
+    more: dict[str, Any] = {}
+    if any(prompt.lora for prompt in prompts):
+        from vllm.lora.request import LoRARequest
+
+        numbers = {lora: number for number, lora in enumerate(sorted({one.lora for one in prompts if one.lora}), 1)}
+        more["lora_request"] = [LoRARequest(one.lora, numbers[one.lora], one.lora) if one.lora else None for one in prompts]
     outputs = llm.generate(
-        [prompt.for_vllm() for prompt in prompts], SamplingParams(logprobs=0, **sampling), use_tqdm=False
+        [prompt.for_vllm() for prompt in prompts], SamplingParams(logprobs=0, **sampling), use_tqdm=False, **more
     )
     told = []
     for output in outputs:
