@@ -62,8 +62,9 @@ class InfoMixin:
             return self.family.turn_end_ids
 
     def get_supported_mm_limits(self: Any) -> Mapping[str, int | None]:
-        """Images only: a video would go through unpruned."""
-        return {name: limit for name, limit in super().get_supported_mm_limits().items() if name == "image"}  # type: ignore[misc]
+        """Images only: a video would go through unpruned. (Named with none allowed: Qwen3-VL's own code counts on it.)"""
+        stock = super().get_supported_mm_limits()  # type: ignore[misc]
+        return {name: limit if name == "image" else 0 for name, limit in stock.items()}
 
     def get_mm_max_tokens_per_item(self: Any, seq_len: int, mm_counts: Mapping[str, int]) -> Any:
         """What an image holds at most: at the largest budget that a request may ask for."""
