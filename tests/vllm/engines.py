@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -17,6 +18,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
 }
+USUAL: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "seed": 0}
 START = 240
 """Seconds that an engine may take to start on two busy cores."""
 
@@ -81,8 +83,7 @@ class Engine:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         environment = {**ENVIRONMENT, **({} if plugin else {"VLLM_PLUGINS": ""})}
-        usual = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "seed": 0}
-        self.process = context.Process(target=_run, args=(theirs, environment, model, {**usual, **options}))
+        self.process = context.Process(target=_run, args=(theirs, environment, model, {**USUAL, **options}))
         self.process.start()
         self.ask("ready", wait=START)
 
@@ -95,6 +96,10 @@ class Engine:
         if kind == "error":
             raise RuntimeError(value)
         return value
+
+    def load(self, model: str, **options: Any) -> None:
+        """Another ``LLM`` in place of this one, in the same process: what vLLM imports is there already."""
+        self.ask("load", model, {**USUAL, **options}, wait=START)
 
     def generate(self, prompts: Sequence[Prompt], tokens: int = 8, **sampling: Any) -> list[Told]:
         """Answers prompts, all at once; greedy unless told otherwise."""
@@ -134,6 +139,11 @@ def _run(pipe: Any, environment: dict[str, str], model: str, options: dict[str, 
         if what == "stop":
             return
         try:
+            if what == "load":
+                llm = None
+                gc.collect()
+                llm = LLM(args[0], **args[1])
+                what = "ready"
             pipe.send(("value", _answer(llm, what, args)))
         except Exception:
             pipe.send(("error", traceback.format_exc()))
