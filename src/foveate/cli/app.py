@@ -95,6 +95,10 @@ def ask(
 @app.command("eval")
 @command
 def evaluate(
+    vllm_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- VLLM_OPTIONS]", help="With --engine vllm: its own options.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What runs the model: transformers or vllm.")] = "transformers",
     suite: Annotated[
         str,
         typer.Option(help="scenes, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
@@ -138,7 +142,8 @@ def evaluate(
     columns = Columns(image_column, question_column, answers_column, id_column, group_column)
     count = 300 if count is None and suite == "scenes" else count
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens))
+    given = engine, vllm_options or []
+    run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 
 @app.command()

@@ -41,7 +41,7 @@ class Policy:
         max_keep: the most a request may ask for, likewise. Default 1.0: everything.
         methods: further methods that a request may name. Default none.
         options: of the method, by name, such as ``{"min_share": 0.3}``; methods that read the question have
-            ``text_span="turn"`` unless told otherwise. ``methods`` run with their defaults.
+            ``text_span="turn"`` unless told otherwise. ``methods`` run with their defaults, and with this text span.
         feature_cache_mib: memory for encoded images that wait for further questions, MiB, allocated when the model is
             loaded, so that vLLM's memory profile counts it. Default 512; 0 turns the cache off.
         image_cache_mib: memory of every API server process for pictures that a request named with a UUID, MiB, so that
@@ -112,7 +112,7 @@ class Policy:
         given = dict(self.options) if method == self.method else {}
         bare = get_pruner(method)
         if any(one.name == "text_span" for one in dataclasses.fields(bare)):
-            given.setdefault("text_span", TEXT_SPAN)
+            given.setdefault("text_span", self.options.get("text_span", TEXT_SPAN))
         try:
             return get_pruner(method, keep=keep, **given)
         except TypeError as error:
