@@ -14,7 +14,7 @@ from vllm.config import CompilationConfig, LoRAConfig, MultiModalConfig, Paralle
 
 from foveate import bundled, serving
 from foveate.serving import hooks
-from tests.vllm.engines import Engine, Prompt
+from tests.vllm.engines import Engine, Prompt, looker
 from tests.vllm.pictures import asked, ids_of, keeping, reference
 
 CHUNK = 48
@@ -101,6 +101,28 @@ def test_preempted_requests_come_back_right(small, stock):
         assert (one.tokens[: len(tokens)], one.prompt) == (tokens, length)
         (alone,) = small.generate([Prompt(ids_of(stock[1], question), [picture], {"keep": 0.5})], 100, ignore_eos=True)
         assert one.tokens == alone.tokens
+
+
+def overflow(llm, broken):
+    """Makes every feature of a picture NaN, or mends it; nothing that was encoded is remembered."""
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    bias = worker.model_runner.model.multi_modal_projector.linear_2.bias
+    if broken:
+        overflow.bias = bias.data.clone()
+        bias.data.fill_(float("nan"))
+    else:
+        bias.data.copy_(overflow.bias)
+    looker(llm).forget()
+
+
+def test_scores_that_are_no_numbers_do_not_end_the_engine(small, stock):
+    (picture, question), (other, asks) = asked(2, seed=25)
+    small.call(overflow, True)
+    (told,) = small.generate([Prompt(ids_of(stock[1], question), [picture], {"keep": 0.25})], tokens=2)
+    small.call(overflow, False)
+    assert told.prompt == reference(*stock, [picture], question, keeping("adafv", 0.25))[1]
+    (told,) = small.generate([Prompt(ids_of(stock[1], asks), [other], {"keep": 0.25})])
+    assert (told.tokens, told.prompt) == reference(*stock, [other], asks, keeping("adafv", 0.25))
 
 
 def what_runs(llm):

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from foveate.attention import open_recorder
 from foveate.models.base import NEWLINE, EncodedImage, Request
-from foveate.pruners import Pruner
+from foveate.pruners import Pruner, Uniform
 from foveate.serving import hooks
 from foveate.serving.features import FeatureCache
 from foveate.serving.fields import FIELDS, Asked, unpack
-from foveate.serving.metrics import Counters
+from foveate.serving.metrics import Counters, logger
 from foveate.serving.outline import outline
 from foveate.serving.policy import Policy
 from foveate.serving.recent import Recent
@@ -102,7 +102,13 @@ class Looker:
         pruner: Pruner = self.policy.pruner(self.policy.names[asked.method], asked.keep)
         # The API server has sent the text that counts and no other.
         every = torch.ones(len(text), dtype=torch.bool)
-        selection = pruner.select(image.tokens, TextTokens(text, every, ~every) if pruner.reads_text else None)
+        try:
+            selection = pruner.select(image.tokens, TextTokens(text, every, ~every) if pruner.reads_text else None)
+        except ValueError as error:
+            # Scores that are no numbers (checked on the CPU alone): weights that are broken, or float16 that overflowed
+            # on one picture. Whatever the LLM makes of it, a picture must not end the engine and all its requests.
+            logger.error("foveate: %s; the tokens of this image were taken evenly", error)
+            selection = Uniform(keep=asked.keep).select(image.tokens)
         if len(selection) == len(image.tokens) and selection.weights is None:
             assert image.stream is not None
             return torch.cat([image.stream, *image.planes], dim=-1), selection
