@@ -162,7 +162,9 @@ def _answer(llm: Any, what: str, args: Any) -> Any:
         from vllm.lora.request import LoRARequest
 
         numbers = {lora: number for number, lora in enumerate(sorted({one.lora for one in prompts if one.lora}), 1)}
-        more["lora_request"] = [LoRARequest(one.lora, numbers[one.lora], one.lora) if one.lora else None for one in prompts]
+        more["lora_request"] = [
+            LoRARequest(one.lora, numbers[one.lora], one.lora) if one.lora else None for one in prompts
+        ]
     outputs = llm.generate(
         [prompt.for_vllm() for prompt in prompts], SamplingParams(logprobs=0, **sampling), use_tqdm=False, **more
     )
@@ -170,7 +172,5 @@ def _answer(llm: Any, what: str, args: Any) -> Any:
     for output in outputs:
         best = output.outputs[0]
         chances = tuple(chance[token].logprob for chance, token in zip(best.logprobs, best.token_ids, strict=True))
-        told.append(
-            Told(tuple(best.token_ids), len(output.prompt_token_ids), output.num_cached_tokens or 0, chances)
-        )
+        told.append(Told(tuple(best.token_ids), len(output.prompt_token_ids), output.num_cached_tokens or 0, chances))
     return told
