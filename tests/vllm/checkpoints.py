@@ -44,7 +44,8 @@ from tests.tiny.qwen import IDS, QWEN3
 from tests.tiny.rows import TEXT, VISION, finish
 
 EOS = 2
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# norm_topk_prob: as in the checkpoints on the hub; vLLM reads it, transformers takes it for granted.
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 WIDE = {**TEXT, "hidden_size": 128, "eos_token_id": EOS}
 """Four heads of 32."""
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
@@ -284,12 +285,19 @@ def write(name: str, folder: Path) -> Path:
     GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(folder)
     processor.save_pretrained(folder)
     weights = folder / "model.safetensors"
-    # The names in checkpoints on the hub, which vLLM reads too; save_pretrained writes shorter ones for two towers.
-    if config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model"):
-        save_file({_on_hub(key): value for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+    shorter = config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model")
+    save_file(dict(_on_hub(*item, shorter) for item in load_file(weights).items()), weights, {"format": "pt"})
     return folder
 
 
-def _on_hub(key: str) -> str:
+def _on_hub(key: str, value: torch.Tensor, shorter: bool) -> tuple[str, torch.Tensor]:
+    """A weight as in checkpoints on the hub, which vLLM reads; save_pretrained writes some in another way.
+
+    Args:
+        key, value: as save_pretrained writes it.
+        shorter: whether the tower's names lack a level (CLIP, SigLIP). Experts' matrices are transposed.
+    """
     head, tower, rest = key.partition("vision_tower.")
-    return f"{head}{tower}vision_model.{rest}" if tower and not rest.startswith("vision_model.") else key
+    if tower and shorter:
+        key = f"{head}{tower}vision_model.{rest}"
+    return key, value.transpose(1, 2).contiguous() if ".mlp.experts." in key else value
