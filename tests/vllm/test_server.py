@@ -235,10 +235,12 @@ def test_soak(server):
             async def hang_up(body):
                 request = {**body, "stream": draw.random() < 0.5, "max_tokens": 64, "ignore_eos": True}
                 try:
-                    async with httpx.AsyncClient(timeout=draw.choice([0.01, 0.05, 0.2])) as impatient:
-                        async with impatient.stream("POST", f"{server.url}/v1/chat/completions", json=request) as told:
-                            async for _ in told.aiter_bytes():
-                                return
+                    async with (
+                        httpx.AsyncClient(timeout=draw.choice([0.01, 0.05, 0.2])) as impatient,
+                        impatient.stream("POST", f"{server.url}/v1/chat/completions", json=request) as told,
+                    ):
+                        async for _ in told.aiter_bytes():
+                            return
                 except httpx.TimeoutException:
                     pass
 

@@ -23,9 +23,7 @@ from foveate.functional.common import (
     shape_of,
 )
 
-_TEXT_BLOCK = (
-    1024  # text tokens scored at a time: a long document beside a picture must not make a table of its own size
-)
+_TEXT_BLOCK = 1024  # text tokens scored at a time: a document beside a picture makes no table of its own length
 _BLOCK = 1 << 22  # cells of the largest table that adafv builds at a time (24 MiB)
 
 

@@ -62,7 +62,7 @@ class InfoMixin:
             return self.family.turn_end_ids
 
     def get_supported_mm_limits(self: Any) -> Mapping[str, int | None]:
-        """Images only: a video would go through unpruned. (Named with none allowed: Qwen3-VL's own code counts on it.)"""
+        """Images only: a video would go through unpruned. It is named with none allowed, as Qwen3-VL's code needs it."""
         stock = super().get_supported_mm_limits()  # type: ignore[misc]
         return {name: limit if name == "image" else 0 for name, limit in stock.items()}
 
