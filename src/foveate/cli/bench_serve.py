@@ -134,6 +134,8 @@ def _number(text: str, option: str) -> float:
 
 def _started(request: Request, serving: Serving, folder: Path) -> tuple[str, list[str], dict[str, Any]]:
     """The model, the options of ``foveate serve``, and what they are."""
+    import torch
+
     from foveate.benchmarks.serve_process import shape_of, write_checkpoint
     from foveate.serving.server import require_vllm
 
@@ -146,18 +148,23 @@ def _started(request: Request, serving: Serving, folder: Path) -> tuple[str, lis
         shape = shape_of(request.shape)
         layers = {"llm_layers": request.llm_layers, "vision_layers": request.vision_layers}
         model = str(write_checkpoint(shape, folder / "checkpoint", **layers))
-        options += ["--load-format", "dummy"]
+        # Left to itself, vLLM takes half precision for random weights, for which few processors are made.
+        dtype = request.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        options += ["--load-format", "dummy", "--dtype", dtype]
         facts = {
             "subject": request.shape,
             "shape_of": shape.source,
             "llm_layers": f"{request.llm_layers or shape.llm_layers} of {shape.llm_layers}",
             "vision_layers": f"{request.vision_layers or shape.vision_layers} of {shape.vision_layers}",
+            "dtype": dtype,
         }
     else:
         model = request.model or "bundled"
         facts = {"subject": model}
-    if request.dtype != "auto":
-        options += ["--dtype", request.dtype]
+        if request.dtype != "auto":
+            options += ["--dtype", request.dtype]
     return model, [*options, *serving.vllm_options], facts
 
 
