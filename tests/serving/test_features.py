@@ -94,11 +94,14 @@ def test_any_order_of_calls(calls):
 
 def test_recent_forgets_the_oldest():
     recent = Recent(2)
-    recent["a"], recent["b"] = 1, 2
+    recent.put("a", 1)
+    recent.put("b", 2)
     assert recent.get("a") == 1
-    recent["c"] = 3
-    assert list(recent) == ["a", "c"]
-    assert recent.get("b") is None
+    recent.put("c", 3)
+    assert [recent.get(key) for key in "abc"] == [1, None, 3]
+    assert len(recent) == 2
+    recent.clear()
+    assert (len(recent), recent.get("a")) == (0, None)
 
 
 def test_a_key_that_is_put_again_takes_no_second_place():

@@ -78,7 +78,8 @@ class Looker:
         known: Tensor | None = self._places.get(identity)
         if known is None:
             _, selection = next(self._kept(stock, hooks.batch_of(item, self.device)))
-            self._places[identity] = known = selection.indices.cpu()
+            known = selection.indices.cpu()
+            self._places.put(identity, known)
         return known
 
     def forget(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,7 +63,7 @@ class InfoMixin:
             return self.family.turn_end_ids
 
     def get_supported_mm_limits(self: Any) -> Mapping[str, int | None]:
-        """Images only: a video would go through unpruned. It is named with none allowed, as Qwen3-VL's code needs it."""
+        """Images only: a video would go through unpruned. Named with none allowed, as Qwen3-VL's code needs it."""
         stock = super().get_supported_mm_limits()  # type: ignore[misc]
         return {name: limit if name == "image" else 0 for name, limit in stock.items()}
 
@@ -76,7 +77,7 @@ class InfoMixin:
 
 
 class Remembered:
-    """Pictures that came with a UUID, for requests that bring the UUID alone; the oldest go first.
+    """Pictures that came with a UUID, for requests that bring the UUID alone; the oldest go first. For any thread.
 
     Args:
         capacity: bytes of decoded pixels.
@@ -86,27 +87,33 @@ class Remembered:
         self.capacity = capacity
         self.used = 0
         self._pictures: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def put(self, uuid: str, picture: Any) -> None:
-        """Keeps a picture if it fits at all."""
-        size = picture.width * picture.height * len(picture.getbands()) if hasattr(picture, "getbands") else (
-            getattr(picture, "nbytes", self.capacity + 1)
-        )  # fmt: skip
-        if uuid in self._pictures:
-            self.used -= self._pictures.pop(uuid)[1]
-        if size > self.capacity:
-            return
-        self._pictures[uuid] = (picture, size)
-        self.used += size
-        while self.used > self.capacity:
-            self.used -= self._pictures.popitem(last=False)[1][1]
+        """Keeps a picture (Pillow's, an array or a tensor) if it fits at all."""
+        size = _pixel_bytes(picture)
+        with self._lock:
+            self.used -= self._pictures.pop(uuid, (None, 0))[1]
+            if size > self.capacity:
+                return
+            self._pictures[uuid] = (picture, size)
+            self.used += size
+            while self.used > self.capacity:
+                self.used -= self._pictures.popitem(last=False)[1][1]
 
     def get(self, uuid: str) -> Any:
         """The picture, None when it has gone."""
-        if uuid not in self._pictures:
-            return None
-        self._pictures.move_to_end(uuid)
-        return self._pictures[uuid][0]
+        with self._lock:
+            if uuid not in self._pictures:
+                return None
+            self._pictures.move_to_end(uuid)
+            return self._pictures[uuid][0]
+
+
+def _pixel_bytes(picture: Any) -> int:
+    if hasattr(picture, "getbands"):
+        return int(picture.width * picture.height * len(picture.getbands()))
+    return int(picture.nbytes)
 
 
 class ProcessorMixin:
@@ -152,7 +159,7 @@ class ProcessorMixin:
         images = inputs.mm_data_items.get("image")
         if not images:
             return super().apply(inputs, timing_ctx)  # type: ignore[misc]
-        inputs = self._recall(inputs)
+        inputs, gone = self._recall(inputs)
         count = len(images)
         if profile is not None:
             wish = Wish(wish.method, Keep(policy.max_keep))
@@ -167,7 +174,16 @@ class ProcessorMixin:
         method = policy.names.index(wish.method)
         asks = [Ask(text, wish.keep, method, base) for text, base in zip(texts, hashes, strict=True)]
         inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, ASKS: asks})
-        result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        try:
+            result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        except ValueError as error:
+            if not gone:
+                raise
+            raise ValueError(
+                f"image {', '.join(map(repr, gone))} came as a UUID alone, and this server does not remember the "
+                f"picture (it keeps {self.remembered.capacity >> 20} MiB of them in each API server process): send the "
+                "picture again with its UUID. Under pruning a new question about a picture needs its pixels once more"
+            ) from error
         if profile is None:
             ranges = zip(result["mm_hashes"]["image"], result["mm_placeholders"]["image"], strict=True)
             counted = [(self._sizes.get(identity), place.get_num_embeds()) for identity, place in ranges]
@@ -202,29 +218,27 @@ class ProcessorMixin:
                 "without foveate"
             )
 
-    def _recall(self: Any, inputs: Any) -> Any:
-        """Puts remembered pictures in place of those that came as a UUID alone, and remembers new ones."""
+    def _recall(self: Any, inputs: Any) -> tuple[Any, list[str]]:
+        """Puts remembered pictures in place of those that came as a UUID alone, and remembers new ones.
+
+        Returns:
+            The inputs, and the UUIDs whose pictures are gone: vLLM may still know the answer to an equal request.
+        """
         uuids = (inputs.mm_uuid_items or {}).get("image")
         if uuids is None or all(uuid is None for uuid in uuids):
-            return inputs
+            return inputs, []
         images = inputs.mm_data_items["image"]
         pictures = [images.get(place) for place in range(len(images))]
-        missing = []
+        gone = []
         for place, (uuid, picture) in enumerate(zip(uuids, pictures, strict=True)):
             if picture is None and uuid is not None:
                 pictures[place] = self.remembered.get(uuid)
                 if pictures[place] is None:
-                    missing.append(uuid)
+                    gone.append(uuid)
             elif uuid is not None:
                 self.remembered.put(uuid, picture)
-        if missing:
-            raise ValueError(
-                f"image {', '.join(map(repr, missing))} came as a UUID alone, and this server does not remember the "
-                f"picture (it keeps {self.remembered.capacity >> 20} MiB of them in each API server process): send the "
-                "picture again with its UUID. Under pruning a new question about a picture needs its pixels once more"
-            )
         items = self.info.parse_mm_data({"image": pictures}, validate=False)
-        return dataclasses.replace(inputs, mm_data_items=items)
+        return dataclasses.replace(inputs, mm_data_items=items), gone
 
     def _texts(self: Any, prompt: Sequence[int], count: int, pruner: Pruner) -> list[tuple[int, ...]]:
         """For every image the ids of the text that guides its selection, by the same rules as with transformers."""
@@ -328,7 +342,7 @@ class ProcessorMixin:
             self.info.foveate.require_allowed(keep, patches)
             kept = keep.budget(patches)
             kept = total if kept == patches else kept
-            self._sizes[self._identity(asks[place])] = total
+            self._sizes.put(self._identity(asks[place]), total)
             stays = (~mask | (mask.cumsum(0) <= kept)).tolist()
             return dataclasses.replace(
                 details, full=[token for token, stay in zip(details.full, stays, strict=True) if stay]
