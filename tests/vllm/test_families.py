@@ -310,6 +310,16 @@ def test_prefix_cache(family: Served) -> None:
     agree(fresh, family.expected(other, "adafv", 0.75))
 
 
+@pytest.mark.parametrize("size", [(2, 900), (900, 2)])
+def test_thin_pictures(family: Served, size: tuple[int, int]) -> None:
+    """Such that unpadding leaves nothing of their crops."""
+    if family.name.startswith("qwen"):
+        pytest.skip("Qwen's own processors take no picture 200 times as long as wide")
+    case = Case(((11, *size),), (user("", CARD),))
+    for keep in (1.0, 0.3):
+        agree(*family.ask([case], {"keep": keep}), family.expected(case, "adafv", keep))  # type: ignore[call-arg]
+
+
 @pytest.fixture(scope="module", params=CHUNKED)
 def chunked(request: pytest.FixtureRequest, folders: Any, processes: dict[bool, Process]) -> Served:
     return serve(

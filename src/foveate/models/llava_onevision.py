@@ -150,6 +150,8 @@ class LlavaOnevision(LlavaNext):
     def _place(self, canvas: Canvas, rows: int, placeholders: int, device: torch.device) -> Geometry:
         """The base view's patches, then ``rows`` rows of tokens laid over what is not padding of the canvas."""
         side = self.tower.side
+        if placeholders - rows == side**2:  # a picture so long and thin that unpadding leaves nothing of its crops
+            return self._geometry(canvas, torch.arange(side**2), device)
         columns = (placeholders - side**2) // rows - 1
         whole = self._stream_sources(canvas)
         unpadded = whole[side**2 :].view(int((whole == NEWLINE).sum()), -1)[:, :-1]
