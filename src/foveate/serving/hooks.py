@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm.distributed import (
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
+    get_tp_group,
     tensor_model_parallel_all_reduce,
 )
 from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
@@ -63,6 +64,13 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over tensor-parallel ranks, each of which has as many of the vision tower's heads."""
     ranks = get_tensor_model_parallel_world_size()
     return values if ranks == 1 else tensor_model_parallel_all_reduce(values) / ranks
+
+
+def from_first_rank(indices: Tensor) -> Tensor:
+    """What the first tensor-parallel rank has chosen. All choose from the same numbers; were a last bit of them ever to
+    differ, ranks with different tokens would answer nonsense without a word."""
+    group = get_tp_group()
+    return indices if group.world_size == 1 else group.broadcast(indices.contiguous(), src=0)
 
 
 def rank() -> int:

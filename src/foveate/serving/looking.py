@@ -110,6 +110,7 @@ class Looker:
             # on one picture. Whatever the LLM makes of it, a picture must not end the engine and all its requests.
             logger.error("foveate: %s; the tokens of this image were taken evenly", error)
             selection = Uniform(keep=asked.keep).select(image.tokens)
+        selection = dataclasses.replace(selection, indices=hooks.from_first_rank(selection.indices))
         if len(selection) == len(image.tokens) and selection.weights is None:
             assert image.stream is not None
             return torch.cat([image.stream, *image.planes], dim=-1), selection
