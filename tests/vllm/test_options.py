@@ -125,6 +125,34 @@ def test_scores_that_are_no_numbers_do_not_end_the_engine(small, stock):
     assert (told.tokens, told.prompt) == reference(*stock, [other], asks, keeping("adafv", 0.25))
 
 
+def profiled(llm):
+    """What vLLM's memory measurement has the vision tower encode: visual tokens per call, and what is kept of an image;
+    what it may at most; and what the feature cache holds afterwards."""
+    runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    look, calls = looker(llm), []
+    encode = look._encode
+    look._encode = lambda stock, plain, places: (
+        calls.append([look.batches.sizes(plain)[place] for place in places]) or encode(stock, plain, places)
+    )
+    outputs = []
+    embed = runner.model.embed_multimodal
+    runner.model.embed_multimodal = lambda **given: outputs.append(embed(**given)) or outputs[-1]
+    try:
+        runner.profile_run()
+    finally:
+        del look._encode, runner.model.embed_multimodal
+    return calls, [len(one) for output in outputs for one in output], look.most, look.cache.used
+
+
+def test_memory_is_measured_with_the_largest_budget(small):
+    calls, kept, most, used = small.call(profiled)
+    largest = 64 * 4 + 64  # the views of the bundled model's largest canvas, and the whole picture
+    assert {size for call in calls for size in call} == {largest}
+    assert all(sum(call) <= max(most, largest) for call in calls)
+    assert set(kept) == {largest + 16}  # all tokens, the newlines of sixteen rows too: max_keep is 1
+    assert used == 0
+
+
 def what_runs(llm):
     """The classes of the model and of the processor."""
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker

@@ -197,7 +197,7 @@ class ProcessorMixin:
                 raise ValueError(
                     f"a request may set {CONFIG_KEY!r} in mm_processor_kwargs, not "
                     f"{', '.join(map(str, inputs.hf_processor_mm_kwargs))}: this server was started without "
-                    "--trust-request-mm-kwargs"
+                    "--trust-request-mm-kwargs (in Python: trust_request_mm_kwargs=True)"
                 )
             own = self.info.ctx.get_mm_config().media_io_kwargs
             if any(value and value != own.get(name) for name, value in (inputs.media_io_kwargs or {}).items()):
