@@ -1,7 +1,7 @@
 """Checkpoint folders as vLLM loads them: tiny random models of every family that serving prunes, no hub needed.
 
-Built from the pieces of ``tests.tiny``, with heads as wide as vLLM's attention on a CPU takes, and every part twofold at
-least, so that two tensor-parallel ranks have something each.
+Built from the pieces of ``tests.tiny``, with heads as wide as vLLM's attention on a CPU takes, and at least two of
+everything that is split, so that two tensor-parallel ranks have something each.
 """
 
 from __future__ import annotations

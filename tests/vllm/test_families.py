@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +190,23 @@ def lookups(llm: Any) -> tuple[int, int]:
     return looker(llm).cache.hits, looker(llm).cache.misses
 
 
+def break_next(llm: Any) -> None:
+    """The next pictures' saliency is no number."""
+    looking = looker(llm)
+    encode = looking._encode
+
+    def broken(*args: Any) -> Any:
+        looking._encode = encode
+        return [
+            dataclasses.replace(
+                image, tokens=dataclasses.replace(image.tokens, saliency=image.tokens.saliency * np.nan)
+            )
+            for image in encode(*args)
+        ]
+
+    looking._encode = broken
+
+
 def forget_places(llm: Any) -> None:
     """Of M-RoPE: what was chosen is worked out again."""
     looker(llm)._places.clear()
@@ -310,6 +328,14 @@ def test_prefix_cache(family: Served) -> None:
     agree(fresh, family.expected(other, "adafv", 0.75))
 
 
+def test_broken_picture(family: Served) -> None:
+    """Scores that are no numbers end no engine: the picture's tokens are taken evenly, and the next one is as ever."""
+    family.engine.call(forget)
+    family.engine.call(break_next)
+    agree(*family.ask([CASES["one"]], {"keep": 0.3}), family.expected(CASES["one"], "uniform", 0.3))  # type: ignore[call-arg]
+    agree(*family.ask([CASES["two"]], {"keep": 0.3}), family.expected(CASES["two"], "adafv", 0.3))  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("size", [(2, 900), (900, 2)])
 def test_thin_pictures(family: Served, size: tuple[int, int]) -> None:
     """Such that unpadding leaves nothing of their crops."""
@@ -340,3 +366,29 @@ def test_chunked_prefill(chunked: Served, keep: float) -> None:
             assert bool(one.cached) == (time == 1 and one.prompt > BLOCK)
         if not time:
             assert any(one.prompt > CHUNK for one in told)
+
+
+SPLITS = [
+    ("llava-clip", "tensor_parallel_size"),
+    ("qwen2_5_vl", "tensor_parallel_size"),
+    ("llava-clip", "pipeline_parallel_size"),
+]
+
+
+@pytest.mark.parametrize("name, split", SPLITS)
+def test_two_ranks(name: str, split: str, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, each with half of every layer, or half of the layers, answer as one."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each
+    folder = folders(name)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    engine = Engine(
+        str(folder), hf_overrides=PRUNING, distributed_executor_backend="mp", **{split: 2}, **OPTIONS
+    )  # fmt: skip
+    try:
+        family = Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
+        for method, keep in (("adafv", 1.0), ("adafv", 0.25), ("visionzip", 5)):
+            told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
+            for one, case in zip(told, CASES.values(), strict=True):
+                agree(one, family.expected(case, method, keep))
+    finally:
+        engine.close()
