@@ -93,11 +93,9 @@ def test_answers_are_those_of_transformers(answered: tuple[Path, Any], tmp_path:
     expected = ask(Transformers(bundled.load()[0], processor), folder / "suite", tmp_path)
     assert [stable(row) for row in rows] == [stable(dataclasses.asdict(row)) for row in expected]
     assert len({row["answer"] for row in rows}) > 5 and all(row["latency_ms"] > 0 for row in rows)
-    assert {(row["keep"], row["kept"], row["total"]) for row in rows} == {
-        (1.0, 320, 320),
-        (0.25, 80, 320),
-        (16, 16, 320),
-    }
+    for row in rows:
+        assert row["total"] in (256, 320)  # patches of the scenes' two shapes
+        assert row["kept"] == {1.0: row["total"], 0.25: row["total"] // 4, 16: 16}[row["keep"]]
 
 
 def test_a_kill_loses_nothing_and_repeats_nothing(answered: tuple[Path, Any]) -> None:

@@ -283,23 +283,26 @@ def _percent(value: float | None) -> str:
 
 
 def plot(report: Report, title: str) -> Figure:
-    """Requests per second and the median time to the first token over the budget, a line per load.
+    """Requests per second, the median time to the first token and, where it is known, what a request costs the server's
+    processors, over the budget, a line per load.
 
     Returns:
         A matplotlib figure that no global state knows of; save it with ``savefig``.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 4.0), layout="constrained")
     panels: list[tuple[str, Callable[[Figures], float | None]]] = [
         ("requests per second", lambda one: one.rate),
         ("first token, median, ms", lambda one: None if one.ttft_ms is None else one.ttft_ms[0]),
     ]
+    if any(one.processor_ms is not None for one in report.figures):
+        panels.append(("processor time per request, ms", lambda one: one.processor_ms))
+    figure = Figure(figsize=(2.4 + 4 * len(panels), 4.0), layout="constrained")
     keeps = sorted({one.keep for one in report.figures}, key=_order, reverse=True)
     lines = list(dict.fromkeys((one.pictures, one.key.load, one.method) for one in report.figures))
     several = len({one.method for one in report.figures}) > 1
     for number, (what, value) in enumerate(panels):
-        axes = figure.add_subplot(1, 2, number + 1)
+        axes = figure.add_subplot(1, len(panels), number + 1)
         loads = list(dict.fromkeys(load for _, load, _ in lines))
         for pictures, load, method in lines:
             own = [
