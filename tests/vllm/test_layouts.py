@@ -84,3 +84,10 @@ def test_refused(name: str, changes: dict[str, Any], batches: str | None, words:
         return
     with pytest.raises(ValueError, match=words):
         getattr(towers, batches)(outline(config))
+
+
+@pytest.mark.parametrize("name, words", [("llava-pixtral", "Pixtral"), ("llava-full", "'full' sends CLS")])
+def test_refused_before_there_is_an_engine(name: str, words: str, tmp_path: Any) -> None:
+    """In the API server's own process, where one sees it, and not as the end of another."""
+    with pytest.raises(ValueError, match=words):
+        info_of(checkpoints.write(name, tmp_path))

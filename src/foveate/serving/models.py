@@ -31,8 +31,13 @@ def is_on(model_config: Any) -> bool:
     return getattr(model_config.hf_config, CONFIG_KEY, None) is not None
 
 
-def stands_for(stock: type) -> Callable[[type], type]:
-    """Registers the processing of a stand-in: the stock one, with the mixins in front when pruning is on."""
+def stands_for(stock: type, batches: str) -> Callable[[type], type]:
+    """Registers the processing of a stand-in: the stock one, with the mixins in front when pruning is on.
+
+    Args:
+        stock: vLLM's class.
+        batches: the class in ``towers`` that knows its arguments.
+    """
 
     def info(ctx: Any) -> Any:
         made = stock._processor_factory.info(ctx)  # type: ignore[attr-defined]
@@ -47,15 +52,18 @@ def stands_for(stock: type) -> Callable[[type], type]:
         made = stock._processor_factory.processor(info, dummy_inputs)  # type: ignore[attr-defined]
         if not is_on(info.ctx.model_config):
             return made
-        from foveate.serving import processing
+        from foveate.serving import processing, towers
 
+        # What the worker would refuse is refused here, before there is an engine. Not when the info is made: vLLM takes
+        # a ValueError from there for a model without pictures, and goes on.
+        getattr(towers, batches)(info.family)
         return processing.mixed(processing.ProcessorMixin, made)(info, dummy_inputs)
 
     def dummy_inputs(info: Any) -> Any:
         return stock._processor_factory.dummy_inputs(info)  # type: ignore[attr-defined]
 
     def named(stand_in: type) -> type:
-        stand_in.stock = stock  # type: ignore[attr-defined]
+        stand_in.stock, stand_in.batches = stock, batches  # type: ignore[attr-defined]
         return MULTIMODAL_REGISTRY.register_processor(processor, info=info, dummy_inputs=dummy_inputs)(stand_in)
 
     return named
@@ -152,57 +160,41 @@ def _line(first: int, count: int) -> Any:
     return np.broadcast_to(np.arange(first, first + count), (3, count))
 
 
-@stands_for(llava.LlavaForConditionalGeneration)
+@stands_for(llava.LlavaForConditionalGeneration, "Views")
 class Llava(Pruned, llava.LlavaForConditionalGeneration):
     """LLaVA-1.5 with CLIP or SigLIP."""
 
-    batches = "Views"
 
-
-@stands_for(llava_next.LlavaNextForConditionalGeneration)
+@stands_for(llava_next.LlavaNextForConditionalGeneration, "Views")
 class LlavaNext(Pruned, llava_next.LlavaNextForConditionalGeneration):
     """LLaVA-NeXT."""
 
-    batches = "Views"
 
-
-@stands_for(llava_onevision.LlavaOnevisionForConditionalGeneration)
+@stands_for(llava_onevision.LlavaOnevisionForConditionalGeneration, "Onevision")
 class LlavaOnevision(Pruned, llava_onevision.LlavaOnevisionForConditionalGeneration):
     """LLaVA-OneVision, images."""
 
-    batches = "Onevision"
 
-
-@stands_for(interns1.InternS1ForConditionalGeneration)
+@stands_for(interns1.InternS1ForConditionalGeneration, "Tiles")
 class InternVl(Pruned, interns1.InternS1ForConditionalGeneration):
     """InternVL in its transformers form."""
 
-    batches = "Tiles"
 
-
-@stands_for(qwen2_vl.Qwen2VLForConditionalGeneration)
+@stands_for(qwen2_vl.Qwen2VLForConditionalGeneration, "Packed")
 class Qwen2Vl(PrunedRope, qwen2_vl.Qwen2VLForConditionalGeneration):
     """Qwen2-VL, images."""
 
-    batches = "Packed"
 
-
-@stands_for(qwen2_5_vl.Qwen2_5_VLForConditionalGeneration)
+@stands_for(qwen2_5_vl.Qwen2_5_VLForConditionalGeneration, "Packed")
 class Qwen25Vl(PrunedRope, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL, images."""
 
-    batches = "Packed"
 
-
-@stands_for(qwen3_vl.Qwen3VLForConditionalGeneration)
+@stands_for(qwen3_vl.Qwen3VLForConditionalGeneration, "Packed")
 class Qwen3Vl(PrunedRope, qwen3_vl.Qwen3VLForConditionalGeneration):
     """Qwen3-VL, images; DeepStack features go along with their tokens."""
 
-    batches = "Packed"
 
-
-@stands_for(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration)
+@stands_for(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration, "Packed")
 class Qwen3VlMoe(PrunedRope, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL-MoE, images."""
-
-    batches = "Packed"
