@@ -212,6 +212,15 @@ def forget_places(llm: Any) -> None:
     looker(llm)._places.clear()
 
 
+def profile(llm: Any) -> None:
+    """vLLM's own run with the largest pictures that it may get, which it leaves out where nothing is compiled."""
+    llm.collective_rpc(_profile)
+
+
+def _profile(worker: Any) -> None:
+    worker.model_runner.profile_run()
+
+
 # Shared by the tests of this file, one engine after another in one process each:
 
 
@@ -289,6 +298,15 @@ def test_pruned(family: Served, method: str, keep: float | int) -> None:
         assert max(abs(a - b) for a, b in zip(full.logprobs, one.logprobs, strict=True)) > DIFFERENCE
     assert family.engine.call(seen) == chosen
     assert len(chosen) > len(CASES)  # one for each picture, where not two small ones keep the same
+
+
+def test_profile(family: Served) -> None:
+    """The run that memory is measured with: vLLM checks the tokens of dummy pictures against what it counted on."""
+    family.engine.call(forget)
+    family.engine.call(profile)
+    chosen = family.engine.call(seen)
+    assert chosen
+    assert {keep for _, keep, _ in chosen} == {1.0}  # the most that a request may ask for
 
 
 @pytest.mark.parametrize("mib", [16, 0])
@@ -385,6 +403,7 @@ def test_two_ranks(name: str, split: str, folders: Any, monkeypatch: pytest.Monk
         str(folder), hf_overrides=PRUNING, distributed_executor_backend="mp", **{split: 2}, **OPTIONS
     )  # fmt: skip
     try:
+        engine.call(profile)  # without it vLLM's second stage on a CPU has nowhere to put what it receives
         family = Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
         for method, keep in (("adafv", 1.0), ("adafv", 0.25), ("visionzip", 5)):
             told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
