@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -111,8 +112,8 @@ def run(request: Request) -> None:
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
     suite = open_suite(request.source, out, processes)
-    engine = _engine(request, methods)
-    with progress_bar("asking" if processes.size == 1 else f"asking, process {processes.rank}") as progress:
+    asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
+    with closing(_engine(request, methods)) as engine, progress_bar(asking) as progress:
         rows = evaluate(
             engine, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
             max_new_tokens=answer_tokens(request.source, request.max_new_tokens), batch=request.batch_size,
@@ -173,7 +174,7 @@ def _engine(request: Request, methods: list[str]) -> Engine:
         return Transformers(*load_model(request.model, request.dtype))
     from foveate.evaluation.vllm_engine import Vllm
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # or its log would drown the tables
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # or its log would drown the tables
     with working("starting vLLM"):
         try:
             return Vllm.start(request.model or "bundled", methods, request.dtype, request.vllm_options)

@@ -48,3 +48,6 @@ class Engine(Protocol):
             folder: where pictures lie.
             across: whether the piece is of several pictures.
         """
+
+    def close(self) -> None:
+        """Ends what the engine has started."""

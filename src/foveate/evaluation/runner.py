@@ -243,6 +243,9 @@ class Transformers:
     def asker(self, folder: Path, across: bool) -> Asker:
         return (_Across if across else _OnePicture)(self.model, self.processor, folder)
 
+    def close(self) -> None:
+        """Nothing was started."""
+
 
 class _OnePicture:
     """Asks batches of questions about one picture, at which the vision tower looks once."""

@@ -111,6 +111,11 @@ class Vllm:
     def asker(self, folder: Path, across: bool) -> Asker:
         return _Asker(self, folder)
 
+    def close(self) -> None:
+        from foveate.serving import hooks
+
+        hooks.shut_down(self.llm)
+
     def generate(self, prompts: Sequence[tuple[str, Image, Pruner]], max_new_tokens: int) -> list[Any]:
         """vLLM's outputs for prompts with a picture each."""
         parameters = self.llm.get_default_sampling_params()

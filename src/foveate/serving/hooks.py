@@ -134,6 +134,11 @@ def hides_steps(vllm_config: Any) -> bool:
     return bool(vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs())
 
 
+def shut_down(llm: Any) -> None:
+    """Ends the processes of a ``vllm.LLM``; left to the interpreter's own end, they leave shared memory behind."""
+    llm.llm_engine.engine_core.shutdown()
+
+
 def without(inputs: Any, *names: str) -> Any:
     """Processor inputs whose ``hf_processor_mm_kwargs`` lack some names."""
     left = {name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name not in names}
