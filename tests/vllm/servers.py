@@ -18,6 +18,8 @@ import httpx
 import psutil
 from PIL import Image
 
+MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Has glibc give freed memory back to the system, tensors at once, so that what a server holds is what it uses."""
 START = 300
 """Seconds that a server may take to start on two busy cores."""
 
@@ -36,7 +38,9 @@ class Server:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **os.environ, **MEMORY, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
         command = [sys.executable, "-m", "foveate", "serve", *options, "--port", str(self.port), "--host", "127.0.0.1"]
         self.process = subprocess.Popen(command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT)
         until = time.monotonic() + START
@@ -63,10 +67,17 @@ class Server:
                 found[name] = found.get(name, 0.0) + float(value)
         return found
 
-    def resident(self) -> int:
-        """Bytes of memory that its processes hold, counted by how many share a page."""
+    def resident(self) -> dict[str, int]:
+        """MiB of memory of their own that its processes hold, by their names: not what they map of files, whose share
+        depends on who else maps it."""
         top = psutil.Process(self.process.pid)
-        return sum(one.memory_full_info().pss for one in [top, *top.children(recursive=True)])
+        found: dict[str, int] = {}
+        for number, one in enumerate([top, *top.children(recursive=True)]):
+            status = Path(f"/proc/{one.pid}/status").read_text(encoding="utf-8").splitlines()
+            kinds = dict(line.split(":", 1) for line in status)
+            kib = sum(int(kinds[kind].split()[0]) for kind in ("RssAnon", "RssShmem"))
+            found[f"{number} {kinds['Name'].strip()}"] = kib >> 10
+        return found
 
     def close(self) -> None:
         """Stops it as Ctrl-C would, and its children."""
