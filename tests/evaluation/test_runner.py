@@ -308,6 +308,12 @@ def test_batches_across_pictures_answer_as_one_by_one(loaded, single, tmp_path, 
 
 def test_methods_inside_the_llm_count_what_its_layers_held(loaded, suite, tmp_path):
     assert runner.factory("fastv")(0.6, 0) == get_pruner("fastv", keep=0.6)  # known by name, as the others
+    assert runner.factory("fastv:budget=final:layer=1")(0.1, 7) == get_pruner(
+        "fastv", keep=0.1, budget="final", layer=1
+    )
+    assert runner.factory("random")(0.1, 7).seed == 7 and runner.factory("random:seed=3")(0.1, 7).seed == 3
+    with pytest.raises(ValueError, match="unknown budget 'least'"):
+        runner.factory("fastv:budget=least")
     shallow = {"fastv": lambda keep, picture: get_pruner("fastv", keep=keep, layer=1)}  # the model has two layers
     rows = ask(loaded, suite, tmp_path / "out", methods=shallow, keeps=[0.6])
     inside = [row for row in rows if row.method == "fastv"]
