@@ -251,7 +251,11 @@ def test_report_weighs_presence_and_kinds(suite):
         ("text", 0.1): [True] * 6 + [False] * 4,
     }
     made = reporting.summarise(
-        rows_of(right, items), items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
+        rows_of(right, items),
+        items,
+        reporting.scenes_groups(),
+        [("adafv", "text"), ("adafv", "saliency")],
+        reporting.SCENES_PAIRED_GROUPS,
     )
     value = {name: made.cell("adafv", 0.1, name).estimate.value for name in made.groups}
     assert value["presence"] == pytest.approx((1 + 0.5) / 2) and value["attribute"] == 0.5 and value["counting"] == 0

@@ -128,12 +128,11 @@ def run(request: Request) -> None:
 
 
 def _report(suite: Suite, rows: list[Any], methods: list[str]) -> reporting.Report:
-    if suite.is_scenes:
-        return reporting.summarise(
-            rows, suite.items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
-        )
-    groups = reporting.plain_groups(suite.items)
     pairs = [("adafv", other) for other in methods if other != "adafv"]
+    if suite.is_scenes:
+        groups = reporting.scenes_groups()
+        return reporting.summarise(rows, suite.items, groups, pairs, reporting.SCENES_PAIRED_GROUPS)
+    groups = reporting.plain_groups(suite.items)
     return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
 
 
@@ -178,7 +177,7 @@ def _paired(report: reporting.Report) -> Table:
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )
     for pair in report.pairs:
-        if pair.first != "adafv":
+        if pair.first != "adafv" or pair.group not in ("pooled", "all"):
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(

@@ -209,7 +209,6 @@ def plain_groups(items: Sequence[Any]) -> tuple[Group, ...]:
     return (whole, *(within(name) for name in names if len(names) > 1 and name not in ("", "all")))
 
 
-SCENES_PAIRS = (("adafv", "text"), ("adafv", "saliency"))
 SCENES_PAIRED_GROUPS = ("overall", "pooled", "small in clutter")
 
 
