@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import foveate
 from foveate import INSIDE_METHODS, METHODS
 from foveate.cli import app
+from foveate.cli.evaluate import parse_methods
 from foveate.models import FAMILIES
 from tests import checkpoint
 
@@ -287,6 +288,11 @@ def test_eval_of_a_data_set_folder(folder, tmp_path):
     rows = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8")
     assert '"question": "Is there a dog? In a word."' in rows
     assert "columns: " in refused(*options, "--id-column", "q", "--model", folder, "--out", tmp_path / "out")
+
+
+def test_all_methods_and_others():
+    names = parse_methods("all, fastv:layer=1,uniform")
+    assert names == [*METHODS, "fastv:layer=1"]
 
 
 def test_eval_quick_asks_less(monkeypatch):

@@ -49,11 +49,11 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
 
 
 def parse_methods(text: str) -> list[str]:
-    """Names of registered methods, or all of them. Raises ValueError for an unknown one."""
-    names = list(METHODS) if text == "all" else split_list(text)
+    """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others."""
+    names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
     for name in names:
         factory(name)
-    return names
+    return list(dict.fromkeys(names))
 
 
 def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
