@@ -274,6 +274,22 @@ def test_report_weighs_presence_and_kinds(suite):
         made.cell("nope", 0.1, "overall")
 
 
+def test_report_by_salience_takes_the_best_and_the_worst_ranked_third():
+    items = [item(f"{n}.png", "q", "yes", "presence", "small", True) for n in range(7)]
+    items += [
+        item("0.png", "other", "no", "presence", "none", True),
+        item("0.png", "n", "2", "counting", "small", True),
+    ]
+    salience = {(f"{n}.png", "q"): 0.1 * n for n in range(7)} | {("0.png", "n"): 0.9, ("0.png", "other"): 0.9}
+    right = {("all", 1.0): [n >= 5 for n in range(7)] + [False, False]}
+    groups = reporting.salience_groups(items, salience)
+    made = reporting.summarise(rows_of(right, items), items, groups)
+    salient, other = (made.cell("all", 1.0, name).estimate for name in ("salient", "not salient"))
+    assert (salient.value, salient.count, other.value, other.count) == (1.0, 2, 0.0, 2)
+    with pytest.raises(ValueError, match="analysis is of other questions"):
+        reporting.salience_groups(items, {("9.png", "q"): 0.5})
+
+
 def test_report_is_written_and_strict_json(suite, tmp_path):
     right = {("all", 1.0): [False] * 5, ("adafv", 0.1): [True] * 5}  # nothing to be relative to
     made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.scenes_groups())

@@ -133,6 +133,10 @@ def evaluate(
     suffix: Suffix = "",
     batch_size: BatchSize = 16,
     max_new_tokens: AnswerTokens = None,
+    analysis: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What `foveate analyze` wrote of the same scenes: groups by salience."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Results folder; started again with the same settings, it goes on.")
     ] = None,
@@ -152,7 +156,7 @@ def evaluate(
         count = (80 if quick else 300) if suite == "scenes" else 400
     keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens))
+    run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, analysis))
 
 
 @app.command()

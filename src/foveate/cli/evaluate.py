@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout
 from foveate.evaluation import report as reporting
+from foveate.evaluation.analysis import read_salience
 from foveate.evaluation.processes import Processes, from_environment
 from foveate.evaluation.runner import ALL, PARQUET_FILE, SOURCE_FILE, claim, evaluate, factory, write_parquet
 from foveate.evaluation.scenes import write_scenes
@@ -19,7 +21,7 @@ from foveate.pruners import METHODS
 
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
-TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter")
+TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Request:
     dtype: str
     batch_size: int
     max_new_tokens: int | None
+    analysis: Path | None
 
 
 def draw(out: Path, count: int, seed: int, split: str) -> Path:
@@ -96,6 +99,9 @@ def run(request: Request) -> None:
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
     processes = from_environment()
+    if request.analysis is not None and not request.source.is_scenes:
+        raise ValueError("--analysis says how salient the things in scenes are: leave it out for other suites")
+    salience = None if request.analysis is None else read_salience(request.analysis)
     suite = open_suite(request.source, out, processes)
     model, processor = load_model(request.model, request.dtype)
     with progress_bar("asking" if processes.size == 1 else f"asking, process {processes.rank}") as progress:
@@ -106,7 +112,7 @@ def run(request: Request) -> None:
         )  # fmt: skip
     if processes.rank:
         return
-    report = _report(suite, rows, methods)
+    report = _report(suite, rows, methods, salience)
     title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
     files = reporting.save(report, out, PLOTTED if suite.is_scenes else report.groups[:3], title)
     try:
@@ -127,10 +133,14 @@ def run(request: Request) -> None:
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
-def _report(suite: Suite, rows: list[Any], methods: list[str]) -> reporting.Report:
+def _report(
+    suite: Suite, rows: list[Any], methods: list[str], salience: Mapping[tuple[str, str], float] | None
+) -> reporting.Report:
     pairs = [("adafv", other) for other in methods if other != "adafv"]
     if suite.is_scenes:
         groups = reporting.scenes_groups()
+        if salience is not None:
+            groups += reporting.salience_groups(suite.items, salience)
         return reporting.summarise(rows, suite.items, groups, pairs, reporting.SCENES_PAIRED_GROUPS)
     groups = reporting.plain_groups(suite.items)
     return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
