@@ -317,6 +317,7 @@ def test_eval_refuses_bad_arguments(tmp_path):
     assert "no such file of questions" in refused("eval", "--suite", "a.jsonl", "--out", tmp_path / "b")
     assert "unknown method" in refused("eval", "--methods", "adafv,nope")
     assert "adafv has no option" in refused("eval", "--methods", "adafv:nope=1")
+    assert "how salient" in refused("eval", "--suite", "a.jsonl", "--analysis", tmp_path)
     assert "keep" in refused("eval", "--keep", "0.1,none")
     assert "names nothing" in refused("eval", "--keep", ",")
     assert "unknown split" in refused("eval", "--split", "train", "--out", tmp_path / "a")
