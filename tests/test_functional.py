@@ -227,6 +227,15 @@ def test_text_to_image_is_its_formula():
     torch.testing.assert_close(text_to_image_attention(text, visual, 2.0).double(), warm, rtol=1e-5, atol=0)
 
 
+def test_a_long_text_is_scored_in_blocks():
+    text, visual = torch.randn(2100, 8, generator=seeded(3)), torch.randn(30, 8, generator=seeded(4))
+    for mask in (None, torch.arange(2100) % 3 > 0):
+        found = text_to_image_attention(text, visual, text_mask=mask)
+        rows = text if mask is None else text[mask]
+        cosine = torch.nn.functional.normalize(rows, dim=-1) @ torch.nn.functional.normalize(visual, dim=-1).T
+        torch.testing.assert_close(found, (100 * cosine).softmax(-1).amax(0))
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_text_to_image_is_computed_in_float32(dtype):
     text = torch.randn(7, 16, generator=seeded(0)).to(dtype)

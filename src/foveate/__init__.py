@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate import functional
+    from foveate import functional, serving
     from foveate.attachment import Attachment, attach
     from foveate.prompts import turn_end
     from foveate.pruners import (
@@ -74,6 +74,7 @@ __all__ = [
     "functional",
     "get_pruner",
     "look",
+    "serving",
     "turn_end",
 ]
 
@@ -113,8 +114,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for: ``foveate --help`` need not wait for torch."""
-    if name == "functional":
-        return importlib.import_module("foveate.functional")
+    if name in ("functional", "serving"):
+        return importlib.import_module(f"foveate.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -17,7 +17,7 @@ from foveate.evaluation import report as reporting
 from foveate.evaluation import runner
 from foveate.evaluation.metrics import METRICS
 from foveate.evaluation.processes import Processes
-from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, evaluate, write_parquet
+from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, Transformers, evaluate, write_parquet
 from foveate.evaluation.scenes import Item
 from foveate.evaluation.suites import Question
 from foveate.pruners import get_pruner
@@ -56,7 +56,7 @@ def loaded():
 def ask(loaded, suite, out, **options):
     folder, items = suite
     options = {"methods": METHODS, "keeps": KEEPS, "max_new_tokens": 2, **options}
-    return evaluate(*loaded, options.pop("items", items), out=out, folder=folder, **options)
+    return evaluate(Transformers(*loaded), options.pop("items", items), out=out, folder=folder, **options)
 
 
 def lines(out):

@@ -62,6 +62,14 @@ def brightest(view: Tensor) -> tuple[int, int]:
     return divmod(int(means.argmax()), means.shape[1])
 
 
+@pytest.mark.parametrize("size, left", [((2, 900), 2 * PER_SIDE), ((900, 2), 0)])
+def test_thin_pictures(size: tuple[int, int], left: int) -> None:
+    """Unpadding leaves a single row of their crops, or nothing: then the base view is all there is."""
+    tokens = encode(model(), images()(Image.new("RGB", size[::-1]), return_tensors="pt"))[0].tokens
+    assert len(tokens) == len(tokens.geometry) == PER_SIDE**2 + left
+    assert (tokens.geometry.view == 0).sum() == PER_SIDE**2
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_geometry_of_crops(size: tuple[int, int]) -> None:
     """The box of a token, shrunk or not, holds the patch its row and column name, and the boxes tile the picture."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,6 +95,10 @@ def ask(
 @app.command("eval")
 @command
 def evaluate(
+    vllm_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- VLLM_OPTIONS]", help="With --engine vllm: its own options.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What runs the model: transformers or vllm.")] = "transformers",
     suite: Annotated[
         str,
         typer.Option(help="scenes, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
@@ -156,7 +161,8 @@ def evaluate(
         count = (80 if quick else 300) if suite == "scenes" else 400
     keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, analysis))
+    given = analysis, engine, vllm_options or []
+    run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 
 @app.command()
@@ -228,9 +234,28 @@ def analyze(
 @app.command()
 @command
 def bench(
+    vllm_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- VLLM_OPTIONS]", help="With --serve: for the server it starts.")
+    ] = None,
     tap: Annotated[
         bool, typer.Option("--tap", help="Measure what reading saliency costs, encoder by encoder, instead.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Measure a server under load instead: requests/s, first token, caches.")
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="With --serve: a running `foveate serve`; default: one is started and stopped.")
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(help="With --serve: comma-separated requests at a time; default 1,4,8,16,32, with --quick 8."),
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="With --serve: comma-separated requests per second, come what may (Poisson).")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="With --serve: requests behind each figure and round; default 32.")
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Fewer budgets and repeats; with --tap, few encoder layers, scaled up."),
@@ -275,15 +300,51 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure time to the first token, decoding, memory, KV cache and FLOPs against stock and the bound."""
-    from foveate.cli.bench import Request, run
+    from foveate.cli import bench
+    from foveate.cli.bench import Request
 
+    run: Any = bench.run
     out = out or Path("build") / "bench"
+    if serve:
+        from foveate.cli import bench_serve
+
+        run = partial(bench_serve.run, bench_serve.Serving(url, concurrency, rate, requests, vllm_options or []))
+    elif url or concurrency or rate or requests or vllm_options:
+        raise ValueError("--url, --concurrency, --rate, --requests and vLLM's options go with --serve")
     run(
         Request(
             tap, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers, device,
             dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json,
         )
     )  # fmt: skip
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@command
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or bundled.")],
+    method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
+    keep: Annotated[str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image.")] = "0.1",
+    max_keep: Annotated[str, typer.Option(help="The most a request may ask for.")] = "1.0",
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated further methods that a request may ask for.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the method; may be repeated.")
+    ] = None,
+    feature_cache: Annotated[
+        int, typer.Option(min=0, help="Memory for encoded images awaiting further questions, MiB.")
+    ] = 512,
+    image_cache: Annotated[
+        int, typer.Option(min=0, help="Memory for pictures that requests name by a UUID, MiB.")
+    ] = 256,
+) -> None:
+    """Serve a model with vLLM, OpenAI-compatible, its images pruned. Further options are vLLM's own."""
+    from foveate.cli.serve import Request, run
+
+    rest = list(context.args)
+    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache))
 
 
 @app.command()

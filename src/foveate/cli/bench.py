@@ -95,18 +95,18 @@ def _run_tap(request: Request) -> None:
             costs.append(
                 tap.measure(
                     name, quick=request.quick, repeats=request.repeats or 3, clock=request.clock,
-                    dtype=_dtype(request), device=device, attention=request.attention, picture=_picture(request),
+                    dtype=_dtype(request), device=device, attention=request.attention, picture=parse_picture(request),
                     progress=progress,
                 )
             )  # fmt: skip
         # All of them take long on a CPU: what is done is on record at once.
         found = {**facts, "encoders": [cost.as_dict() for cost in costs]}
         table = report.tap_table(costs)
-        files = report.save(request.out, file, found, report.markdown(title, facts, [table], _command()))
-    _show(request, found, [(title, table)], files)
+        files = report.save(request.out, file, found, report.markdown(title, facts, [table], command_line()))
+    show(request, found, [(title, table)], files)
     if any(cost.extrapolated for cost in costs):
         note("whole encoders are scaled up from the layers that were run; without --quick, all are run")
-    _check(request, [f"{c.shape}: {max(c.ratio, c.tap_ratio):.3f} > {c.bound:g}" for c in costs if not c.holds])
+    check(request, [f"{c.shape}: {max(c.ratio, c.tap_ratio):.3f} > {c.bound:g}" for c in costs if not c.holds])
 
 
 def _run_prefill(request: Request) -> None:
@@ -135,12 +135,12 @@ def _run_prefill(request: Request) -> None:
         found["accuracy"] = accuracies.as_dict(measured)
     tables = [("", report.results_table(measured, accuracies)), ("", report.targets_table(measured))]
     title = f"{facts['subject']}, first token and memory"
-    page = report.markdown(title, facts, [table for _, table in tables], _command())
+    page = report.markdown(title, facts, [table for _, table in tables], command_line())
     name = re.sub(r"[^a-z0-9.-]+", "-", Path(str(facts["subject"])).name.lower())
     files = report.save(request.out, name, found, page, measured, title, accuracies)
-    _show(request, found, tables, files)
+    show(request, found, tables, files)
     missed = [f"{one.name}: {one.value:.3f}" for one in measured.targets() if not one.holds]
-    _check(request, missed)
+    check(request, missed)
 
 
 def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -155,8 +155,8 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
                 llm_layers=request.llm_layers, vision_layers=request.vision_layers, dtype=_dtype(request),
                 device=request.device, attention=request.attention,
             )  # fmt: skip
-        inputs = shape.inputs(model, request.batch_size, _picture(request))
-        height, width = _picture(request) or shape.picture
+        inputs = shape.inputs(model, request.batch_size, parse_picture(request))
+        height, width = parse_picture(request) or shape.picture
         facts = {
             "subject": request.shape,
             "shape_of": shape.source,
@@ -172,7 +172,7 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         model, processor = load_model(source, request.dtype)
         model = model.to(request.device)
         model.set_attn_implementation(request.attention)
-        height, width = _picture(request) or (224, 224)
+        height, width = parse_picture(request) or (224, 224)
         prompts = [question_prompt(processor, QUESTION, 1)] * request.batch_size
         inputs = process(processor, model, prompts, [_noise(height, width)])
         facts = {"subject": request.model or "bundled"}
@@ -212,7 +212,8 @@ def _dtype(request: Request) -> Any:
     return getattr(torch, request.dtype)
 
 
-def _picture(request: Request) -> tuple[int, int] | None:
+def parse_picture(request: Request) -> tuple[int, int] | None:
+    """``--image`` as (height, width); None where it was not given. Raises ValueError for anything else."""
     if request.image is None:
         return None
     sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", request.image)
@@ -221,7 +222,7 @@ def _picture(request: Request) -> tuple[int, int] | None:
     return int(sides[1]), int(sides[2])
 
 
-def _command() -> str:
+def command_line() -> str:
     """What was typed, without where the figures go."""
     words = ["foveate", *sys.argv[1:]]
     if "--out" in words:
@@ -230,7 +231,8 @@ def _command() -> str:
     return shlex.join(words)
 
 
-def _show(request: Request, found: dict[str, Any], tables: list[Any], files: list[Path]) -> None:
+def show(request: Request, found: dict[str, Any], tables: list[Any], files: list[Path]) -> None:
+    """Prints what was found, as tables or as JSON, and where it is written."""
     if request.as_json:
         print_json({**found, "files": [str(file) for file in files]})
         return
@@ -245,7 +247,8 @@ def _show(request: Request, found: dict[str, Any], tables: list[Any], files: lis
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
-def _check(request: Request, missed: list[str]) -> None:
+def check(request: Request, missed: list[str]) -> None:
+    """Tells the targets that were missed; with ``--check`` they end the command with status 1."""
     for line in missed:
         note(f"warning: target missed: {line}")
     if request.check and missed:

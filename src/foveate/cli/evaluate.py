@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from rich.table import Table
 
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout
+from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.evaluation import report as reporting
 from foveate.evaluation.analysis import read_salience
+from foveate.evaluation.engines import Engine
 from foveate.evaluation.processes import Processes, from_environment
-from foveate.evaluation.runner import ALL, PARQUET_FILE, SOURCE_FILE, claim, evaluate, factory, write_parquet
+from foveate.evaluation.runner import (
+    ALL,
+    PARQUET_FILE,
+    SOURCE_FILE,
+    Transformers,
+    claim,
+    evaluate,
+    factory,
+    write_parquet,
+)
 from foveate.evaluation.scenes import write_scenes
 from foveate.evaluation.scenes.files import Split
 from foveate.evaluation.suites import Source, Suite, check_split
@@ -38,6 +50,8 @@ class Request:
     batch_size: int
     max_new_tokens: int | None
     analysis: Path | None
+    engine: str
+    vllm_options: Sequence[str]
 
 
 def draw(out: Path, count: int, seed: int, split: str) -> Path:
@@ -94,19 +108,19 @@ def run(request: Request) -> None:
     Raises:
         ValueError: bad input, or an output folder made with other settings.
     """
-    methods = parse_methods(request.methods)
+    processes = from_environment()
+    methods = _runnable(request, parse_methods(request.methods), processes)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
-    processes = from_environment()
     if request.analysis is not None and not request.source.is_scenes:
         raise ValueError("--analysis says how salient the things in scenes are: leave it out for other suites")
     salience = None if request.analysis is None else read_salience(request.analysis)
     suite = open_suite(request.source, out, processes)
-    model, processor = load_model(request.model, request.dtype)
-    with progress_bar("asking" if processes.size == 1 else f"asking, process {processes.rank}") as progress:
+    asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
+    with closing(_engine(request, methods)) as engine, progress_bar(asking) as progress:
         rows = evaluate(
-            model, processor, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
+            engine, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
             max_new_tokens=answer_tokens(request.source, request.max_new_tokens), batch=request.batch_size,
             progress=progress, processes=processes,
         )  # fmt: skip
@@ -131,6 +145,48 @@ def run(request: Request) -> None:
         console.print(_paired(report))
         console.print()
     note(f"written: {', '.join(str(file) for file in files)}")
+
+
+def _runnable(request: Request, methods: list[str], processes: Processes) -> list[str]:
+    """The methods that the engine runs: all that are named; of ``all`` those that it can, which is told.
+
+    Raises:
+        ValueError: an unknown engine, or what it cannot do.
+    """
+    if request.engine == "transformers":
+        if request.vllm_options:
+            raise ValueError("vLLM's options go with --engine vllm")
+        return methods
+    if request.engine != "vllm":
+        raise ValueError(f"unknown engine {request.engine!r}; known: transformers, vllm")
+    if processes.size > 1:
+        raise ValueError(
+            "--engine vllm has processes of its own: without accelerate launch, and with vLLM's options after --, such "
+            "as --tensor-parallel-size 2"
+        )
+    from foveate.evaluation.vllm_engine import overrides, servable
+
+    if "all" in split_list(request.methods):
+        left_out = [name for name in methods if not servable(name)]
+        methods = [name for name in methods if name not in left_out]
+        note(f"left out under --engine vllm, which gives no picture its own seed: {', '.join(left_out)}")
+    overrides(methods)  # what it refuses, it refuses before pictures are drawn
+    return methods
+
+
+def _engine(request: Request, methods: list[str]) -> Engine:
+    if request.engine == "transformers":
+        return Transformers(*load_model(request.model, request.dtype))
+    from foveate.evaluation.vllm_engine import Vllm
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # or its log would drown the tables
+    with working("starting vLLM"):
+        try:
+            return Vllm.start(request.model or "bundled", methods, request.dtype, request.vllm_options)
+        except RuntimeError as error:
+            if "foveate was tested" in str(error):
+                raise ValueError(str(error)) from None
+            raise
 
 
 def _report(

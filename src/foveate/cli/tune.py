@@ -14,7 +14,7 @@ from foveate.cli.console import load_model, note, print_json, progress_bar, stdo
 from foveate.cli.evaluate import answer_tokens, open_suite, parse_methods
 from foveate.evaluation import report, tuning
 from foveate.evaluation.processes import from_environment
-from foveate.evaluation.runner import Row, evaluate
+from foveate.evaluation.runner import Row, Transformers, evaluate
 from foveate.evaluation.suites import Source
 
 
@@ -49,13 +49,13 @@ def run(request: Request) -> None:
     items: Sequence[Any] = suite.items
     if suite.is_scenes:  # the bundled model is at chance in the other kinds, which would only dilute
         items = [item for item in items if item.kind in report.CORE]
-    model, processor = load_model(request.model, request.dtype)
+    engine = Transformers(*load_model(request.model, request.dtype))
     longest = answer_tokens(source, request.max_new_tokens)
 
     def ask(method: str, keep: float, asked: Sequence[Any], stage: str) -> list[Row]:
         with progress_bar(f"{stage}: {method}, keep {keep:g}") as progress:
             return evaluate(
-                model, processor, asked, [method], [keep], out / stage, folder=suite.folder, settings=settings,
+                engine, asked, [method], [keep], out / stage, folder=suite.folder, settings=settings,
                 max_new_tokens=longest, batch=request.batch_size, progress=progress, processes=processes,
             )  # fmt: skip
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL.Image import Image
 
 from foveate import __version__
+from foveate.evaluation.engines import Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
@@ -38,17 +39,6 @@ FEW = 2
 
 ALL = "all"
 """The method name of the run with all tokens."""
-
-
-class Item(Protocol):
-    """A question about one picture. An ``id`` attribute is used where there is one, else the place in the suite."""
-
-    @property
-    def image(self) -> str: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def answers(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -107,8 +97,7 @@ def factory(name: str) -> Factory:
 
 
 def evaluate(
-    model: Any,
-    processor: Any,
+    engine: Engine,
     items: Sequence[Item],
     methods: Sequence[str] | Mapping[str, Factory],
     keeps: Sequence[float | int],
@@ -125,11 +114,12 @@ def evaluate(
     """Answers every item with all tokens, and with every method at every budget.
 
     Where pictures have several questions, the vision tower runs once per picture and the questions of a picture are
-    asked in batches. Where most have one or two, batches go across pictures, and the vision tower runs for every batch.
+    asked in batches. Where most have one or two, batches go across pictures, and the vision tower runs for every batch;
+    so they do wherever the engine ``mixes``.
     Every answer is on disk before the next batch is asked: after a kill, the same call goes on and repeats nothing.
 
     Args:
-        model, processor: a stock transformers model of a known family, and its processor.
+        engine: what answers, such as ``Transformers(model, processor)``.
         items: what to ask; items of one picture need not stand together.
         methods: names of registered methods, or name -> factory for variants of them.
         keeps: budgets, each a fraction in (0, 1] or an int, tokens per image. ``1.0`` is the run with all tokens,
@@ -148,8 +138,8 @@ def evaluate(
         The rows of these items, methods and budgets, in the order of the items, those of other processes included.
 
     Raises:
-        ValueError: no item, unknown method, impossible budget, a damaged file of answers, or a folder that was made
-            with other settings; the message names what differs.
+        ValueError: no item, a method that is unknown or that the engine cannot run, impossible budget, a damaged file
+            of answers, or a folder that was made with other settings; the message names what differs.
     """
     if not items:
         raise ValueError("no question to ask")
@@ -167,16 +157,17 @@ def evaluate(
     if len(set(ids)) != len(ids):
         raise ValueError("items must have different ids")
     pieces: list[Sequence[int]] = list(_by_picture(items))
-    across = batch > 1 and len(items) < FEW * len(pieces)
+    for name in factories:
+        for value in [value for text, value in budgets if text != "1.0"][:1]:
+            engine.require(name, [factories[name](value, picture) for picture in (0, 1)])
+    across = batch > 1 and (engine.mixes or len(items) < FEW * len(pieces))
     if across:
         pieces = list(_chunks([place for places in pieces for place in places], batch))
 
     recorded = {
         **(settings or {}),
         "items": _digest_items(items, ids, folder),
-        "model": fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
+        **engine.facts(),
         "max_new_tokens": max_new_tokens,
         "foveate": __version__,
     }
@@ -202,7 +193,7 @@ def evaluate(
             ]
             if not any(pending for _, _, pending in open_runs):
                 continue
-            asker = _Across(model, processor, folder) if across else _OnePicture(model, processor, folder)
+            asker = engine.asker(folder, across)
             for method, keep, pending in open_runs:
                 for chunk in _chunks(pending, batch):
                     pruner = Uniform(keep=1.0) if method == ALL else factories[method](keep, number)
@@ -230,6 +221,31 @@ def evaluate(
         processes.wait()
         rows = {row.key: row for row in _read_folder(out)}
     return [rows[item, method, repr(keep)] for item in ids for method, keep in runs]
+
+
+class Transformers:
+    """A stock transformers model of a known family, and its processor."""
+
+    mixes = False
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "model": fingerprint(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+        }
+
+    def require(self, method: str, pruners: Sequence[Pruner]) -> None:
+        """Every method runs here."""
+
+    def asker(self, folder: Path, across: bool) -> Asker:
+        return (_Across if across else _OnePicture)(self.model, self.processor, folder)
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 class _OnePicture:

@@ -23,6 +23,7 @@ from foveate.functional.common import (
     shape_of,
 )
 
+_TEXT_BLOCK = 1024  # text tokens scored at a time: a document beside a picture makes no table of its own length
 _BLOCK = 1 << 22  # cells of the largest table that adafv builds at a time (24 MiB)
 
 
@@ -32,8 +33,8 @@ def text_to_image_attention(
     """How strongly the text points at each visual token.
 
     ``A = softmax over the N visual tokens of scale * cos(text, visual)``, then the maximum over the T text
-    tokens (AdaFV, arXiv 2501.09532). Computed in float32 whatever the inputs and autocast say; the largest
-    tensor made is (..., T, N), the cost O(T N D).
+    tokens (AdaFV, arXiv 2501.09532). Computed in float32 whatever the inputs and autocast say, at a cost of O(T N D);
+    the largest tensor made is (..., T, N), or (..., 1024, N) for a longer text.
 
     Args:
         text: (..., T, D) input embeddings of the LLM.
@@ -69,13 +70,16 @@ def text_to_image_attention(
         # Normalised before the product: dividing afterwards is cheaper, but then rounding, amplified by scale,
         # moves the scores by 4e-5 of their value against the golden files, and not by 2e-7.
         directions = torch.nn.functional.normalize(visual.float(), dim=-1)
-        queries = torch.nn.functional.normalize(text.float(), dim=-1)
-        cosine = queries @ directions.transpose(-1, -2)
-        attention = torch.softmax(scale * cosine, dim=-1)
-    if text_mask is not None:
-        counts = text_mask.to(attention.device, non_blocking=True).unsqueeze(-1)
-        attention = attention.masked_fill(~counts, -math.inf)
-    strongest = attention.amax(dim=-2)
+        parts = []
+        for start in range(0, text.shape[-2], _TEXT_BLOCK):
+            some = slice(start, start + _TEXT_BLOCK)
+            queries = torch.nn.functional.normalize(text[..., some, :].float(), dim=-1)
+            attention = torch.softmax(scale * (queries @ directions.transpose(-1, -2)), dim=-1)
+            if text_mask is not None:
+                counts = text_mask[..., some].to(attention.device, non_blocking=True).unsqueeze(-1)
+                attention = attention.masked_fill(~counts, -math.inf)
+            parts.append(attention.amax(dim=-2))
+    strongest = parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
     # Whatever is not finite in the inputs leaves a NaN in its row of the softmax, so N values tell of N x D.
     if strongest.device.type == "cpu" and not bool(torch.isfinite(strongest).all()):
         require_finite(visual=visual.float())

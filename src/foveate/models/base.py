@@ -255,6 +255,10 @@ class Family(ABC):
         """The kept features as the model's own ``get_image_features`` would return them: a list, one per image."""
         return BaseModelOutputWithPooling(pooler_output=[one.features for one in kept])  # type: ignore[arg-type]
 
+    def newlines(self, image: tuple[int, int]) -> int:
+        """How many placeholders of a picture of (height, width) pixels end rows, and carry no patch."""
+        return 0
+
     def copies(self, arguments: Mapping[str, Any], kind: Kind) -> int:
         """Length along which generate (before 5.19) repeats the images of ``kind`` for beams and several returns."""
         return len(arguments[self.inputs_of(kind)[0]])

@@ -69,30 +69,37 @@ class LlavaNext(TowerFamily):
             )
         views = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
         first = [sum(views[:number]) * self.tower.side**2 for number in range(len(views))]
-        projected = torch.cat(record.projected).split(views)
+        released = request.layout == "released"
+        projected = torch.cat(record.projected).split(views) if released else [None] * len(views)
         return [
-            self._image(canvas, stream, full, record, start, request.layout)
+            self._image(canvas, stream, full, record, start)
             for canvas, stream, full, start in zip(canvases, output.pooler_output, projected, first, strict=True)
         ]
 
-    def _image(
-        self, canvas: Canvas, stream: Tensor, full: Tensor, record: Recorder, start: int, layout: Layout
-    ) -> EncodedImage:
+    def _image(self, canvas: Canvas, stream: Tensor, full: Tensor | None, record: Recorder, start: int) -> EncodedImage:
+        """One image; ``full`` are the projected patches of all its views for the released layout, else None."""
         device = stream.device
         source = self._stream_sources(canvas)
         patch = source >= 0
-        released = layout == "released"
-        order = torch.arange(full.shape[0] * full.shape[1]) if released else source[patch]
+        order = source[patch] if full is None else torch.arange(full.shape[0] * full.shape[1])
         tokens = read_tokens(
             record,
-            full.flatten(0, 1) if released else stream[patch.nonzero()[:, 0].to(device)],
+            stream[patch.nonzero()[:, 0].to(device)] if full is None else full.flatten(0, 1),
             self._geometry(canvas, order, device),
             start + order,
-            released,
+            full is not None,
         )
-        if released:
+        if full is not None:
             return EncodedImage(tokens, len(source))
         return self._in_lines(tokens, stream, ~patch)
+
+    def newlines(self, image: tuple[int, int]) -> int:
+        return int((self._stream_sources(self._canvas(image)) == NEWLINE).sum())
+
+    def count_views(self, image: tuple[int, int]) -> int:
+        """How many views a picture of (height, width) pixels is cut into."""
+        grid = self._canvas(image).grid
+        return 1 + grid[0] * grid[1]
 
     def _in_lines(self, tokens: VisualTokens, stream: Tensor, newline: Tensor) -> EncodedImage:
         """A line is a row of the canvas: it ends with its newline. The base view has none."""

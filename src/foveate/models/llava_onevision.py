@@ -121,7 +121,7 @@ class LlavaOnevision(LlavaNext):
     def _cropped(self, canvas: Canvas, stream: Tensor, record: Recorder, sources: Tensor) -> EncodedImage:
         device = stream.device
         ratio = {"vision_aspect_ratio": self.config.vision_aspect_ratio}
-        newline = self._pack(torch.zeros(len(sources), 1), canvas, **ratio)[:, 0] == NEWLINE
+        newline = self._is_newline(canvas)
         patch = (~newline).nonzero()[:, 0].to(device)
 
         def packed(values: Tensor | None) -> Tensor | None:
@@ -137,9 +137,21 @@ class LlavaOnevision(LlavaNext):
         )
         return self._in_lines(tokens, stream, newline)
 
+    def newlines(self, image: tuple[int, int]) -> int:
+        """Of a picture that is cut into crops."""
+        return int(self._is_newline(self._canvas(image)).sum())
+
+    def _is_newline(self, canvas: Canvas) -> Tensor:
+        """(n,) bool: which placeholders of an image in crops end a row."""
+        patches = (1 + canvas.grid[0] * canvas.grid[1]) * self.tower.side**2
+        ratio = self.config.vision_aspect_ratio
+        return self._pack(torch.zeros(patches, 1), canvas, vision_aspect_ratio=ratio)[:, 0] == NEWLINE
+
     def _place(self, canvas: Canvas, rows: int, placeholders: int, device: torch.device) -> Geometry:
         """The base view's patches, then ``rows`` rows of tokens laid over what is not padding of the canvas."""
         side = self.tower.side
+        if placeholders - rows == side**2:  # a picture so long and thin that unpadding leaves nothing of its crops
+            return self._geometry(canvas, torch.arange(side**2), device)
         columns = (placeholders - side**2) // rows - 1
         whole = self._stream_sources(canvas)
         unpadded = whole[side**2 :].view(int((whole == NEWLINE).sum()), -1)[:, :-1]

@@ -1,0 +1,53 @@
+"""What answers an evaluation's questions: see ``runner.Transformers`` and ``vllm_engine.Vllm``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from foveate.pruners import Pruner
+
+
+class Item(Protocol):
+    """A question about one picture. An ``id`` attribute is used where there is one, else the place in the suite."""
+
+    @property
+    def image(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def answers(self) -> Sequence[str]: ...
+
+
+class Asker(Protocol):
+    """Answers the questions of one piece of an evaluation."""
+
+    def ask(
+        self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
+    ) -> tuple[list[tuple[str, int, int]], float]:
+        """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
+
+
+class Engine(Protocol):
+    """A model, and what runs it."""
+
+    mixes: bool
+    """Whether one batch of questions about different pictures costs no more than one about a single picture."""
+
+    def facts(self) -> dict[str, Any]:
+        """What answers depend on: the model's fingerprint, dtype, device; recorded, and compared when resuming."""
+
+    def require(self, method: str, pruners: Sequence[Pruner]) -> None:
+        """Raises ValueError where a method, made for two pictures, cannot run here."""
+
+    def asker(self, folder: Path, across: bool) -> Asker:
+        """One for the next piece.
+
+        Args:
+            folder: where pictures lie.
+            across: whether the piece is of several pictures.
+        """
+
+    def close(self) -> None:
+        """Ends what the engine has started."""

@@ -1,0 +1,232 @@
+"""An evaluation's questions answered by vLLM in this process, one engine for all methods and budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from foveate.evaluation.engines import Asker, Item
+from foveate.images import load_image
+from foveate.prompts import adds_special_tokens
+from foveate.pruners import Pruner, get_pruner
+from foveate.serving import Policy, options
+from foveate.serving.policy import CONFIG_KEY
+from foveate.session import question_prompt
+from foveate.tokens import Keep
+
+HEAD = 1 << 20
+"""Bytes of every weights file that go into a model's fingerprint."""
+
+
+class Vllm:
+    """Batches go to vLLM as they are; every request says which method and budget it wants.
+
+    Args:
+        llm: a ``vllm.LLM`` that was started with ``overrides`` of the same methods.
+        processor: the model's; its chat template and tokenizer write the prompts.
+        policy: what ``llm`` was started with.
+        fingerprint: of the model.
+    """
+
+    mixes = True
+
+    def __init__(self, llm: Any, processor: Any, policy: Policy, fingerprint: str) -> None:
+        from foveate.serving.outline import outline
+
+        self.llm, self.processor, self.policy, self.fingerprint = llm, processor, policy, fingerprint
+        self.family = outline(llm.llm_engine.vllm_config.model_config.hf_config)
+        self._totals: dict[Path, int] = {}
+
+    @classmethod
+    def start(cls, model: str, methods: Sequence[str], dtype: str, vllm_options: Sequence[str] = ()) -> Vllm:
+        """Starts an engine.
+
+        Args:
+            model: a checkpoint folder or a hub id; "bundled".
+            methods: all that will be asked for.
+            dtype: as for ``foveate.loading.load``.
+            vllm_options: vLLM's own, as typed.
+
+        Raises:
+            ModuleNotFoundError: vLLM is not installed.
+            RuntimeError: a vLLM that was not tested.
+            ValueError: a method that vLLM cannot run.
+            SystemExit: options that vLLM does not know.
+        """
+        from foveate.serving.server import require_vllm
+
+        wanted = overrides(methods)
+        require_vllm()
+        import vllm
+        from transformers import AutoProcessor
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        from foveate import bundled, loading
+        from foveate.serving.versions import require_tested
+
+        require_tested(vllm.__version__)
+        if dtype not in loading.DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(loading.DTYPES)}")
+        if model == loading.BUNDLED:
+            model, dtype = str(bundled.path()), "float32" if dtype == "auto" else dtype
+        elif loading.is_folder(model):
+            model = str(Path(model).expanduser())
+            loading.check_folder(Path(model))
+        parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="foveate eval --engine vllm --"))
+        parsed = parser.parse_args(["--model", model, "--dtype", dtype, *vllm_options])
+        given = EngineArgs.from_cli_args(parsed)
+        if given.hf_overrides:
+            raise ValueError("--hf-overrides is where the methods are named: foveate eval sets it itself")
+        given.hf_overrides = wanted
+        processor = AutoProcessor.from_pretrained(model, local_files_only=Path(model).is_dir())
+        return cls(vllm.LLM.from_engine_args(given), processor, Policy(**wanted[CONFIG_KEY]), fingerprint_of(model))
+
+    def facts(self) -> dict[str, Any]:
+        import vllm
+
+        config = self.llm.llm_engine.vllm_config
+        return {
+            "engine": f"vllm {vllm.__version__}",
+            "model": self.fingerprint,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "device": config.device_config.device_type,
+        }
+
+    def require(self, method: str, pruners: Sequence[Pruner]) -> None:
+        for pruner in pruners:
+            served = self.policy.pruner(pruner.name, pruner.keep) if pruner.name in self.policy.names else None
+            if served != pruner:
+                raise ValueError(
+                    f"{method}: a request to vLLM carries a method's name and its budget alone, and this engine runs "
+                    f"{served!r} where the evaluation wants {pruner!r}: use --engine transformers"
+                )
+
+    def asker(self, folder: Path, across: bool) -> Asker:
+        return _Asker(self, folder)
+
+    def close(self) -> None:
+        from foveate.serving import hooks
+
+        hooks.shut_down(self.llm)
+
+    def generate(self, prompts: Sequence[tuple[str, Image, Pruner]], max_new_tokens: int) -> list[Any]:
+        """vLLM's outputs for prompts with a picture each."""
+        parameters = self.llm.get_default_sampling_params()
+        parameters.temperature, parameters.max_tokens = 0.0, max_new_tokens
+        requests = []
+        for text, picture, pruner in prompts:
+            ids = self.processor.tokenizer(text, add_special_tokens=adds_special_tokens(self.processor, text))
+            asks: dict[str, Any] = {"keep": pruner.keep}
+            if not _is_all(pruner):
+                asks["method"] = pruner.name
+            requests.append(
+                {
+                    "prompt_token_ids": ids["input_ids"],
+                    "multi_modal_data": {"image": picture},
+                    "mm_processor_kwargs": {CONFIG_KEY: asks},
+                }
+            )
+        found: list[Any] = self.llm.generate(requests, parameters, use_tqdm=False)
+        return found
+
+    def placeholders(self, output: Any) -> int:
+        """Visual tokens of an output's prompt."""
+        return list(output.prompt_token_ids).count(self.family.image_token_id)
+
+    def total(self, path: Path, prompt: str, picture: Image, whole: Any = None) -> int:
+        """Patch tokens of a picture before pruning, which vLLM says of a prompt that keeps them all.
+
+        Args:
+            path: of the picture.
+            prompt, picture: what to ask, where no such prompt was seen.
+            whole: vLLM's output of one.
+        """
+        if path not in self._totals:
+            if whole is None:
+                (whole,) = self.generate([(prompt, picture, get_pruner("uniform", keep=1.0))], 1)
+            size = (picture.height, picture.width)
+            self._totals[path] = self.placeholders(whole) - self.family.newlines(size)
+        return self._totals[path]
+
+
+class _Asker:
+    def __init__(self, engine: Vllm, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+
+    def ask(
+        self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
+    ) -> tuple[list[tuple[str, int, int]], float]:
+        """See ``Asker``."""
+        engine = self.engine
+        paths = [self.folder / item.image for item in items]
+        pictures = [load_image(path) for path in paths]
+        prompts = [question_prompt(engine.processor, item.question, 1) for item in items]
+        start = time.perf_counter()
+        outputs = engine.generate(
+            [(prompt, picture, pruner) for prompt, picture in zip(prompts, pictures, strict=True)], max_new_tokens
+        )
+        seconds = (time.perf_counter() - start) / len(items)
+        answers = []
+        for path, prompt, picture, output in zip(paths, prompts, pictures, outputs, strict=True):
+            total = engine.total(path, prompt, picture, output if _is_all(pruner) else None)
+            kept = Keep(pruner.keep).budget(total)
+            seen = engine.placeholders(output)
+            if seen != kept and not (kept == total and seen > total):  # all of them come with their newlines
+                raise RuntimeError(f"{path.name}: vLLM saw {seen} visual tokens, not {kept} of {total}")
+            ids = output.outputs[0].token_ids
+            text = engine.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+            answers.append((text.strip(), kept, total))
+        return answers, seconds * 1e3
+
+
+def overrides(methods: Sequence[str]) -> dict[str, Any]:
+    """``hf_overrides`` of an engine that runs these methods as ``foveate eval`` does with transformers.
+
+    Raises:
+        ValueError: a method that prunes inside the LLM, has options behind its name or draws by chance.
+    """
+    for name in methods:
+        if not servable(name):
+            raise ValueError(
+                f"{name} draws anew for every picture, and requests to vLLM carry no seed: leave it out, or use "
+                "--engine transformers"
+            )
+    # The method with a text span comes first: it is the one whose options the others share.
+    ranked = sorted(methods, key=lambda name: not _has(name, "text_span")) or ["uniform"]
+    spans: dict[str, Any] = {"text_span": "prompt"} if _has(ranked[0], "text_span") else {}
+    return options(ranked[0], methods=ranked[1:], **spans)
+
+
+def servable(name: str) -> bool:
+    """Whether a method does without luck, which requests to vLLM have no way to say. Raises ValueError for one that is
+    unknown or prunes inside the LLM."""
+    Policy(name)
+    return not _has(name, "seed")
+
+
+def _has(method: str, option: str) -> bool:
+    return any(one.name == option for one in dataclasses.fields(get_pruner(method)))
+
+
+def _is_all(pruner: Pruner) -> bool:
+    return isinstance(pruner.keep, float) and pruner.keep == 1
+
+
+def fingerprint_of(model: str) -> str:
+    """A short hash of a checkpoint: its configuration, and the head of every weights file or the hub's commit."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir())
+    digest = hashlib.sha256(config.to_json_string().encode())
+    digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    for file in sorted(Path(model).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(HEAD))
+    return digest.hexdigest()[:16]

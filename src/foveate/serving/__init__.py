@@ -1,0 +1,14 @@
+"""Foveate inside vLLM: a plugin, found by its entry point, that prunes images before vLLM's own scheduler counts them.
+
+Off unless a model is started with the options that ``options`` makes. What runs where:
+
+- API server: ``processing`` decides per request what an image keeps, gives it an identity of its own and shortens the
+  prompt's placeholders; ``policy`` says what a request may ask for.
+- Worker: ``looking`` has vLLM's vision tower encode an image once (``features`` keeps it for the next question) and
+  runs the same ``Pruner.select`` as with transformers; ``models`` are the subclasses that vLLM loads.
+- ``hooks`` holds every part of vLLM that is not its documented interface, and ``versions`` the versions they fit.
+"""
+
+from foveate.serving.policy import Policy, options
+
+__all__ = ["Policy", "options"]

@@ -1,0 +1,150 @@
+"""Every part of vLLM that is used and is not its documented interface. What moves in a new version moves here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import vllm
+from torch import Tensor
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    get_tp_group,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
+from vllm.multimodal.hasher import MultiModalHasher
+from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+from foveate.serving.policy import Policy
+from foveate.serving.versions import require_tested
+
+EMBEDDING = "image_embeds"
+"""Where vLLM's LLaVA-like models take ready-made image embeddings."""
+
+
+def require_version() -> None:
+    """Raises RuntimeError for a vLLM that was not tested."""
+    require_tested(vllm.__version__)
+
+
+def factories_of(stock: Any) -> Any:
+    """What vLLM makes a model class's processing info, dummy inputs and processor with."""
+    return stock._processor_factory
+
+
+def vision_attention(module: Any) -> MMEncoderAttention:
+    """Checks that a module is the attention of vLLM's vision towers, which sees queries and keys after norms and RoPE.
+
+    Raises:
+        RuntimeError: it is something else.
+    """
+    if not isinstance(module, MMEncoderAttention):
+        raise RuntimeError(
+            f"foveate expected {MMEncoderAttention.__name__} in the vision tower of vLLM {vllm.__version__}, found "
+            f"{type(module).__name__}"
+        )
+    return module
+
+
+def queries_and_keys(attention: MMEncoderAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """What ``attention`` was called with: its queries and keys, (V, H, P, d) each."""
+    given = [kwargs[name] if name in kwargs else args[place] for place, name in enumerate(("query", "key"))]
+    heads = (attention.num_heads, attention.num_kv_heads)
+    return [
+        one.view(*one.shape[:2], count, attention.head_size).transpose(1, 2)
+        for one, count in zip(given, heads, strict=True)
+    ]
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean over tensor-parallel ranks, each of which has as many of the vision tower's heads."""
+    ranks = get_tensor_model_parallel_world_size()
+    return values if ranks == 1 else tensor_model_parallel_all_reduce(values) / ranks
+
+
+def from_first_rank(indices: Tensor) -> Tensor:
+    """What the first tensor-parallel rank has chosen. All choose from the same numbers; were a last bit of them ever to
+    differ, ranks with different tokens would answer nonsense without a word."""
+    group = get_tp_group()
+    return indices if group.world_size == 1 else group.broadcast(indices.contiguous(), src=0)
+
+
+def rank() -> int:
+    """This process among those that do the same for one engine."""
+    return int(get_tensor_model_parallel_rank())
+
+
+def encoder_budget(vllm_config: Any) -> int:
+    """Visual tokens that vLLM would encode in one step, were none dropped."""
+    return int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
+
+
+def embedding_table(language_model: Any) -> Any:
+    """The LLM's input embeddings as a function of ids; under LoRA the layer underneath, which needs no batch."""
+    table = language_model.model.embed_tokens
+    return getattr(table, "base_layer", table)
+
+
+def batch_of(item: Any, device: torch.device) -> dict[str, Any]:
+    """The arguments of ``embed_multimodal`` for one processed image."""
+    return next(group_and_batch_mm_kwargs([("image", item)], device=device))[2]
+
+
+def digest(**parts: Any) -> str:
+    """A stable hash over plain values, 64 hexadecimal digits. Not the algorithm that the user chose for pictures: these
+    are short strings, and the default one is always there."""
+    return MultiModalHasher.hash_kwargs("sha256", **parts)
+
+
+def unhonoured(vllm_config: Any, *, rope: bool) -> str | None:
+    """Why a vLLM configuration cannot be pruned faithfully, and what to do; None when it can.
+
+    Args:
+        vllm_config: of the engine.
+        rope: whether the model has M-RoPE positions.
+    """
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    modal, compiled, lora = model.multimodal_config, vllm_config.compilation_config, vllm_config.lora_config
+    if model.runner_type != "generate":
+        return f"runner {model.runner_type!r} makes no text: only generation is pruned"
+    if modal.mm_encoder_tp_mode == "data":
+        return "mm_encoder_tp_mode='data' gives every rank other images, and none the saliency of all: use 'weights'"
+    if modal.video_pruning_rate:
+        return "video_pruning_rate changes what the encoder returns for images too: leave it out"
+    if getattr(compiled, "compile_mm_encoder", False):
+        return "compile_mm_encoder hides the attention that saliency is read from: leave it off"
+    if getattr(compiled, "cudagraph_mm_encoder", False):
+        return "cudagraph_mm_encoder runs the vision tower past the pruning: leave it off"
+    if lora is not None and getattr(lora, "enable_tower_connector_lora", False):
+        return "enable_tower_connector_lora counts the vision tower's tokens by those of the prompt: leave it off"
+    if rope and parallel.pipeline_parallel_size > 1:
+        return (
+            "with M-RoPE every stage needs the positions of kept tokens, and only the first has the text's embeddings "
+            "that choose them: use tensor parallelism"
+        )
+    return None
+
+
+def hides_steps(vllm_config: Any) -> bool:
+    """Whether some steps of the LLM are replayed as a whole, and run no Python."""
+    return bool(vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs())
+
+
+def shut_down(llm: Any) -> None:
+    """Ends the processes of a ``vllm.LLM``; left to the interpreter's own end, they leave shared memory behind."""
+    llm.llm_engine.engine_core.shutdown()
+
+
+def without(inputs: Any, *names: str) -> Any:
+    """Processor inputs whose ``hf_processor_mm_kwargs`` lack some names."""
+    left = {name: value for name, value in inputs.hf_processor_mm_kwargs.items() if name not in names}
+    return dataclasses.replace(inputs, hf_processor_mm_kwargs=left)
+
+
+def policy_of(model_config: Any) -> Policy | None:
+    """The policy of a vLLM model config, None where pruning is off."""
+    return Policy.of(model_config.hf_config)

@@ -1,0 +1,235 @@
+"""In the worker: an image is encoded once, and for every question its tokens are chosen as they are with transformers.
+
+The family adapters of ``foveate.models`` do the work. Where they would call a transformers model's vision tower, they
+call vLLM's (``Looker._encode``); a hook on the attention of one of its layers tells them the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.attention import open_recorder
+from foveate.models.base import NEWLINE, EncodedImage, Request
+from foveate.pruners import Pruner, Uniform
+from foveate.serving import hooks
+from foveate.serving.features import FeatureCache
+from foveate.serving.fields import FIELDS, Asked, unpack
+from foveate.serving.metrics import Counters, logger
+from foveate.serving.outline import outline
+from foveate.serving.policy import Policy
+from foveate.serving.recent import Recent
+from foveate.serving.towers import Batches
+from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
+
+PLACES = 1 << 14
+"""Selections whose positions are remembered, by identity, for M-RoPE."""
+
+
+class Looker:
+    """What stands behind a pruned model's ``embed_multimodal``.
+
+    Args:
+        model: vLLM's model.
+        policy: how the server prunes.
+        batches: how the model's family lays out its multi-modal arguments.
+        most: visual tokens that the vision tower sees at once; vLLM's own limit counts kept ones only.
+        device: of the model.
+    """
+
+    def __init__(self, model: Any, policy: Policy, batches: type[Batches], most: int, device: torch.device) -> None:
+        self.model = model
+        self.policy = policy
+        self.most = most
+        self.device = device
+        self.family = outline(model.config)
+        self.batches = batches(self.family)
+        self.width = self.family.config.get_text_config().hidden_size
+        self.cache = FeatureCache(policy.feature_cache_mib << 20, device)
+        self.counters = Counters.of_worker(policy, device, hooks.rank())
+        self._places = Recent(PLACES)
+        if policy.reads_saliency or policy.reads_keys:
+            attention = hooks.vision_attention(self.batches.attention(model))
+            attention.register_forward_pre_hook(_tell, with_kwargs=True)
+
+    def embed(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+        """(kept, D) features of every image of a batch, in order.
+
+        Args:
+            stock: the model's own ``embed_multimodal``.
+            given: its arguments, with Foveate's fields among them (without, ``stock`` answers).
+        """
+        if FIELDS[0] not in given:
+            return stock(**given)
+        return tuple(features for features, _ in self._kept(stock, given))
+
+    def indices(self, stock: Callable[..., Any], identity: str, item: Any) -> Tensor:
+        """(K,) int64 on the CPU: which patch tokens of an image stay, for their positions.
+
+        Args:
+            stock: as for ``embed``.
+            identity: the image's, as the API server gave it.
+            item: the image as vLLM's processor made it.
+        """
+        known: Tensor | None = self._places.get(identity)
+        if known is None:
+            _, selection = next(self._kept(stock, hooks.batch_of(item, self.device)))
+            known = selection.indices.cpu()
+            self._places.put(identity, known)
+        return known
+
+    def forget(self) -> None:
+        """Forgets everything that was encoded."""
+        self.cache.clear()
+        self._places.clear()
+
+    def _kept(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[Tensor, Selection]]:
+        asked = unpack(given)
+        plain = {name: value for name, value in given.items() if name not in FIELDS}
+        embedded = self._texts([ask.text for ask in asked])
+        kept: dict[int, tuple[Tensor, Selection]] = {}
+        for places, image in self._images(stock, plain, asked):
+            with self.counters.timed("select_seconds"):
+                for place in places:
+                    kept[place] = self._choose(image, asked[place], embedded[place])
+        for place in range(len(asked)):
+            yield kept[place]
+
+    def _choose(self, image: EncodedImage, asked: Asked, text: Tensor) -> tuple[Tensor, Selection]:
+        pruner: Pruner = self.policy.pruner(self.policy.names[asked.method], asked.keep)
+        # The API server has sent the text that counts and no other.
+        every = torch.ones(len(text), dtype=torch.bool)
+        try:
+            selection = pruner.select(image.tokens, TextTokens(text, every, ~every) if pruner.reads_text else None)
+        except ValueError as error:
+            # Scores that are no numbers (checked on the CPU alone): weights that are broken, or float16 that overflowed
+            # on one picture. Whatever the LLM makes of it, a picture must not end the engine and all its requests.
+            logger.error("foveate: %s; the tokens of this image were taken evenly", error)
+            selection = Uniform(keep=asked.keep).select(image.tokens)
+        selection = dataclasses.replace(selection, indices=hooks.from_first_rank(selection.indices))
+        if len(selection) == len(image.tokens) and selection.weights is None:
+            assert image.stream is not None
+            return torch.cat([image.stream, *image.planes], dim=-1), selection
+        parts = []
+        for plane in (image.tokens.features, *image.planes):
+            if selection.weights is None:
+                parts.append(plane[selection.indices])
+            else:
+                parts.append((selection.weights @ plane.float()).to(plane.dtype))
+        return torch.cat(parts, dim=-1), selection
+
+    def _texts(self, texts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """(T, D) input embeddings of every text, looked up at once."""
+        ids = torch.cat(list(texts))
+        if not len(ids):
+            return [torch.empty(0, self.width, device=self.device)] * len(texts)
+        rows: Tensor = hooks.embedding_table(self.model.language_model)(ids.to(self.device, non_blocking=True))
+        return rows.split([len(text) for text in texts])
+
+    def _images(
+        self, stock: Callable[..., Any], plain: Mapping[str, Any], asked: Sequence[Asked]
+    ) -> Iterator[tuple[list[int], EncodedImage]]:
+        """Every image once, with the places in the batch that ask about it."""
+        fresh: dict[Any, list[int]] = {}
+        for place, ask in enumerate(asked):
+            fresh.setdefault(place if ask.image is None else ask.image, []).append(place)
+        for key, places in list(fresh.items()):
+            image = None if asked[places[0]].image is None else self._known(key)
+            hits = len(places) - (image is None)
+            self.counters.looked(hits, len(places) - hits, self.cache.used)
+            if image is not None:
+                del fresh[key]
+                yield places, image
+        sizes = self.batches.sizes(plain)
+        pending: list[Any] = []
+        waiting = 0
+        for key in [*fresh, None]:  # None: the end
+            size = 0 if key is None else sizes[fresh[key][0]]
+            if pending and (key is None or waiting + size > self.most):
+                with self.counters.timed("encode_seconds"):
+                    images = self._encode(stock, plain, [fresh[one][0] for one in pending])
+                for one, image in zip(pending, images, strict=True):
+                    if asked[fresh[one][0]].image is not None:
+                        self._remember(one, image)
+                    yield fresh[one], image
+                pending, waiting = [], 0
+            pending.append(key)
+            waiting += size
+
+    def _encode(self, stock: Callable[..., Any], plain: Mapping[str, Any], places: Sequence[int]) -> list[EncodedImage]:
+        """Has vLLM's tower encode some images of a batch."""
+        taken = self.batches.take(plain, places)
+        inputs, prompt = self.batches.inputs(taken)
+
+        def features(*_: Any, **__: Any) -> Any:
+            streams = stock(**taken)
+            levels = streams[0].shape[-1] // self.width
+            parts = [stream.split(self.width, dim=-1) for stream in streams]
+            first = self.batches.outputs([part[0] for part in parts])
+            return _Features(first, [[part[n] for part in parts] for n in range(1, levels)])
+
+        request = Request(features, self.policy.reads_saliency, self.policy.reads_keys, prompt=prompt)
+        return self.family.encode(inputs, request)
+
+    def _remember(self, key: Any, image: EncodedImage) -> None:
+        tokens, place = image.tokens, image.tokens.geometry
+        note = dataclasses.replace(
+            image,
+            tokens=VisualTokens(_NOTHING, _placed(place, [_NOTHING] * len(_PLACES)), None, tokens.full_grid),
+            stream=None, planes=(),
+        )  # fmt: skip
+        tensors = [
+            image.stream,
+            tokens.saliency,
+            tokens.keys,
+            *(getattr(place, name) for name in _PLACES),
+            *image.planes,
+        ]
+        self.cache.put(key, tensors, note)
+
+    def _known(self, key: Any) -> EncodedImage | None:
+        found = self.cache.get(key)
+        if found is None:
+            return None
+        (stream, saliency, keys, *rest), note = found
+        assert stream is not None
+        geometry = _placed(note.tokens.geometry, rest[: len(_PLACES)])
+        features = stream
+        if bool((note.slots == NEWLINE).any()):
+            features = stream[(note.slots >= 0).nonzero()[:, 0].to(stream.device)]
+        tokens = VisualTokens(features, geometry, saliency, note.tokens.full_grid, keys)
+        return dataclasses.replace(note, tokens=tokens, stream=stream, planes=tuple(rest[len(_PLACES) :]))
+
+
+_PLACES = ("view", "row", "column", "boxes")
+_NOTHING = torch.empty(0)
+
+
+def _placed(geometry: Geometry, values: Sequence[Any]) -> Geometry:
+    """A geometry with other tensors."""
+    named: dict[str, Any] = dict(zip(_PLACES, values, strict=True))
+    return dataclasses.replace(geometry, **named)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Features:
+    """What a transformers model's ``get_image_features`` returns, as far as the adapters read it."""
+
+    pooler_output: Any
+    deepstack_features: Any
+
+
+def _tell(attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Before the attention of the layer that is read: its queries and keys, for whoever has a recorder open."""
+    record = open_recorder()
+    if record is None:
+        return
+    query, key = hooks.queries_and_keys(attention, args, kwargs)
+    known = len(record.rows), len(record.key_rows)
+    record.note(query, key, attention.scale, None)
+    for rows, old in zip((record.rows, record.key_rows), known, strict=True):
+        rows[old:] = [hooks.mean_over_ranks(row) for row in rows[old:]]

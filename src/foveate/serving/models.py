@@ -1,0 +1,200 @@
+"""The classes that vLLM loads in place of its own, when pruning is on; when it is off, they make vLLM's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.model_executor.models import (
+    interns1,
+    llava,
+    llava_next,
+    llava_onevision,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    qwen3_vl_moe,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from foveate.serving.policy import CONFIG_KEY, Policy
+
+# What needs a tested vLLM is imported where pruning is on: with it off, an untested one is served as if this package
+# were not there.
+
+
+def is_on(model_config: Any) -> bool:
+    """Whether a model was started with the options."""
+    return getattr(model_config.hf_config, CONFIG_KEY, None) is not None
+
+
+def stands_for(stock: type, batches: str) -> Callable[[type], type]:
+    """Registers the processing of a stand-in: the stock one, with the mixins in front when pruning is on.
+
+    Args:
+        stock: vLLM's class.
+        batches: the class in ``towers`` that knows its arguments.
+    """
+
+    def info(ctx: Any) -> Any:
+        made = stock._processor_factory.info(ctx)  # type: ignore[attr-defined]
+        if not is_on(ctx.model_config):
+            return made
+        from foveate.serving import hooks, processing
+
+        hooks.require_version()
+        return processing.mixed(processing.InfoMixin, made)(ctx)
+
+    def processor(info: Any, dummy_inputs: Any) -> Any:
+        made = stock._processor_factory.processor(info, dummy_inputs)  # type: ignore[attr-defined]
+        if not is_on(info.ctx.model_config):
+            return made
+        from foveate.serving import processing, towers
+
+        # What the worker would refuse is refused here, before there is an engine. Not when the info is made: vLLM takes
+        # a ValueError from there for a model without pictures, and goes on.
+        getattr(towers, batches)(info.family)
+        return processing.mixed(processing.ProcessorMixin, made)(info, dummy_inputs)
+
+    def dummy_inputs(info: Any) -> Any:
+        return stock._processor_factory.dummy_inputs(info)  # type: ignore[attr-defined]
+
+    def named(stand_in: type) -> type:
+        stand_in.stock, stand_in.batches = stock, batches  # type: ignore[attr-defined]
+        return MULTIMODAL_REGISTRY.register_processor(processor, info=info, dummy_inputs=dummy_inputs)(stand_in)
+
+    return named
+
+
+class Pruned:
+    """In front of a vLLM model: its images come back with the tokens that were chosen.
+
+    Args:
+        vllm_config, prefix: as vLLM makes its models.
+
+    Raises:
+        ValueError: a configuration that cannot be pruned faithfully; the message says what to change.
+        RuntimeError: a vLLM that was not tested.
+    """
+
+    stock: ClassVar[Any]
+    batches: ClassVar[str]
+    rope: ClassVar[bool] = False
+
+    def __new__(cls, *, vllm_config: Any, prefix: str = "") -> Any:
+        # A subclass of a stand-in is vLLM's own conversion to another task.
+        if "stock" in vars(cls) and not is_on(vllm_config.model_config):
+            return cls.stock(vllm_config=vllm_config, prefix=prefix)
+        return super().__new__(cls)
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.foveate: Any = None
+        policy = Policy.of(vllm_config.model_config.hf_config)
+        if policy is None:
+            return
+        from foveate.serving import hooks, looking, towers
+
+        hooks.require_version()
+        reason = hooks.unhonoured(vllm_config, rope=self.rope)
+        if reason is not None:
+            raise ValueError(f"foveate: {reason}")
+        most = hooks.encoder_budget(vllm_config)
+        batches = getattr(towers, self.batches)
+        self.foveate = looking.Looker(self, policy, batches, most, vllm_config.device_config.device)
+        if not hooks.hides_steps(vllm_config):
+            self.foveate.counters.times(self, "language_seconds")
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """As the stock model; of images that ask for it, the chosen tokens alone."""
+        stock = super().embed_multimodal  # type: ignore[misc]
+        return stock(**kwargs) if self.foveate is None else self.foveate.embed(stock, kwargs)
+
+    def load_weights(self, weights: Any) -> Any:
+        """As the stock model; what was encoded with other weights is forgotten."""
+        if self.foveate is not None:
+            self.foveate.forget()
+        return super().load_weights(weights)  # type: ignore[misc]
+
+
+class PrunedRope(Pruned):
+    """In front of a model with M-RoPE: kept tokens stay where they were, and so does the text after them."""
+
+    rope: ClassVar[bool] = True
+
+    def get_mrope_input_positions(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
+        """(3, S) positions of the shortened prompt, and what generated tokens add to their place in it.
+
+        An image's tokens are chosen here, when its request comes in, since vLLM wants the positions before it encodes.
+        The features are in the cache when it does.
+        """
+        stock = super().get_mrope_input_positions  # type: ignore[misc]
+        if self.foveate is None:
+            return stock(input_tokens, mm_features)
+        side = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        parts, start, following = [], 0, 0
+        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+            offset, length = feature.mm_position.offset, feature.mm_position.length
+            frames, height, width = feature.data["image_grid_thw"].data.tolist()
+            parts.append(_line(following, offset - start))
+            following += offset - start
+            grid = np.indices((frames, height // side, width // side)).reshape(3, -1)
+            if length < grid.shape[1]:
+                chosen = self.foveate.indices(super().embed_multimodal, feature.identifier, feature.data)  # type: ignore[misc]
+                kept = grid[:, chosen.numpy()]
+            else:
+                kept = grid
+            parts.append(kept + following)
+            following += int(grid.max()) + 1
+            start = offset + length
+        parts.append(_line(following, len(input_tokens) - start))
+        positions = torch.from_numpy(np.concatenate(parts, axis=1))
+        return positions, int(positions.max()) + 1 - len(input_tokens)
+
+
+def _line(first: int, count: int) -> Any:
+    """(3, count): text, whose three positions are one."""
+    return np.broadcast_to(np.arange(first, first + count), (3, count))
+
+
+@stands_for(llava.LlavaForConditionalGeneration, "Views")
+class Llava(Pruned, llava.LlavaForConditionalGeneration):
+    """LLaVA-1.5 with CLIP or SigLIP."""
+
+
+@stands_for(llava_next.LlavaNextForConditionalGeneration, "Views")
+class LlavaNext(Pruned, llava_next.LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT."""
+
+
+@stands_for(llava_onevision.LlavaOnevisionForConditionalGeneration, "Onevision")
+class LlavaOnevision(Pruned, llava_onevision.LlavaOnevisionForConditionalGeneration):
+    """LLaVA-OneVision, images."""
+
+
+@stands_for(interns1.InternS1ForConditionalGeneration, "Tiles")
+class InternVl(Pruned, interns1.InternS1ForConditionalGeneration):
+    """InternVL in its transformers form."""
+
+
+@stands_for(qwen2_vl.Qwen2VLForConditionalGeneration, "Packed")
+class Qwen2Vl(PrunedRope, qwen2_vl.Qwen2VLForConditionalGeneration):
+    """Qwen2-VL, images."""
+
+
+@stands_for(qwen2_5_vl.Qwen2_5_VLForConditionalGeneration, "Packed")
+class Qwen25Vl(PrunedRope, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL, images."""
+
+
+@stands_for(qwen3_vl.Qwen3VLForConditionalGeneration, "Packed")
+class Qwen3Vl(PrunedRope, qwen3_vl.Qwen3VLForConditionalGeneration):
+    """Qwen3-VL, images; DeepStack features go along with their tokens."""
+
+
+@stands_for(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration, "Packed")
+class Qwen3VlMoe(PrunedRope, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
+    """Qwen3-VL-MoE, images."""

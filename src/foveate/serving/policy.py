@@ -1,0 +1,228 @@
+"""What a server keeps of an image, and what a single request may ask for instead. Knows nothing of vLLM."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from foveate.pruners import INSIDE_METHODS, Pruner, get_pruner
+from foveate.tokens import Keep
+
+CONFIG_KEY = "foveate"
+"""The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
+TEXT_SPAN = "turn"
+"""Which text guides the selection unless told otherwise: the image's own turn, so that later turns of a conversation
+leave the image's tokens, and with them the cached prefix, as they are."""
+FROM_REQUEST = ("keep", "method")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one request keeps of each of its images.
+
+    Args:
+        method: a method's name.
+        keep: see ``Keep``.
+    """
+
+    method: str
+    keep: Keep
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a server prunes.
+
+    Args:
+        method: the method when a request names none; any of ``foveate methods`` that prunes before the LLM.
+        keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
+        max_keep: the most a request may ask for, likewise. Default 1.0: everything.
+        methods: further methods that a request may name. Default none.
+        options: of the method, by name, such as ``{"min_share": 0.3}``; methods that read the question have
+            ``text_span="turn"`` unless told otherwise. ``methods`` run with their defaults, and with this text span.
+        feature_cache_mib: memory for encoded images that wait for further questions, MiB, allocated when the model is
+            loaded, so that vLLM's memory profile counts it. Default 512; 0 turns the cache off.
+        image_cache_mib: memory of every API server process for pictures that a request named with a UUID, MiB, so that
+            it may send the UUID alone with its next question. Default 256; 0 turns it off.
+        trust_request_mm_kwargs: whether requests may bring other ``mm_processor_kwargs`` than Foveate's own, and
+            ``media_io_kwargs``: what vLLM's option of that name says. Default False.
+        stats: folder of the counters that worker processes share with the API server; None: they log them.
+
+    Raises:
+        TypeError, ValueError: an unknown method or option, a method that prunes inside the LLM, ``keep`` above
+            ``max_keep``, a negative size.
+    """
+
+    method: str = "adafv"
+    keep: float | int = 0.1
+    max_keep: float | int = 1.0
+    methods: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    feature_cache_mib: int = 512
+    image_cache_mib: int = 256
+    trust_request_mm_kwargs: bool = False
+    stats: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.methods, str):
+            raise TypeError(f"methods must be a list of names, got {self.methods!r}")
+        object.__setattr__(self, "keep", Keep(self.keep).value)
+        object.__setattr__(self, "max_keep", Keep(self.max_keep).value)
+        for name in ("feature_cache_mib", "image_cache_mib"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise ValueError(f"{name} must be a number of MiB >= 0, got {size!r}")
+        for name in self.names:
+            pruner = self.pruner(name, self.keep)
+            if getattr(pruner, "variant", "paper") == "released":
+                raise ValueError(
+                    "variant='released' needs every view's full grid, and rounds budgets its own way: it is for "
+                    "checking published numbers with transformers, not for serving"
+                )
+        self.require_allowed(Keep(self.keep))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every method that may run, the default one first."""
+        return tuple(dict.fromkeys([self.method, *self.methods]))
+
+    @property
+    def reads_saliency(self) -> bool:
+        """Whether any method that may run reads visual saliency."""
+        return any(self.pruner(name, 1).reads_saliency for name in self.names)
+
+    @property
+    def reads_keys(self) -> bool:
+        """Whether any method that may run reads the encoder's keys."""
+        return any(self.pruner(name, 1).reads_keys for name in self.names)
+
+    def pruner(self, method: str, keep: float | int) -> Pruner:
+        """The pruner of an allowed method.
+
+        Raises:
+            ValueError, TypeError: no such method, or options it does not have.
+        """
+        if method in INSIDE_METHODS:
+            raise ValueError(
+                f"{method} prunes between the layers of the LLM, and vLLM runs those itself: serve a method that "
+                "prunes before the LLM"
+            )
+        given = dict(self.options) if method == self.method else {}
+        bare = get_pruner(method)
+        if any(one.name == "text_span" for one in dataclasses.fields(bare)):
+            given.setdefault("text_span", self.options.get("text_span", TEXT_SPAN))
+        try:
+            return get_pruner(method, keep=keep, **given)
+        except TypeError as error:
+            known = ", ".join(one.name for one in dataclasses.fields(bare) if one.name != "keep")
+            raise TypeError(f"options of {method} are {known or 'none'}, got {given}: {error}") from None
+
+    def wish(self, request: object) -> Wish:
+        """What a request asks for, the server's own values where it is silent.
+
+        Args:
+            request: the value of ``foveate`` in its ``mm_processor_kwargs``; None where there is none.
+
+        Raises:
+            ValueError: not a mapping, unknown names, a method that is not allowed, ``keep`` that is no budget or
+                above ``max_keep``. The message says what is allowed.
+        """
+        if request is None:
+            request = {}
+        if not isinstance(request, Mapping):
+            raise ValueError(f'{CONFIG_KEY} must be an object such as {{"keep": 0.2}}, got {request!r}')
+        unknown = [str(name) for name in request if name not in FROM_REQUEST]
+        if unknown:
+            raise ValueError(f"a request may set {' and '.join(FROM_REQUEST)}, not {', '.join(unknown)}")
+        method = request.get("method", self.method)
+        if method not in self.names:
+            raise ValueError(f"method {method!r} is not served here; known: {', '.join(self.names)}")
+        try:
+            keep = Keep(request.get("keep", self.keep))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{error}. This server allows {self.range}") from None
+        self.require_allowed(keep)
+        return Wish(method, keep)
+
+    @property
+    def range(self) -> str:
+        """For people: what ``keep`` may be."""
+        if isinstance(self.max_keep, int):
+            return f"keep up to {self.max_keep} tokens of an image"
+        return f"0 < keep <= {self.max_keep:g} (a fraction of an image's tokens), or as many tokens as an int"
+
+    def require_allowed(self, keep: Keep, tokens: int | None = None) -> None:
+        """Raises ValueError when ``keep`` is above ``max_keep``.
+
+        Args:
+            keep: what is asked for.
+            tokens: N of the image; without it, a fraction and a number of tokens are not compared.
+        """
+        most = Keep(self.max_keep)
+        if tokens is None:
+            if type(keep.value) is not type(most.value):
+                return
+            above = keep.value > most.value
+        else:
+            above = keep.budget(tokens) > most.budget(tokens)
+        if above:
+            of = "" if tokens is None else f" of an image of {tokens} tokens"
+            raise ValueError(f"keep={keep.value}{of} is more than this server allows: {self.range}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``hf_overrides``: plain values, those that differ from the defaults and the method itself."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        values |= {"methods": list(self.methods), "options": dict(self.options)}
+        usual = {one.name: one.default for one in dataclasses.fields(self)} | {"methods": [], "options": {}}
+        return {name: value for name, value in values.items() if name in ("method", "keep") or value != usual[name]}
+
+    @classmethod
+    def of(cls, config: Any) -> Policy | None:
+        """The policy that a model's config carries; None where it has none.
+
+        Raises:
+            ValueError, TypeError: it carries one that is wrong.
+        """
+        given = getattr(config, CONFIG_KEY, None)
+        if given is None:
+            return None
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping):
+            raise TypeError(f"hf_overrides: {CONFIG_KEY!r} must be an object of options, got {given!r}")
+        known = {one.name for one in dataclasses.fields(cls)}
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"unknown serving options {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        return cls(**given)
+
+
+def options(
+    method: str = "adafv",
+    keep: float | int = 0.1,
+    *,
+    max_keep: float | int = 1.0,
+    methods: Sequence[str] = (),
+    feature_cache_mib: int = 512,
+    image_cache_mib: int = 256,
+    trust_request_mm_kwargs: bool = False,
+    stats: str | None = None,
+    **method_options: Any,
+) -> dict[str, Any]:
+    """``hf_overrides`` that switch pruning on: ``vllm.LLM(model, hf_overrides=foveate.serving.options(keep=0.1))``.
+
+    Args:
+        method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
+        method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats: see
+            ``Policy``.
+
+    Raises:
+        TypeError, ValueError: see ``Policy``.
+    """
+    policy = Policy(
+        method, keep, max_keep, tuple(methods), method_options, feature_cache_mib, image_cache_mib,
+        trust_request_mm_kwargs, stats,
+    )  # fmt: skip
+    return {CONFIG_KEY: policy.as_dict()}

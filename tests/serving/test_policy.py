@@ -1,0 +1,114 @@
+"""What a server keeps and what a request may ask for, without vLLM."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from foveate import serving
+from foveate.serving.policy import CONFIG_KEY, Policy, Wish
+from foveate.serving.server import parse_options, require_vllm
+from foveate.serving.versions import OVERRIDE, TESTED, require_tested
+from foveate.tokens import Keep
+
+
+def test_options_survive_json_and_a_config():
+    given = serving.options("adafv", 0.2, max_keep=0.5, methods=["text"], feature_cache_mib=64, min_share=0.3)
+    config = SimpleNamespace(**json.loads(json.dumps(given)))
+    policy = Policy.of(config)
+    assert policy == Policy("adafv", 0.2, 0.5, ["text"], {"min_share": 0.3}, 64)
+    assert policy.names == ("adafv", "text")
+    assert Policy.of(SimpleNamespace()) is None
+    assert given[CONFIG_KEY] == policy.as_dict()
+
+
+def test_methods_that_read_the_question_read_the_turn():
+    policy = Policy("adafv", methods=["text", "saliency"], options={"min_share": 0.3})
+    assert (policy.pruner("adafv", 0.1).text_span, policy.pruner("adafv", 0.1).min_share) == ("turn", 0.3)
+    assert policy.pruner("text", 0.1).text_span == "turn"
+    assert policy.pruner("saliency", 0.1).text_span == "prompt"  # the class's own, which nobody reads
+    assert Policy(options={"text_span": "prompt"}).pruner("adafv", 1).text_span == "prompt"
+
+
+def test_what_is_read_is_what_any_method_reads():
+    assert Policy("adafv").reads_saliency
+    assert not Policy("adafv").reads_keys
+    assert not Policy("text").reads_saliency
+    assert Policy("text", methods=["visionzip"]).reads_keys
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"keep": 0.5, "max_keep": 0.1}, "more than this server allows"),
+        ({"keep": 0}, "keeps no token"),
+        ({"method": "nope"}, "unknown method"),
+        ({"method": "fastv"}, "between the layers"),
+        ({"methods": ["trim"]}, "not available"),
+        ({"options": {"nope": 1}}, "options of adafv are min_share"),
+        ({"options": {"variant": "released"}}, "not for serving"),
+        ({"feature_cache_mib": -1}, "feature_cache_mib must be"),
+        ({"image_cache_mib": 1.5}, "image_cache_mib must be"),
+        ({"methods": "text"}, "must be a list"),
+    ],
+)
+def test_policies_that_are_refused(given, error):
+    with pytest.raises((ValueError, TypeError), match=error):
+        Policy(**given)
+
+
+def test_configs_that_are_refused():
+    with pytest.raises(TypeError, match="must be an object"):
+        Policy.of(SimpleNamespace(foveate=0.1))
+    with pytest.raises(ValueError, match="unknown serving options budget"):
+        Policy.of(SimpleNamespace(foveate={"budget": 3}))
+
+
+def test_what_a_request_asks_for():
+    policy = Policy("adafv", 0.2, 0.5, ["text"])
+    assert policy.wish(None) == policy.wish({}) == Wish("adafv", Keep(0.2))
+    assert policy.wish({"keep": 0.5, "method": "text"}) == Wish("text", Keep(0.5))
+    assert policy.wish({"keep": 40}) == Wish("adafv", Keep(40))
+    for asks in ({"keep": 0.6}, {"keep": "x"}, {"keep": None}, {"keep": True}, {"method": "uniform"}, {"a": 1}, [], 3):
+        with pytest.raises(ValueError, match=r"0 < keep <= 0.5|not served here|may set keep and method|an object"):
+            policy.wish(asks)
+
+
+def test_numbers_and_fractions_are_compared_by_the_image():
+    few = Policy("adafv", 0.1, 0.25)
+    few.require_allowed(Keep(25), 100)
+    with pytest.raises(ValueError, match="keep=26 of an image of 100 tokens"):
+        few.require_allowed(Keep(26), 100)
+    counted = Policy("adafv", 10, 20)
+    counted.require_allowed(Keep(0.2), 100)
+    with pytest.raises(ValueError, match="up to 20 tokens of an image"):
+        counted.require_allowed(Keep(0.5), 100)
+    with pytest.raises(ValueError, match="up to 20"):
+        counted.wish({"keep": 21})
+
+
+def test_options_of_the_command():
+    assert parse_options(["min_share=0.3", "text-span=prompt", "special_tokens=false"]) == {
+        "min_share": 0.3, "text_span": "prompt", "special_tokens": False,
+    }  # fmt: skip
+    for wrong in ("min_share", "=3", "keep=0.1", "stats=here"):
+        with pytest.raises(ValueError, match="--option"):
+            parse_options([wrong])
+
+
+def test_versions(monkeypatch):
+    for version in TESTED:
+        require_tested(version)
+        require_tested(f"{version}+cpu")
+    with pytest.raises(RuntimeError, match=f"{TESTED[0]}.*this is 0.99.1"):
+        require_tested("0.99.1")
+    monkeypatch.setenv(OVERRIDE, "1")
+    require_tested("0.99.1")
+
+
+def test_without_vllm_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("foveate.serving.server.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "foveate\[vllm\]"'):
+        require_vllm()

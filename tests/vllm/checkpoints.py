@@ -1,0 +1,303 @@
+"""Checkpoint folders as vLLM loads them: tiny random models of every family that serving prunes, no hub needed.
+
+Built from the pieces of ``tests.tiny``, with heads as wide as vLLM's attention on a CPU takes, and at least two of
+everything that is split, so that two tensor-parallel ranks have something each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPImageProcessor,
+    GenerationConfig,
+    GotOcr2ImageProcessor,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SiglipImageProcessor,
+)
+
+from tests.checkpoint import WORDS
+from tests.tiny import BOS, END, IMAGE, PAD, SILENT, START, VIDEO
+from tests.tiny.mistral import _vision as pixtral_vision
+from tests.tiny.qwen import IDS, QWEN3
+from tests.tiny.rows import TEXT, VISION, finish
+
+EOS = 2
+# norm_topk_prob: as in the checkpoints on the hub; vLLM reads it, transformers takes it for granted.
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+WIDE = {**TEXT, "hidden_size": 128, "eos_token_id": EOS}
+"""Four heads of 32."""
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+PATCH, SIDE = 14, 84
+PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [SIDE, 3 * SIDE]]
+TOWER = {**VISION, "hidden_size": 64, "image_size": SIDE}
+CLIP = {"model_type": "clip_vision_model", **TOWER, "projection_dim": 32, "initializer_range": 0.3}
+SIGLIP = {"model_type": "siglip_vision_model", **TOWER, "vision_use_head": False}
+ONEVISION_SIDE = 70
+# Up to 4 x 4 crops, which are more patches than anyres_max_9 leaves: shrunk.
+ONEVISION_PINPOINTS = [[70, 140], [140, 70], [140, 140], [70, 210], [210, 70], [280, 280]]
+PER_TILE = 16
+"""Tokens of one of InternVL's tiles: 8 x 8 patches, put together by squares of 2 x 2."""
+QWEN_MARK = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+TEMPLATE = """\
+{{{{ '<s> ' }}}}{{% for message in messages %}}{{{{ message['role'] }}}} : \
+{{% if message['content'] is string %}}{{{{ message['content'] }}}}\
+{{% else %}}{{% for part in message['content'] %}}\
+{{% if part['type'] == 'image' %}}{image} {{% else %}}{{{{ part['text'] }}}}{{% endif %}}\
+{{% endfor %}}{{% endif %}} </s> {{% endfor %}}{{% if add_generation_prompt %}}assistant :{{% endif %}}"""
+
+
+def tokenizer(image: str = "<image>", video: str = "<video>", marks: tuple[str, ...] = (), **named: str) -> Any:
+    """Words and digits, lower case; every id that a model may answer with is a word.
+
+    Args:
+        image, video: the placeholders, as text.
+        marks: what stands before and after an image.
+        named: further attributes of the tokenizer that a processor reads, such as ``start_image_token``.
+    """
+    special = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3, image: IMAGE, video: VIDEO}
+    special |= dict(zip(marks, (START, END), strict=False))
+    free = (number for number in range(4, TEXT["vocab_size"]) if number not in special.values())
+    vocabulary = special | dict(zip([*WORDS, *map(str, range(10))], free, strict=False))
+    vocabulary |= {f"w{number}": number for number in free}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={
+            "image_token": image,
+            "video_token": video,
+            **{f"mark_{number}": mark for number, mark in enumerate(marks)},
+            **named,
+        },
+    )
+
+
+def _config(model_type: str, **values: Any) -> Any:
+    return AutoConfig.for_model(model_type, **values)
+
+
+def _llava(model_type: str, vision: dict[str, Any], **values: Any) -> Any:
+    cls = vision["model_type"] == "clip_vision_model"
+    return _config(
+        model_type,
+        vision_config=vision,
+        text_config={"model_type": "llama", **WIDE},
+        image_token_index=IMAGE,
+        vision_feature_layer=-2 if cls else -1,
+        **{"vision_feature_select_strategy": "default" if cls else "full", **values},
+    )
+
+
+def _llava_processor(processor: Any, images: Any, cls: bool, **values: Any) -> Any:
+    return processor(
+        images,
+        tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default" if cls else "full",
+        num_additional_image_tokens=int(cls),
+        chat_template=TEMPLATE.format(image="<image>"),
+        **values,
+    )
+
+
+SQUARE = {"height": SIDE, "width": SIDE}
+
+
+def _llava_clip() -> tuple[Any, Any]:
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
+    return _llava("llava", CLIP), _llava_processor(LlavaProcessor, images, cls=True)
+
+
+def _llava_full() -> tuple[Any, Any]:
+    """CLS goes to the LLM along with the patches."""
+    config, processor = _llava_clip()
+    config.vision_feature_select_strategy = processor.vision_feature_select_strategy = "full"
+    return config, processor
+
+
+def _llava_siglip() -> tuple[Any, Any]:
+    images = SiglipImageProcessor(size=SQUARE)
+    return _llava("llava", SIGLIP), _llava_processor(LlavaProcessor, images, cls=False)
+
+
+def _llava_pixtral() -> tuple[Any, Any]:
+    from transformers import PixtralImageProcessor, PixtralProcessor
+
+    config = _config(
+        "llava",
+        vision_config=pixtral_vision().to_dict(),
+        text_config={"model_type": "mistral", **WIDE, "head_dim": 32},
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    images = PixtralImageProcessor(size={"longest_edge": 112}, patch_size=PATCH)
+    marks = ("[IMG_BREAK]", "[IMG_END]")
+    words = tokenizer("[IMG]", "<video>", marks)
+    return config, PixtralProcessor(images, words, patch_size=PATCH, chat_template=TEMPLATE.format(image="[IMG]"))
+
+
+def _llava_next() -> tuple[Any, Any]:
+    images = LlavaNextImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS)
+    config = _llava("llava_next", SIGLIP, image_grid_pinpoints=PINPOINTS)
+    return config, _llava_processor(LlavaNextProcessor, images, cls=False)
+
+
+def _llava_onevision() -> tuple[Any, Any]:
+    square = {"height": ONEVISION_SIDE, "width": ONEVISION_SIDE}
+    config = _config(
+        "llava_onevision",
+        vision_config={**SIGLIP, "image_size": ONEVISION_SIDE},
+        text_config={"model_type": "qwen2", **WIDE},
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=ONEVISION_PINPOINTS,
+        vision_aspect_ratio="anyres_max_9",
+    )
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=ONEVISION_PINPOINTS),
+        tokenizer(),
+        LlavaOnevisionVideoProcessor(size=square),
+        num_image_tokens=(ONEVISION_SIDE // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE.format(image="<image>"),
+    )
+    return config, processor
+
+
+def _vision(patch: int, depth: int, **values: Any) -> dict[str, Any]:
+    shape = {"depth": depth, "intermediate_size": 64, "num_heads": 4, "patch_size": patch}
+    return {**shape, "spatial_merge_size": 2, "temporal_patch_size": 2, **values}
+
+
+def _qwen(processor: Any, videos: Any, patch: int) -> Any:
+    # 2 x 2 to 8 x 8 tokens
+    pixels = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (16 * patch) ** 2}
+    images = Qwen2VLImageProcessor(size=pixels, patch_size=patch)
+    words = tokenizer(QWEN_MARK[1], "<|video_pad|>", (QWEN_MARK[0], QWEN_MARK[2]))
+    template = TEMPLATE.format(image=" ".join(QWEN_MARK))
+    return processor(images, words, videos(size=pixels, patch_size=patch), chat_template=template)
+
+
+def _qwen2_vl() -> tuple[Any, Any]:
+    vision = _vision(PATCH, 3, embed_dim=64, hidden_size=128, mlp_ratio=2)
+    config = _config("qwen2_vl", vision_config=vision, text_config={**WIDE, "rope_parameters": ROPE}, **IDS)
+    return config, _qwen(Qwen2VLProcessor, Qwen2VLVideoProcessor, PATCH)
+
+
+def _qwen2_5_vl() -> tuple[Any, Any]:
+    """Windows of 2 x 2 tokens, which most pictures here are not a multiple of; the last layer but one sees it all."""
+    vision = _vision(
+        PATCH, 4, hidden_size=64, out_hidden_size=128, window_size=56, fullatt_block_indexes=[0, 2], tokens_per_second=2
+    )
+    config = _config("qwen2_5_vl", vision_config=vision, text_config={**WIDE, "rope_parameters": ROPE}, **IDS)
+    return config, _qwen(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, PATCH)
+
+
+def _qwen3(model_type: str, **more: Any) -> tuple[Any, Any]:
+    text = {**WIDE, "head_dim": 32, "rope_parameters": {**ROPE, "mrope_interleaved": True}, **more}
+    vision = _vision(16, 3, **{**QWEN3, "hidden_size": 64, "out_hidden_size": 128})
+    config = _config(model_type, vision_config=vision, text_config=text, tie_word_embeddings=False, **IDS)
+    return config, _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor, 16)
+
+
+def _internvl() -> tuple[Any, Any]:
+    side = 112
+    config = _config(
+        "internvl",
+        vision_config={**TOWER, "image_size": [side, side], "patch_size": [PATCH, PATCH]},
+        text_config={"model_type": "qwen2", **WIDE},
+        image_token_id=IMAGE,
+        image_seq_length=PER_TILE,
+        tie_word_embeddings=False,
+    )
+    square = {"height": side, "width": side}
+    marks = ("<img>", "</img>")
+    words = tokenizer(
+        "<IMG_CONTEXT>", "<video>", marks,
+        start_image_token=marks[0], end_image_token=marks[1], context_image_token="<IMG_CONTEXT>",
+    )  # fmt: skip
+    images = GotOcr2ImageProcessor(size=square, crop_to_patches=True, min_patches=1, max_patches=6)
+    processor = InternVLProcessor(
+        images,
+        words,
+        InternVLVideoProcessor(size=square),
+        image_seq_length=PER_TILE,
+        chat_template=TEMPLATE.format(image="<IMG_CONTEXT>"),
+    )
+    return config, processor
+
+
+FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "llava-clip": _llava_clip,
+    "llava-siglip": _llava_siglip,
+    "llava_next-siglip": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "internvl": _internvl,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": lambda: _qwen3("qwen3_vl"),
+    "qwen3_vl_moe": lambda: _qwen3("qwen3_vl_moe", **MOE),
+}
+"""Families that serving prunes: configs and processors."""
+REFUSED = {"llava-full": _llava_full, "llava-pixtral": _llava_pixtral}
+"""Such as are refused."""
+
+
+def write(name: str, folder: Path) -> Path:
+    """Writes one of ``FAMILIES`` or ``REFUSED``."""
+    config, processor = {**FAMILIES, **REFUSED}[name]()
+    torch.manual_seed(0)
+    model = finish(AutoModelForImageTextToText.from_config(config), "sdpa")
+    with torch.no_grad():
+        model.lm_head.weight[[*SILENT, PAD, BOS, EOS]] = 0.0  # never generated
+    model.save_pretrained(folder)
+    GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    shorter = config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model")
+    save_file(dict(_on_hub(*item, shorter) for item in load_file(weights).items()), weights, {"format": "pt"})
+    return folder
+
+
+def _on_hub(key: str, value: torch.Tensor, shorter: bool) -> tuple[str, torch.Tensor]:
+    """A weight as in checkpoints on the hub, which vLLM reads; save_pretrained writes some in another way.
+
+    Args:
+        key, value: as save_pretrained writes it.
+        shorter: whether the tower's names lack a level (CLIP, SigLIP). Experts' matrices are transposed.
+    """
+    head, tower, rest = key.partition("vision_tower.")
+    if tower and shorter:
+        key = f"{head}{tower}vision_model.{rest}"
+    return key, value.transpose(1, 2).contiguous() if ".mlp.experts." in key else value

@@ -1,0 +1,413 @@
+"""Every family that serving prunes, tiny and random: vLLM's answers and choices against those of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import foveate
+from foveate import serving
+from tests.vllm import checkpoints
+from tests.vllm.engines import Engine, Prompt, Told, looker
+
+NEW = 8
+TOLERANCE = 1e-3
+"""Between logprobs of the two libraries. Logits here are some tens wide; in float32, sums of another order over a few
+layers move them by some 1e-5, at most 1e-4 (measured over all cases). Another selection moves them by more than 0.1:
+``test_pruned`` checks that, so that agreement within the tolerance says something."""
+DIFFERENCE = 100 * TOLERANCE
+BLOCK, CHUNK = 32, 24
+METHODS = [("adafv", 0.25), ("adafv", 0.1), ("adafv", 5), ("saliency", 0.1), ("visionzip", 0.25)]
+CHUNKED = ["llava_next-siglip", "qwen2_5_vl", "qwen3_vl"]
+SHARED = ["llava-clip", "qwen2_5_vl"]
+OPTIONS: dict[str, Any] = {
+    "limit_mm_per_prompt": {"image": 3, "video": 0},
+    "block_size": BLOCK,
+    "num_gpu_blocks_override": 512,
+    "max_model_len": 1024,
+}
+PRUNING = serving.options(keep=0.25, methods=("saliency", "visionzip"), feature_cache_mib=16)
+
+
+def picture(number: int, width: int, height: int) -> Image.Image:
+    """Soft blotches of random colours."""
+    cells = np.random.default_rng(number).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt as messages; its pictures, by (number, width, height)."""
+
+    pictures: tuple[tuple[int, int, int], ...]
+    messages: tuple[tuple[str, tuple[str, ...]], ...]
+    """(role, parts): a part is a text, empty for a picture."""
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [picture(*one) for one in self.pictures]
+
+    def text(self, processor: Any) -> str:
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": part} if part else {"type": "image"} for part in parts]}
+            for role, parts in self.messages
+        ]
+        written: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return written
+
+    def prompt(self, processor: Any, asks: dict[str, Any] | None) -> Prompt:
+        ids = processor.tokenizer(self.text(processor), add_special_tokens=False)["input_ids"]
+        return Prompt(ids, self.images, asks)
+
+
+def user(*parts: str) -> tuple[str, tuple[str, ...]]:
+    return "user", parts
+
+
+CARD, CAT, SIGN = "what color is the card of the cat ?", "is there a cat on the left ?", "what number is on the sign ?"
+TALK = (user("", CARD + " and how many cat of the dog ?"), ("assistant", ("red",)), user("how many dog ?"))
+CASES = {
+    "one": Case(((1, 300, 110),), (user("", CARD),)),
+    "another": Case(((2, 77, 160),), (user("", CAT),)),
+    # Of different numbers of views or patches, whatever the family
+    "two": Case(((3, 90, 200), (4, 160, 150)), (user("", "", SIGN),)),
+    "between": Case(((5, 333, 77), (6, 120, 120)), (user("", CAT, "", CARD),)),
+    "talk": Case(((7, 280, 200),), TALK),
+    "three": Case(((8, 60, 70), (9, 280, 290), (10, 130, 64)), (user("", "", "", CARD),)),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What transformers says.
+
+    Args:
+        tokens, logprobs: generated ones.
+        prompt: length of the prompt as the language model sees it.
+        chosen: what was kept of every picture.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt: int
+    chosen: tuple[tuple[int, ...], ...]
+
+
+@dataclass
+class Served:
+    """A family in transformers and in vLLM."""
+
+    name: str
+    folder: Path
+    model: Any
+    processor: Any
+    engine: Engine
+
+    def expected(self, case: Case, method: str | None, keep: float | int = 1.0) -> Answer:
+        inputs = self.processor(
+            images=case.images, text=case.text(self.processor), return_tensors="pt", add_special_tokens=False
+        )
+        pruner: Any = None
+        attached: Any = contextlib.nullcontext()
+        if method is not None:
+            options = {"text_span": "turn"} if method == "adafv" else {}
+            pruner = foveate.get_pruner(method, keep=keep, **options)
+            attached = pruner(self.model, turn_end=foveate.turn_end(self.processor))
+        with torch.no_grad(), attached:
+            output = self.model.generate(
+                **inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=None,
+                return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+        tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        logprobs = tuple(
+            float(step[0].log_softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)
+        )
+        chosen = () if pruner is None else tuple(tuple(one.indices.tolist()) for one in pruner.selections)
+        return Answer(tuple(tokens), logprobs, output.past_key_values.get_seq_length() - NEW + 1, chosen)
+
+    def ask(self, cases: list[Case], asks: dict[str, Any] | None, engine: Engine | None = None) -> list[Told]:
+        prompts = [case.prompt(self.processor, asks) for case in cases]
+        return (engine or self.engine).generate(prompts, NEW, ignore_eos=True)
+
+
+def agree(told: Told, answer: Answer) -> None:
+    assert (told.prompt, told.tokens) == (answer.prompt, answer.tokens)
+    assert told.logprobs == pytest.approx(answer.logprobs, abs=TOLERANCE, rel=0)
+
+
+# In the engine's process:
+
+
+def watch(llm: Any) -> None:
+    """From now on keeps what is chosen."""
+    looking = looker(llm)
+    looking.seen = []
+    choose = looking._choose
+
+    def noted(image: Any, asked: Any, text: Any) -> Any:
+        features, selection = choose(image, asked, text)
+        looking.seen.append((looking.policy.names[asked.method], asked.keep, tuple(selection.indices.tolist())))
+        return features, selection
+
+    looking._choose = noted
+
+
+def seen(llm: Any) -> set[Any]:
+    """What was chosen since the last time: (method, keep, indices)."""
+    looking = looker(llm)
+    found = set(looking.seen)
+    looking.seen.clear()
+    return found
+
+
+def forget(llm: Any, mib: int | None = None) -> None:
+    """Empties every cache, and gives the features' another size."""
+    from foveate.serving.features import FeatureCache
+
+    assert llm.reset_prefix_cache()
+    llm.llm_engine.reset_encoder_cache()
+    llm.reset_mm_cache()
+    looking = looker(llm)
+    looking.forget()
+    looking.seen.clear()
+    if mib is not None:
+        looking.cache = FeatureCache(mib << 20, looking.device)
+    looking.cache.hits = looking.cache.misses = 0
+
+
+def lookups(llm: Any) -> tuple[int, int]:
+    """(hits, misses) of the features' cache."""
+    return looker(llm).cache.hits, looker(llm).cache.misses
+
+
+def break_next(llm: Any) -> None:
+    """The next pictures' saliency is no number."""
+    looking = looker(llm)
+    encode = looking._encode
+
+    def broken(*args: Any) -> Any:
+        looking._encode = encode
+        return [
+            dataclasses.replace(
+                image, tokens=dataclasses.replace(image.tokens, saliency=image.tokens.saliency * np.nan)
+            )
+            for image in encode(*args)
+        ]
+
+    looking._encode = broken
+
+
+def forget_places(llm: Any) -> None:
+    """Of M-RoPE: what was chosen is worked out again."""
+    looker(llm)._places.clear()
+
+
+def profile(llm: Any) -> None:
+    """vLLM's own run with the largest pictures that it may get, which it leaves out where nothing is compiled."""
+    llm.collective_rpc(_profile)
+
+
+def _profile(worker: Any) -> None:
+    worker.model_runner.profile_run()
+
+
+# Shared by the tests of this file, one engine after another in one process each:
+
+
+class Process:
+    """One process, whatever engine it holds."""
+
+    def __init__(self, plugin: bool) -> None:
+        self.plugin = plugin
+        self.engine: Engine | None = None
+
+    def load(self, folder: Path, **options: Any) -> Engine:
+        if self.engine is None:
+            self.engine = Engine(str(folder), plugin=self.plugin, **{**OPTIONS, **options})
+        else:
+            self.engine.load(str(folder), **{**OPTIONS, **options})
+        return self.engine
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[bool, Process]]:
+    both = {plugin: Process(plugin) for plugin in (True, False)}
+    yield both
+    for one in both.values():
+        if one.engine is not None:
+            one.engine.close()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder(name: str) -> Path:
+        return root / name if (root / name).exists() else checkpoints.write(name, root / name)
+
+    return folder
+
+
+def serve(name: str, folder: Path, process: Process, **options: Any) -> Served:
+    engine = process.load(folder, hf_overrides=PRUNING, **options)
+    engine.call(watch)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
+
+
+@pytest.fixture(scope="module", params=list(checkpoints.FAMILIES))
+def family(request: pytest.FixtureRequest, folders: Any, processes: dict[bool, Process]) -> Served:
+    return serve(request.param, folders(request.param), processes[True])
+
+
+def test_everything_kept(family: Served, processes: dict[bool, Process]) -> None:
+    """At keep=1 vLLM is what it is without the plugin, and transformers."""
+    cases = list(CASES.values())
+    stock = processes[False].load(family.folder)
+    without = family.ask(cases, None, stock)
+    told = family.ask(cases, {"keep": 1.0})
+    assert told == without
+    assert [one.logprobs for one in told] == [pytest.approx(one.logprobs, abs=TOLERANCE, rel=0) for one in without]
+    for one, case in zip(told, cases, strict=True):
+        agree(one, family.expected(case, None))
+    assert len({token for one in told for token in one.tokens}) > NEW  # they are not one word over and over
+
+
+@pytest.mark.parametrize("method, keep", METHODS)
+def test_pruned(family: Served, method: str, keep: float | int) -> None:
+    """All cases in one batch: answers, their logprobs, and the very tokens that are kept."""
+    family.engine.call(forget)
+    told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
+    chosen = set()
+    for one, case in zip(told, CASES.values(), strict=True):
+        answer = family.expected(case, method, keep)
+        agree(one, answer)
+        chosen |= {(method, keep, indices) for indices in answer.chosen}
+        full = family.expected(case, None)
+        assert full.prompt > answer.prompt
+        assert max(abs(a - b) for a, b in zip(full.logprobs, one.logprobs, strict=True)) > DIFFERENCE
+    assert family.engine.call(seen) == chosen
+    assert len(chosen) > len(CASES)  # one for each picture, where not two small ones keep the same
+
+
+def test_profile(family: Served) -> None:
+    """The run that memory is measured with: vLLM checks the tokens of dummy pictures against what it counted on."""
+    family.engine.call(forget)
+    family.engine.call(profile)
+    chosen = family.engine.call(seen)
+    assert chosen
+    assert {keep for _, keep, _ in chosen} == {1.0}  # the most that a request may ask for
+
+
+@pytest.mark.parametrize("mib", [16, 0])
+def test_further_questions(family: Served, mib: int) -> None:
+    """About the same pictures, encoded once where they are remembered, and each time where they are not."""
+    family.engine.call(forget, mib)
+    for number, question in enumerate((CARD, CAT, SIGN)):
+        for name in ("one", "two"):
+            pictures = CASES[name].pictures
+            case = Case(pictures, (user(*[""] * len(pictures), question),))
+            agree(*family.ask([case], {"keep": 0.2}), family.expected(case, "adafv", 0.2))  # type: ignore[call-arg]
+        hits, misses = family.engine.call(lookups)
+        if mib:
+            assert misses == 3
+            assert hits >= 3 * number  # with M-RoPE twice as many: once for the positions
+        else:
+            assert hits == 0
+            assert misses >= 3 * (number + 1)
+    family.engine.call(forget, 16)
+
+
+def test_prefix_cache(family: Served) -> None:
+    """A later turn finds the first one's image in the prefix cache; another question does not."""
+    family.engine.call(forget)
+    (first,) = family.ask([Case(CASES["talk"].pictures, TALK[:1])], {"keep": 0.75})
+    (second,) = family.ask([CASES["talk"]], {"keep": 0.75})
+    agree(second, family.expected(CASES["talk"], "adafv", 0.75))
+    assert first.cached == 0
+    assert second.cached >= first.prompt // BLOCK * BLOCK > 0
+    family.engine.call(forget_places)
+    (again,) = family.ask([CASES["talk"]], {"keep": 0.75})
+    assert again.cached >= second.cached
+    agree(again, family.expected(CASES["talk"], "adafv", 0.75))
+    other = Case(CASES["talk"].pictures, (user("", SIGN), *TALK[1:]))
+    (fresh,) = family.ask([other], {"keep": 0.75})
+    assert fresh.cached == 0
+    agree(fresh, family.expected(other, "adafv", 0.75))
+
+
+def test_broken_picture(family: Served) -> None:
+    """Scores that are no numbers end no engine: the picture's tokens are taken evenly, and the next one is as ever."""
+    family.engine.call(forget)
+    family.engine.call(break_next)
+    agree(*family.ask([CASES["one"]], {"keep": 0.3}), family.expected(CASES["one"], "uniform", 0.3))  # type: ignore[call-arg]
+    agree(*family.ask([CASES["two"]], {"keep": 0.3}), family.expected(CASES["two"], "adafv", 0.3))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("size", [(2, 900), (900, 2)])
+def test_thin_pictures(family: Served, size: tuple[int, int]) -> None:
+    """Such that unpadding leaves nothing of their crops."""
+    if family.name.startswith("qwen"):
+        pytest.skip("Qwen's own processors take no picture 200 times as long as wide")
+    case = Case(((11, *size),), (user("", CARD),))
+    for keep in (1.0, 0.3):
+        agree(*family.ask([case], {"keep": keep}), family.expected(case, "adafv", keep))  # type: ignore[call-arg]
+
+
+@pytest.fixture(scope="module", params=CHUNKED)
+def chunked(request: pytest.FixtureRequest, folders: Any, processes: dict[bool, Process]) -> Served:
+    return serve(
+        request.param, folders(request.param), processes[True],
+        max_num_batched_tokens=CHUNK, max_num_seqs=4, enable_chunked_prefill=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_chunked_prefill(chunked: Served, keep: float) -> None:
+    """Chunks that end inside images, twice: with nothing in the prefix cache, and with much."""
+    chunked.engine.call(forget)
+    for time in range(2):
+        told = chunked.ask(list(CASES.values()), {"keep": keep})
+        for one, case in zip(told, CASES.values(), strict=True):
+            assert one.prompt > CHUNK or keep < 1
+            agree(one, chunked.expected(case, "adafv", keep))
+            assert bool(one.cached) == (time == 1 and one.prompt > BLOCK)
+        if not time:
+            assert any(one.prompt > CHUNK for one in told)
+
+
+SPLITS = [
+    ("llava-clip", "tensor_parallel_size"),
+    ("qwen2_5_vl", "tensor_parallel_size"),
+    ("llava-clip", "pipeline_parallel_size"),
+]
+
+
+@pytest.mark.parametrize("name, split", SPLITS)
+def test_two_ranks(name: str, split: str, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, each with half of every layer, or half of the layers, answer as one."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each
+    folder = folders(name)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    engine = Engine(
+        str(folder), hf_overrides=PRUNING, distributed_executor_backend="mp", **{split: 2}, **OPTIONS
+    )  # fmt: skip
+    try:
+        engine.call(profile)  # without it vLLM's second stage on a CPU has nowhere to put what it receives
+        family = Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
+        for method, keep in (("adafv", 1.0), ("adafv", 0.25), ("visionzip", 5)):
+            told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
+            for one, case in zip(told, CASES.values(), strict=True):
+                agree(one, family.expected(case, method, keep))
+    finally:
+        engine.close()

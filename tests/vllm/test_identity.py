@@ -1,0 +1,185 @@
+"""What shares a cache and what must not: pictures x questions x budgets, and a control that would be caught."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from transformers import AutoProcessor
+
+from foveate import bundled, serving
+from tests.vllm.engines import Engine, Prompt, looker
+from tests.vllm.pictures import asked, ids_of, keeping, reference
+
+BLOCK = 32
+QUESTIONS = (
+    "Is there a cat?", "Is there a red card?", "What is the biggest object?", "What number is on the sign?",
+    "What color is the card of the dog?", "What color is the card of the cat?", "How many cards are there?",
+    "Is there a dog?",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine():
+    options = serving.options(keep=0.1, methods=["saliency"], feature_cache_mib=64)
+    started = Engine(
+        str(bundled.path()), hf_overrides=options, limit_mm_per_prompt={"image": 2}, block_size=BLOCK,
+        enable_prefix_caching=True,
+    )  # fmt: skip
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return bundled.load()[0], AutoProcessor.from_pretrained(bundled.path(), local_files_only=True)
+
+
+def counters(llm):
+    """Hits and misses of the feature cache."""
+    return tuple(looker(llm).counters.values[:2].tolist())
+
+
+def forget(llm):
+    """Empties every cache but vLLM's blocks and processor cache, as a restart would."""
+    llm.reset_prefix_cache()
+    looker(llm).forget()
+
+
+def share_identities(llm, shared):
+    """Breaks the identity on purpose: what is asked about a picture, and how much is kept of it, no longer count."""
+    from foveate.serving.processing import ProcessorMixin
+
+    if shared:
+        ProcessorMixin.honest = ProcessorMixin._identity
+        ProcessorMixin._identity = lambda self, ask: "0" * 8 + ask.image[:56]
+    else:
+        ProcessorMixin._identity = ProcessorMixin.honest
+
+
+def cases(stock, count, seed):
+    """Prompts of every question about every picture, at two budgets, and who asks what."""
+    pictures = [picture for picture, _ in asked(count, seed=seed)]
+    found = list(itertools.product(pictures, QUESTIONS, (0.1, 0.25)))
+    prompts = [Prompt(ids_of(stock[1], question), [picture], {"keep": keep}) for picture, question, keep in found]
+    return found, prompts
+
+
+def test_equal_requests_share_and_others_do_not(engine, stock):
+    picture = next(asked(1, seed=11))[0]
+    engine.call(forget)
+
+    def cached(question, keep=0.25, method="adafv"):
+        ids = ids_of(stock[1], question)
+        (told,) = engine.generate([Prompt(ids, [picture], {"keep": keep, "method": method})], tokens=2)
+        return told.cached, told.prompt
+
+    assert cached(QUESTIONS[0])[0] == 0
+    shared, length = cached(QUESTIONS[0])
+    assert shared == (length - 1) // BLOCK * BLOCK  # all but the last token, which must be computed
+    assert cached(QUESTIONS[1])[0] == 0
+    assert cached(QUESTIONS[0], keep=0.2)[0] == 0
+    assert cached(QUESTIONS[0], method="saliency")[0] == 0
+    assert cached(QUESTIONS[3], method="saliency")[0] > 0  # which reads no question, so the picture is the same
+    assert cached(QUESTIONS[0])[0] == shared
+
+
+def test_the_prefix_before_a_picture_is_shared(engine, stock):
+    first, second = (picture for picture, _ in asked(2, seed=12))
+    engine.call(forget)
+    text = "Is there a cat? " * 12
+    ids = stock[1].tokenizer(f"<s>system: {text}user: <image> Is there a dog? assistant:", add_special_tokens=False)
+    ids = ids["input_ids"]
+    before = ids.index(stock[0].config.image_token_index)
+    assert before > BLOCK
+    told = [engine.generate([Prompt(ids, [picture])], tokens=2)[0] for picture in (first, second)]
+    assert [one.cached for one in told] == [0, before // BLOCK * BLOCK]
+
+
+def test_the_tower_runs_once_for_a_picture(engine, stock):
+    pictures = [picture for picture, _ in asked(3, seed=13)]
+    engine.call(forget)
+    hits, misses = engine.call(counters)
+    prompts = [
+        Prompt(ids_of(stock[1], question), [picture], {"keep": keep})
+        for question in QUESTIONS[:4] for keep in (0.1, 0.3) for picture in pictures
+    ]  # fmt: skip
+    engine.generate(prompts)
+    later = engine.call(counters)
+    assert (later[0] - hits, later[1] - misses) == (len(prompts) - 3, 3)
+
+
+def test_a_conversation_keeps_its_picture(engine, stock):
+    """With text_span='turn', later turns ask for the same tokens of the picture: they come from the prefix cache."""
+    picture = next(asked(1, seed=14))[0]
+    engine.call(forget)
+    first = ids_of(stock[1], QUESTIONS[0])
+    (told,) = engine.generate([Prompt(first, [picture], {"keep": 0.25})])
+    more = stock[1].tokenizer(f"yes</s>user: {QUESTIONS[3]} assistant:", add_special_tokens=False)["input_ids"]
+    (later,) = engine.generate([Prompt([*first, *more], [picture], {"keep": 0.25})])
+    assert later.cached >= (told.prompt - 1) // BLOCK * BLOCK - BLOCK
+    assert later.prompt == told.prompt + len(more)
+
+
+def test_64_mixed_requests_at_once_equal_each_alone(engine, stock):
+    found, prompts = cases(stock, 4, seed=15)
+    assert len(prompts) == 64
+    engine.call(forget)
+    told = engine.generate(prompts)
+    for one, (picture, question, keep) in zip(told, found, strict=True):
+        assert (one.tokens, one.prompt) == reference(*stock, [picture], question, keeping("adafv", keep))
+    alone = [engine.generate([prompt])[0] for prompt in prompts]  # and from the caches that the first pass has filled
+    assert [one.tokens for one in alone] == [one.tokens for one in told]
+
+
+def test_shared_identities_would_be_caught(engine, stock):
+    """The negative control of the tests above: with the picture alone as the identity, answers go wrong."""
+    found, prompts = cases(stock, 4, seed=16)
+    expected = [reference(*stock, [picture], question, keeping("adafv", 0.1)) for picture, question, _ in found[::2]]
+    engine.call(forget)
+    engine.call(share_identities, True)
+    try:
+        told = engine.generate(prompts[::2])
+    finally:
+        engine.call(share_identities, False)
+        engine.call(forget)
+    wrong = sum(one.tokens != tokens for one, (tokens, _) in zip(told, expected, strict=True))
+    assert wrong >= 2
+    right = engine.generate(prompts[::2])
+    assert [(one.tokens, one.prompt) for one in right] == expected
+
+
+def test_a_uuid_alone_stands_for_its_picture(engine, stock):
+    picture = next(asked(1, seed=17))[0]
+    for number, question in enumerate(QUESTIONS[:3]):
+        prompt = Prompt(ids_of(stock[1], question), [None if number else picture], {"keep": 0.2}, ["a picture"])
+        (told,) = engine.generate([prompt])
+        assert (told.tokens, told.prompt) == reference(*stock, [picture], question, keeping("adafv", 0.2))
+    with pytest.raises(RuntimeError, match="does not remember the picture"):
+        engine.generate([Prompt(ids_of(stock[1], QUESTIONS[0]), [None], None, ["another picture"])])
+    assert engine.generate([prompt])[0].tokens == told.tokens  # the engine lives on
+
+
+@pytest.mark.parametrize(
+    ("asks", "error"),
+    [
+        ({"keep": 1.5}, "no fraction"), ({"keep": float("nan")}, "no fraction"), ({"keep": True}, "keep must be"),
+        ({"keep": None}, "keep must be"), ({"keep": "0.1"}, "keep must be"), ({"method": "uniform"}, "not served here"),
+        ({"method": ["adafv"]}, "not served here"), ({"budget": 3}, "may set keep and method"),
+    ],
+)  # fmt: skip
+def test_what_a_request_may_not_ask_for(engine, stock, asks, error):
+    picture = next(asked(1, seed=18))[0]
+    with pytest.raises(RuntimeError, match=error):
+        engine.generate([Prompt(ids_of(stock[1], QUESTIONS[0]), [picture], asks)])
+
+
+def test_prompts_that_do_not_fit_their_pictures(engine, stock):
+    picture = next(asked(1, seed=18))[0]
+    ids, token = ids_of(stock[1], QUESTIONS[0]), stock[0].config.image_token_index
+    with pytest.raises(RuntimeError, match="1 image placeholders for 2"):
+        engine.generate([Prompt(ids, [picture, picture])])
+    with pytest.raises(RuntimeError, match="0 image placeholders for 1"):
+        engine.generate([Prompt([one for one in ids if one != token], [picture])])
+    with pytest.raises(RuntimeError, match="there is no text|turn ends"):
+        engine.generate([Prompt([1, token], [picture])])
