@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import foveate
 from foveate import INSIDE_METHODS, METHODS
 from foveate.cli import app
+from foveate.cli.evaluate import parse_methods
 from foveate.models import FAMILIES
 from tests import checkpoint
 
@@ -289,11 +290,34 @@ def test_eval_of_a_data_set_folder(folder, tmp_path):
     assert "columns: " in refused(*options, "--id-column", "q", "--model", folder, "--out", tmp_path / "out")
 
 
+def test_all_methods_and_others():
+    names = parse_methods("all, fastv:layer=1,uniform")
+    assert names == [*METHODS, "fastv:layer=1"]
+
+
+def test_eval_quick_asks_less(monkeypatch):
+    asked = []
+    monkeypatch.setattr("foveate.cli.evaluate.run", asked.append)
+    for options in (
+        (),
+        ("--quick",),
+        ("--quick", "--keep", "0.3"),
+        ("--quick", "--count", 5),
+        ("--quick", "--suite", "a.jsonl"),
+    ):
+        call("eval", *options)
+    assert [(one.source.count, one.keep) for one in asked] == [
+        (300, "1,0.25,0.1,0.05"), (80, "1,0.1"), (80, "0.3"), (5, "1,0.1"), (400, "1,0.1"),
+    ]  # fmt: skip
+
+
 def test_eval_refuses_bad_arguments(tmp_path):
     assert "unknown suite" in refused("eval", "--suite", "all")
     assert "unknown metric" in refused("eval", "--suite", "a.jsonl", "--metric", "bleu")
     assert "no such file of questions" in refused("eval", "--suite", "a.jsonl", "--out", tmp_path / "b")
     assert "unknown method" in refused("eval", "--methods", "adafv,nope")
+    assert "adafv has no option" in refused("eval", "--methods", "adafv:nope=1")
+    assert "how salient" in refused("eval", "--suite", "a.jsonl", "--analysis", tmp_path)
     assert "keep" in refused("eval", "--keep", "0.1,none")
     assert "names nothing" in refused("eval", "--keep", ",")
     assert "unknown split" in refused("eval", "--split", "train", "--out", tmp_path / "a")

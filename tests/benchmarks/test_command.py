@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from foveate.benchmarks import prefill, shapes, tap
@@ -32,13 +33,51 @@ FAST = ("--repeats", 1, "--clock", "process", "--max-new-tokens", 2)
 def test_a_checkpoint_is_measured_and_written(folder: str, tmp_path: Path) -> None:
     options = ("--model", folder, "--image", "90x50", "--keep", "0.2", "--batch-size", 2, "--out", tmp_path, "--json")
     found = json.loads(call(*options, *FAST).stdout)
-    assert [one["kind"] for one in found["results"]] == ["stock", "bound", "foveate", "bound", "foveate", "baseline"]
+    ways = ["bound", "lean-bound", "foveate"]
+    assert [one["kind"] for one in found["results"]] == ["stock", *ways, *ways, "baseline"]
     assert (found["batch"], found["picture"], found["clock"], found["repeats"]) == (2, "90x50", "process", 1)
     written = sorted(Path(file).suffix for file in found["files"])
     assert written == [".json", ".md", ".png"]
     saved = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
     assert saved == {name: value for name, value in found.items() if name != "files"}
     assert "| stock | 1 |" in next(tmp_path.glob("*.md")).read_text(encoding="utf-8")
+
+
+def test_accuracy_is_drawn_over_time(folder: str, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 90), "red").save(tmp_path / "p.png")
+    lines = [{"image": "p.png", "question": f"What is {n}?", "answers": [f"{n}"]} for n in range(3)]
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    asked = tmp_path / "asked"
+    options = ("--model", folder, "--methods", "uniform,random", "--keep", "0.2")
+    result = CliRunner().invoke(
+        app, ["eval", "--suite", str(tmp_path / "suite.jsonl"), *options, "--max-new-tokens", "1", "--out", str(asked)]
+    )
+    assert result.exit_code == 0, result.stderr
+    bench = (
+        *options,
+        "--keep",
+        "0.2,0.4",
+        "--image",
+        "90x50",
+        "--accuracy",
+        asked,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    found = json.loads(call(*bench, *FAST).stdout)
+    told = json.loads((asked / "report.json").read_text(encoding="utf-8"))["accuracy"]
+    values = {(one["method"], one["keep"]): one["value"] for one in told}
+    assert [(one["kind"], one["method"], one["keep"], one["value"], one["count"]) for one in found["accuracy"]] == [
+        ("stock", "", 1.0, values["all", 1.0], 3),
+        *(("foveate", method, 0.2, values[method, 0.2], 3) for method in ("uniform", "random")),
+    ]
+    assert "accuracy, %, all questions |" in next((tmp_path / "out").glob("*.md")).read_text(encoding="utf-8")
+    assert len(list((tmp_path / "out").glob("*-accuracy.png"))) == 1
+    other = call("--accuracy", asked, "--out", tmp_path / "none", *FAST, status=2)
+    assert "are of another model" in other.stderr
+    assert "holds no results" in call("--accuracy", tmp_path, "--out", tmp_path / "none", status=2).stderr
+    assert "leave it out" in call("--tap", "--accuracy", asked, status=2).stderr
 
 
 def test_a_shape_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

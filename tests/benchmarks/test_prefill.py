@@ -40,7 +40,7 @@ def report() -> Report:
 def test_every_case_is_there() -> None:
     cases = [(one.kind, one.method, one.keep) for one in report().results]
     assert cases[0] == ("stock", "", 1.0)
-    assert len(cases) == len(set(cases)) == 1 + 3 * 3 + 2 * 2
+    assert len(cases) == len(set(cases)) == 1 + 3 * 4 + 2 * 2
     assert {keep for kind, _, keep in cases if kind == "baseline"} == {0.1, 7}
     assert all(one.decode_rate and one.total_ms for one in report().results)
 
@@ -87,6 +87,9 @@ def test_flops_of_pruning_are_the_bounds_less_the_layer_nobody_reads() -> None:
         ours, bound = report().find("foveate", keep, "saliency"), report().find("bound", keep)
         assert ours and bound
         assert ours.flops - bound.flops == tap - layer
+        lean = report().find("lean-bound", keep)
+        assert lean and bound.flops - lean.flops == layer
+        assert ours.over_lean and ours.over_bound and (lean.over_lean, bound.over_bound) == (1.0, 1.0)
 
 
 def test_memory_is_below_stock_and_the_baseline_keeps_every_matrix() -> None:
@@ -117,7 +120,9 @@ def test_only_llava_has_a_baseline() -> None:
     model, inputs = subject("qwen3-vl-8b", 1)
     assert not baseline.supports(model)
     found = measure(model, inputs, keeps=[0.2], new_tokens=1, repeats=1, clock="process")
+    # Nor a lean bound: every layer of its tower is read.
     assert {one.kind for one in found.results} == {"stock", "bound", "foveate"}
+    assert all(one.over_lean is None for one in found.results)
     assert all(one.decode_rate is None and one.total_ms is None for one in found.results)
     with pytest.raises(ValueError, match="no method 'dart'; known: saliency, adafv"):
         baseline.generate(model, inputs, "dart", 0.1)
@@ -132,9 +137,26 @@ def test_bad_input_is_refused() -> None:
         measure(model, padded)
 
 
-def made(kind: Any, keep: float, ttft: float, peak: int, over: float | None) -> Result:
+def test_methods_inside_the_llm_are_measured_without_targets() -> None:
+    model, inputs = subject("llava-1.5-7b", 1)
+    methods = ["fastv:layer=1:budget=final", "uniform"]
+    found = measure(model, inputs, methods=methods, keeps=[0.2], new_tokens=1, repeats=1, clock="process")
+    inside, before, stock = (
+        found.find("foveate", 0.2, methods[0]),
+        found.find("foveate", 0.2, "uniform"),
+        found.results[0],
+    )
+    assert inside and before
+    assert inside.prompt_tokens == stock.prompt_tokens > before.prompt_tokens
+    # One of two layers holds all tokens, the other a fifth.
+    assert inside.cache_bytes == (stock.cache_bytes + before.cache_bytes) / 2
+    assert {target.name.split(":")[0] for target in found.targets()} == {"uniform"}
+    assert Report(found.results, methods[:1], [1.0, 0.2], 1, 1).targets() == []
+
+
+def made(kind: Any, keep: float, ttft: float, peak: int, over: float | None, lean: float | None = None) -> Result:
     method = "adafv" if kind == "foveate" else ""
-    return Result(kind, method, keep, int(100 * keep), ttft, None, None, peak, 0, 0, over, 1.0)
+    return Result(kind, method, keep, int(100 * keep), ttft, None, None, peak, 0, 0, over, 1.0, lean)
 
 
 def test_targets_tell_what_is_missed() -> None:
@@ -152,6 +174,9 @@ def test_targets_tell_what_is_missed() -> None:
     results[4] = made("foveate", 0.1, 20.5, 500, 1.025)
     results[3] = made("foveate", 1.0, 100, 1000, 1.0)
     assert all(target.holds for target in Report(results, ["adafv"], [1.0, 0.1], 1, 1).targets())
+    results[4] = made("foveate", 0.1, 20.5, 500, 1.025, 1.04)
+    lean = Report(results, ["adafv"], [1.0, 0.1], 1, 1).targets()[1]
+    assert "lean" in lean.name and (lean.value, lean.holds) == (1.04, False)
 
 
 def test_tables_and_plot_hold_every_result() -> None:
@@ -162,5 +187,5 @@ def test_tables_and_plot_hold_every_result() -> None:
     assert page.count("\n| ") == 1 + 1 + len(rows) + 1 + 1 + len(report().targets())
     assert "dtype: float32" in page and "absent" not in page
     labels = plot(report(), "Title").axes[0].get_legend_handles_labels()[1]
-    kinds = ["foveate adafv", "foveate saliency", "baseline adafv", "baseline saliency", "bound", "stock"]
+    kinds = ["foveate adafv", "foveate saliency", "baseline adafv", "baseline saliency", "bound", "lean-bound", "stock"]
     assert sorted(labels) == sorted(kinds)

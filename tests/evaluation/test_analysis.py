@@ -174,5 +174,14 @@ def test_scores_are_those_that_the_pruner_reads(loaded, tmp_path):
     read = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert {one["score"] for one in read["bias"]} == set(SCORES) and "layer 1" in read["note"]
     assert Image.open(files[1]).size[0] > 1000
+    salience = analysis.read_salience(tmp_path / "out")
+    asked = [one for one in items if (one.image, one.question) in salience]
+    assert asked and all(one.kind in analysis.ALIGNED for one in asked)
+    assert np.mean([salience[one.image, one.question] for one in asked]) == pytest.approx(
+        next(one.auc.value for one in told.alignment if (one.score, one.group) == (SALIENCY, "all")), abs=1e-4
+    )
+    files[0].write_text("{}")
+    with pytest.raises(ValueError, match="not what foveate analyze writes"):
+        analysis.read_salience(tmp_path / "out")
     with pytest.raises(ValueError, match="no question"):
         analyse(model, processor, [], tmp_path)

@@ -251,7 +251,11 @@ def test_report_weighs_presence_and_kinds(suite):
         ("text", 0.1): [True] * 6 + [False] * 4,
     }
     made = reporting.summarise(
-        rows_of(right, items), items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
+        rows_of(right, items),
+        items,
+        reporting.scenes_groups(),
+        [("adafv", "text"), ("adafv", "saliency")],
+        reporting.SCENES_PAIRED_GROUPS,
     )
     value = {name: made.cell("adafv", 0.1, name).estimate.value for name in made.groups}
     assert value["presence"] == pytest.approx((1 + 0.5) / 2) and value["attribute"] == 0.5 and value["counting"] == 0
@@ -268,6 +272,22 @@ def test_report_weighs_presence_and_kinds(suite):
     assert pairs["text", "all", "overall"].value == pytest.approx(-0.5)
     with pytest.raises(KeyError):
         made.cell("nope", 0.1, "overall")
+
+
+def test_report_by_salience_takes_the_best_and_the_worst_ranked_third():
+    items = [item(f"{n}.png", "q", "yes", "presence", "small", True) for n in range(7)]
+    items += [
+        item("0.png", "other", "no", "presence", "none", True),
+        item("0.png", "n", "2", "counting", "small", True),
+    ]
+    salience = {(f"{n}.png", "q"): 0.1 * n for n in range(7)} | {("0.png", "n"): 0.9, ("0.png", "other"): 0.9}
+    right = {("all", 1.0): [n >= 5 for n in range(7)] + [False, False]}
+    groups = reporting.salience_groups(items, salience)
+    made = reporting.summarise(rows_of(right, items), items, groups)
+    salient, other = (made.cell("all", 1.0, name).estimate for name in ("salient", "not salient"))
+    assert (salient.value, salient.count, other.value, other.count) == (1.0, 2, 0.0, 2)
+    with pytest.raises(ValueError, match="analysis is of other questions"):
+        reporting.salience_groups(items, {("9.png", "q"): 0.5})
 
 
 def test_report_is_written_and_strict_json(suite, tmp_path):
@@ -308,6 +328,12 @@ def test_batches_across_pictures_answer_as_one_by_one(loaded, single, tmp_path, 
 
 def test_methods_inside_the_llm_count_what_its_layers_held(loaded, suite, tmp_path):
     assert runner.factory("fastv")(0.6, 0) == get_pruner("fastv", keep=0.6)  # known by name, as the others
+    assert runner.factory("fastv:budget=final:layer=1")(0.1, 7) == get_pruner(
+        "fastv", keep=0.1, budget="final", layer=1
+    )
+    assert runner.factory("random")(0.1, 7).seed == 7 and runner.factory("random:seed=3")(0.1, 7).seed == 3
+    with pytest.raises(ValueError, match="unknown budget 'least'"):
+        runner.factory("fastv:budget=least")
     shallow = {"fastv": lambda keep, picture: get_pruner("fastv", keep=keep, layer=1)}  # the model has two layers
     rows = ask(loaded, suite, tmp_path / "out", methods=shallow, keeps=[0.6])
     inside = [row for row in rows if row.method == "fastv"]

@@ -155,17 +155,18 @@ def cdpruner(features, weight, budget):
 
 def vispruner(features, saliency, budget, share, step):
     sim, everything = cosines(features), range(len(features))
-    important = ranking(saliency, everything)[: math.ceil(share * budget)]
-    rest = [i for i in everything if i not in important]
+    order = ranking(saliency, everything)
+    count = math.floor(share * budget + 1e-9)
+    important, rest = order[:count], order[count:]
     wanted = budget - len(important)
     if wanted == 0:
         return important
     while len(rest) > wanted:
         first, second = rest[0::2], rest[1::2]
         closest = {i: max(sim[i][j] for j in second) for i in first}
-        most = sorted(first, key=lambda i: (closest[i], i))  # of equal ones the later goes
-        gone = most[len(most) - min(step, len(rest) - wanted, len(first)) :]
-        rest = [i for i in rest if i not in gone]
+        most = sorted(first, key=lambda i: closest[i])  # of equal ones the later goes
+        stay = most[: len(most) - min(step, len(rest) - wanted, len(first))]
+        rest = stay[::-1] + second
     return important + rest
 
 
@@ -334,9 +335,12 @@ def test_important_and_diverse_by_hand():
     features = torch.stack([angle.cos(), angle.sin()], dim=1)
     saliency = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 9.0])
     assert important_and_diverse(features, saliency, 5, 0.2, 1)[0].tolist() == [0, 1, 3, 4, 5]
-    # Then 0 1 3 4: of 0 (30 degrees from 1) and 3 (51 from 1, 69 from 4), 0 goes; 1 3 4: 1 goes (51 to 3), not 4 (69).
-    assert important_and_diverse(features, saliency, 4, 0.2, 1)[0].tolist() == [1, 3, 4, 5]
-    assert important_and_diverse(features, saliency, 3, 0.2, 1)[0].tolist() == [3, 4, 5]
+    # What stayed of the even, the most similar first, then the others: 0 4 1 3. Of 0 (81 degrees from 3) and 1 (51 from
+    # 3), 1 goes; 0 4 3: 3 goes (69 from 4), not 0 (150).
+    assert important_and_diverse(features, saliency, 4, 0.25, 1)[0].tolist() == [0, 3, 4, 5]
+    assert important_and_diverse(features, saliency, 3, 0.34, 1)[0].tolist() == [0, 4, 5]
+    # Rounded down, none is taken for its saliency: of 5 0 1 2 3 4, token 5 goes, the twin of 0.
+    assert important_and_diverse(features, saliency, 5, 0.19, 1)[0].tolist() == [0, 1, 2, 3, 4]
 
 
 @every

@@ -32,7 +32,7 @@ budgets = pytest.mark.parametrize("budget", [1, 2, 3, 7, 13, 29])
 
 def close(weights, expected):
     assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights, torch.tensor(expected), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights, torch.as_tensor(expected), atol=1e-6, rtol=1e-5)
 
 
 # --- VisionZip ----------------------------------------------------------------------------------------------
@@ -94,9 +94,8 @@ def prumerge(saliency, keys, kept, neighbours):
     for k in kept:
         others = [i for i in tokens if i != k]
         cluster = [k, *sorted(others, key=lambda i: (-sim[k][i], i))[:neighbours]]
-        mass = sum(saliency[i] for i in cluster)
-        share = {i: saliency[i] / mass if mass else 1 / len(cluster) for i in cluster}
-        rows.append([share.get(i, 0.0) for i in tokens])
+        counts = {i: 1.0 if i == k else saliency[i] for i in cluster}
+        rows.append([counts.get(i, 0.0) / sum(counts.values()) for i in tokens])
     return rows
 
 
@@ -109,14 +108,14 @@ def test_outliers_with_neighbours(inputs, dtype, neighbours):
         weights = outliers_with_neighbours(saliency, keys, kept, neighbours)
         close(weights, prumerge(saliency.double().tolist(), keys, kept.tolist(), neighbours))
         nothing = outliers_with_neighbours(torch.zeros_like(saliency), keys, kept, neighbours)
-        close(nothing, prumerge([0.0] * 30, keys, kept.tolist(), neighbours))
+        close(nothing, torch.eye(30)[kept])
 
 
 def test_outliers_with_neighbours_by_hand():
-    """Token 0 is like 2, token 3 like 1; each pair is weighted by saliency."""
+    """Token 0 is like 2, token 3 like 1; these count their saliency, the kept ones 1."""
     keys = torch.tensor([[1.0, 0.0], [0.1, 1.0], [2.0, 0.1], [0.0, 1.0]])
-    weights = outliers_with_neighbours(torch.tensor([0.6, 0.1, 0.2, 0.4]), keys, torch.tensor([0, 3]), 1)
-    close(weights, [[0.75, 0.0, 0.25, 0.0], [0.0, 0.2, 0.0, 0.8]])
+    weights = outliers_with_neighbours(torch.tensor([0.6, 0.6, 0.25, 0.4]), keys, torch.tensor([0, 3]), 1)
+    close(weights, [[0.8, 0.0, 0.2, 0.0], [0.0, 0.375, 0.0, 0.625]])
 
 
 @pytest.mark.parametrize("budget", [1, 2, 5, 11, 40, 46])

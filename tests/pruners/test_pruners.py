@@ -24,7 +24,17 @@ from foveate.functional import (
     text_to_image_attention,
     top_k,
 )
-from foveate.pruners import METHODS, AdaFV, FixedMix, Random, Saliency, TextSimilarity, Uniform, get_pruner
+from foveate.pruners import (
+    METHODS,
+    AdaFV,
+    FixedMix,
+    Random,
+    Saliency,
+    TextSimilarity,
+    Uniform,
+    get_pruner,
+    parse_method,
+)
 from foveate.pruners.text import ReadsText
 from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
 
@@ -521,3 +531,18 @@ def test_broken_features_show_in_the_scores_on_cuda(method):
     there = TextTokens(text.embeddings.cuda(), text.turn, text.special)
     scores = get_pruner(method, keep=0.2).select(visual, there).scores
     assert any(not bool(torch.isfinite(score).all()) for score in scores.values())
+
+
+def test_options_stand_behind_a_name():
+    assert get_pruner("adafv", keep=0.2) == AdaFV(keep=0.2)
+    method, options = parse_method("fastv:layer=1:budget=final")
+    assert method.name == "fastv" and options == {"layer": 1, "budget": "final"}
+    assert get_pruner("pyramiddrop:stages=(0.25, 0.5)", keep=3).stages == (0.25, 0.5)
+    assert get_pruner("random:seed=3", seed=4).seed == 4
+    for text in ("adafv:kept=1", "adafv:variant", "adafv:keep=0.1", "uniform:"):
+        with pytest.raises(ValueError, match="has no option"):
+            parse_method(text)
+    with pytest.raises(ValueError, match="unknown method 'fast'"):
+        parse_method("fast:layer=1")
+    with pytest.raises(ValueError, match="trim is not available"):
+        parse_method("trim")

@@ -2,7 +2,8 @@
 
 The *bound* is what no pruning before the language model can beat with the stock vision tower: the tower as stock runs
 it, then the language model on a prompt of the kept length whose embeddings were put together beforehand; nothing is
-read, chosen or shortened.
+read, chosen or shortened. Where stock runs encoder layers whose output nobody reads and Foveate leaves them out, there
+is a *lean bound* beside it, whose tower leaves them out as well: what is above that one is Foveate's own work.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from foveate.attachment import looking_through
 from foveate.benchmarks import baseline
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
 from foveate.compare import cache_bytes
 from foveate.models import family_for
-from foveate.pruners import Pruner, get_pruner
+from foveate.models.base import Request
+from foveate.pruners import InsidePruner, Pruner, get_pruner, parse_method
 from foveate.tokens import Keep
 
-Kind = Literal["stock", "foveate", "bound", "baseline"]
+Kind = Literal["stock", "foveate", "bound", "lean-bound", "baseline"]
 
 TARGETED = 0.1
 """The budget that the targets are set for."""
@@ -38,10 +41,10 @@ class Result:
     """One way of answering. Times are medians of interleaved rounds, for the whole batch.
 
     Args:
-        kind: stock (nothing attached), foveate, bound or baseline.
+        kind: stock (nothing attached), foveate, bound, lean-bound (where it differs) or baseline.
         method: of foveate and the baseline, else "".
         keep: the budget; 1.0 for all tokens.
-        prompt_tokens: per sequence, that reached the language model.
+        prompt_tokens: per sequence, that reached the language model; of methods inside it, its first layer.
         ttft_ms: vision tower, selection and prefill, up to the first token.
         total_ms: to the last of ``new_tokens``; None when only the first was asked for.
         decode_rate: tokens per second after the first, all sequences; None likewise.
@@ -51,6 +54,7 @@ class Result:
         over_bound: ``ttft_ms`` over that of the bound of the same length, by the median difference within rounds; None
             for stock.
         over_stock: the same over stock.
+        over_lean: the same over the lean bound of the same length; None where there is none.
     """
 
     kind: Kind
@@ -65,6 +69,7 @@ class Result:
     flops: int
     over_bound: float | None
     over_stock: float
+    over_lean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ class Report:
     def targets(self) -> list[Target]:
         """For every method at a tenth of the tokens: time over the bound, speed-up over the bound's; peak over stock.
 
-        Where a tenth was not measured, the smallest budget takes its place.
+        Where a tenth was not measured, the smallest budget takes its place. Methods inside the language model have no
+        targets: their first layers run over all tokens.
         """
         found = []
         stock = self.find("stock")
@@ -122,12 +128,19 @@ class Report:
         few = TARGETED if TARGETED in self.keeps else smallest
         bounds = [self.find("bound", keep) for keep in (1.0, few)]
         for method in self.methods:
+            if issubclass(parse_method(method)[0], InsidePruner):
+                continue
             whole, least = (self.find("foveate", keep, method) for keep in (1.0, few))
             assert stock and whole and least and bounds[0] and bounds[1] and least.over_bound is not None
             ours, theirs = whole.ttft_ms / least.ttft_ms, bounds[0].ttft_ms / bounds[1].ttft_ms
             memory = max(one.peak_bytes for one in self.results if (one.kind, one.method) == ("foveate", method))
             found += [
                 Target(f"{method}: first token at keep {few:g}, over the bound", least.over_bound, TIME_TARGET, True),
+                *(
+                    [Target(f"{method}: the same, over the lean bound", least.over_lean, TIME_TARGET, True)]
+                    if least.over_lean is not None
+                    else []
+                ),
                 Target(
                     f"{method}: speed-up of the first token from keep 1 to {few:g}, over the bound's own",
                     ours / theirs, SPEEDUP_TARGET, False,
@@ -153,6 +166,8 @@ class _Case:
     keep: float | int
     run: Callable[[int], Any]
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    inside: bool = False
+    """Whether it prunes inside the language model, to which the whole prompt goes."""
 
 
 def measure(
@@ -202,13 +217,17 @@ def measure(
             for number, case in enumerate(cases)
         }
     with torch.no_grad():
-        times = interleaved(tasks, repeats, timer, progress=progress)
-    by_keep = {case.keep: times[f"{number} first"] for number, case in enumerate(cases) if case.kind == "bound"}
+        # Observing has run every first token already, and a large model on a CPU takes long for each.
+        times = interleaved(tasks, repeats, timer, warmups=int(new_tokens > 1), progress=progress)
+    by_keep, lean = (
+        {case.keep: times[f"{number} first"] for number, case in enumerate(cases) if case.kind == kind}
+        for kind in ("bound", "lean-bound")
+    )
     lengths = {case.keep: observed[number][0] for number, case in enumerate(cases) if case.kind == "bound"}
     results = []
     for number, case in enumerate(cases):
         length, cache, peak, flops = observed[number]
-        if case.kind == "foveate" and length != lengths[case.keep]:
+        if case.kind == "foveate" and not case.inside and length != lengths[case.keep]:
             raise RuntimeError(
                 f"{case.method} at keep {case.keep:g} left a prompt of {length} tokens, its budget {lengths[case.keep]}"
             )
@@ -223,6 +242,7 @@ def measure(
                 decode_rate=rate, peak_bytes=peak, cache_bytes=cache, flops=flops,
                 over_bound=None if case.kind == "stock" else _over(first, reference),
                 over_stock=_over(first, times["0 first"]),
+                over_lean=_over(first, lean[case.keep]) if case.keep in lean and case.kind != "stock" else None,
             )
         )  # fmt: skip
     return Report(results, list(methods), keeps, new_tokens, repeats)
@@ -271,12 +291,22 @@ def _cases(
 
     pixels = {name: inputs[name] for name in family_for(model).image_inputs if inputs.get(name) is not None}
 
-    def bound(prompt: Tensor) -> Callable[[int], Any]:
+    @torch.no_grad()
+    def stock_tower() -> None:
+        model.model.get_image_features(**pixels, return_dict=True)
+
+    @torch.no_grad()
+    def lean_tower() -> None:
+        with looking_through(model) as site:
+            site.family.encode(inputs, Request(site.features["image"], saliency=False, prompt=ids_on_cpu))
+
+    ids_on_cpu = inputs["input_ids"].cpu()
+
+    def bound(tower: Callable[[], None], prompt: Tensor) -> Callable[[int], Any]:
         mask = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
 
         def run(tokens: int) -> Any:
-            with torch.no_grad():
-                model.model.get_image_features(**pixels, return_dict=True)
+            tower()
             return model.generate(inputs_embeds=prompt, attention_mask=mask, **options(tokens))
 
         return run
@@ -285,9 +315,17 @@ def _cases(
         return lambda tokens: baseline.generate(model, inputs, method, keep, **options(tokens))
 
     cases = [_Case("stock", "", 1.0, stock)]
+    leaner = count_flops(lean_tower) < count_flops(stock_tower)
     for keep in keeps:
-        cases.append(_Case("bound", "", keep, bound(_assembled(model, inputs, keep))))
-        cases += [_Case("foveate", method, keep, foveate(get_pruner(method, keep=keep))) for method in methods]
+        prompt = _assembled(model, inputs, keep)
+        cases.append(_Case("bound", "", keep, bound(stock_tower, prompt)))
+        if leaner:
+            cases.append(_Case("lean-bound", "", keep, bound(lean_tower, prompt)))
+        pruners = [(method, get_pruner(method, keep=keep)) for method in methods]
+        cases += [
+            _Case("foveate", method, keep, foveate(pruner), inside=isinstance(pruner, InsidePruner))
+            for method, pruner in pruners
+        ]
         if with_baseline and keep != 1.0 and baseline.supports(model):
             cases += [
                 _Case("baseline", method, keep, research(method, keep), lambda: baseline.eager_tower(model))

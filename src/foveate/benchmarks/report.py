@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate.benchmarks.accuracy import NAMES, Accuracies
+from foveate.benchmarks.accuracy import plot as plot_accuracy
 from foveate.benchmarks.prefill import Report, Result
 from foveate.benchmarks.tap import TapCost
 
@@ -16,15 +18,18 @@ if TYPE_CHECKING:
 Table = tuple[list[str], list[list[str]]]
 """Heads and rows; the first column is text, the others are figures."""
 
-COLOURS = {"foveate": "#d1495b", "bound": "#333333", "baseline": "#8d96a3", "stock": "#2e86ab"}
+COLOURS = {
+    "foveate": "#d1495b", "bound": "#333333", "lean-bound": "#66a182", "baseline": "#8d96a3", "stock": "#2e86ab",
+}  # fmt: skip
 
 
 def _title(one: Result) -> str:
     return one.kind if not one.method else f"{one.kind} {one.method}"
 
 
-def results_table(report: Report) -> Table:
-    """One row per way of answering."""
+def results_table(report: Report, accuracies: Accuracies | None = None) -> Table:
+    """One row per way of answering; with an evaluation's figures, one more column."""
+    lean = any(one.over_lean is not None for one in report.results)
     heads = [
         "",
         "keep",
@@ -32,12 +37,14 @@ def results_table(report: Report) -> Table:
         "first token, ms",
         "over bound",
         "over stock",
+        *(["over lean bound"] if lean else []),
         "peak, MiB",
         "KV cache, MiB",
         "GFLOPs",
     ]
     decoded = report.new_tokens > 1
     heads += ["decode, tokens/s", f"all {report.new_tokens}, ms"] if decoded else []
+    heads += [] if accuracies is None else [f"accuracy, %, {NAMES.get(accuracies.groups[0], accuracies.groups[0])}"]
     rows = []
     for one in report.results:
         row = [
@@ -47,12 +54,16 @@ def results_table(report: Report) -> Table:
             f"{one.ttft_ms:.1f}",
             "" if one.over_bound is None else f"{one.over_bound:.3f}",
             f"{one.over_stock:.3f}",
+            *([] if not lean else ["" if one.over_lean is None else f"{one.over_lean:.3f}"]),
             f"{one.peak_bytes / 2**20:.1f}",
             f"{one.cache_bytes / 2**20:.2f}",
             f"{one.flops / 1e9:.2f}",
         ]
         if one.decode_rate is not None and one.total_ms is not None:
             row += [f"{one.decode_rate:.1f}", f"{one.total_ms:.1f}"]
+        if accuracies is not None:
+            found = accuracies.of(one, accuracies.groups[0])
+            row.append("" if found is None else f"{100 * found.value:.1f}")
         rows.append(row)
     return heads, rows
 
@@ -121,7 +132,7 @@ def plot(report: Report, title: str) -> Figure:
             axes.plot(
                 [one.prompt_tokens for one in ours],
                 [value(one) for one in ours],
-                label=name, marker="o", markersize=4, linewidth=1.8, linestyle="--" if kind == "bound" else "-",
+                label=name, marker="o", markersize=4, linewidth=1.8, linestyle="--" if kind.endswith("bound") else "-",
                 color=None if alike else COLOURS[kind],
             )  # fmt: skip
         axes.set_xlabel("tokens of the prompt")
@@ -135,9 +146,17 @@ def plot(report: Report, title: str) -> Figure:
 
 
 def save(
-    out: Path, name: str, found: Mapping[str, Any], page: str, report: Report | None = None, title: str = ""
+    out: Path,
+    name: str,
+    found: Mapping[str, Any],
+    page: str,
+    report: Report | None = None,
+    title: str = "",
+    accuracies: Accuracies | None = None,
 ) -> list[Path]:
     """Writes ``NAME.json``, ``NAME.md`` and, of a report and where matplotlib is installed, ``NAME.png``.
+
+    With an evaluation's figures also ``NAME-accuracy.png``.
 
     Returns:
         The files written.
@@ -154,4 +173,7 @@ def save(
         return files
     files.append(out / f"{name}.png")
     figure.savefig(files[2], dpi=150)
+    if accuracies is not None:
+        files.append(out / f"{name}-accuracy.png")
+        plot_accuracy(report, accuracies, title, str(found["clock"])).savefig(files[3], dpi=150)
     return files

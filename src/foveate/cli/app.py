@@ -103,10 +103,23 @@ def evaluate(
         str,
         typer.Option(help="scenes, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
     ] = "scenes",
-    methods: Annotated[str, typer.Option(help="Comma-separated names, or all.")] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated names, or all (those before the LLM). Options stand behind a name: "
+            "fastv:layer=1:budget=final."
+        ),
+    ] = "all",
     keep: Annotated[
-        str, typer.Option(help="Comma-separated budgets: fractions, or tokens per image. 1 is all tokens, always run.")
-    ] = "1,0.25,0.1,0.05",
+        str | None,
+        typer.Option(
+            help="Comma-separated budgets: fractions, or tokens per image. 1 is all tokens, always run. Default "
+            "1,0.25,0.1,0.05, with --quick 0.1."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="80 scenes, or 400 questions: under five minutes on two cores.")
+    ] = False,
     count: Annotated[
         int | None,
         typer.Option(min=1, help="How many scenes (default 300); of another suite, how many questions (default all)."),
@@ -125,6 +138,10 @@ def evaluate(
     suffix: Suffix = "",
     batch_size: BatchSize = 16,
     max_new_tokens: AnswerTokens = None,
+    analysis: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What `foveate analyze` wrote of the same scenes: groups by salience."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Results folder; started again with the same settings, it goes on.")
     ] = None,
@@ -140,9 +157,11 @@ def evaluate(
     from foveate.evaluation.suites import Columns, Source
 
     columns = Columns(image_column, question_column, answers_column, id_column, group_column)
-    count = 300 if count is None and suite == "scenes" else count
+    if count is None and (quick or suite == "scenes"):
+        count = (80 if quick else 300) if suite == "scenes" else 400
+    keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    given = engine, vllm_options or []
+    given = analysis, engine, vllm_options or []
     run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 
@@ -273,6 +292,10 @@ def bench(
     baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Beside it, pruning as research repositories write it.")
     ] = True,
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What `foveate eval` found with the same model, drawn over the times."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and plot; default build/bench.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -291,7 +314,7 @@ def bench(
     run(
         Request(
             tap, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers, device,
-            dtype, attention, clock, repeats, max_new_tokens, baseline, out, as_json,
+            dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json,
         )
     )  # fmt: skip
 

@@ -42,6 +42,7 @@ class Request:
     repeats: int | None
     max_new_tokens: int
     with_baseline: bool
+    accuracy: Path | None
     out: Path
     as_json: bool
 
@@ -73,6 +74,10 @@ def _run_tap(request: Request) -> None:
     from foveate.benchmarks import report, tap
     from foveate.benchmarks.measure import machine
 
+    if request.accuracy is not None:
+        raise ValueError(
+            "--accuracy goes beside times to the first token, and --tap measures encoders alone: leave it out"
+        )
     if request.model is not None:
         raise ValueError("--tap measures the encoders of shapes: name them with --shape, or leave both out for all")
     names = list(tap.ENCODERS) if request.shape is None else split_list(request.shape)
@@ -107,7 +112,7 @@ def _run_tap(request: Request) -> None:
 def _run_prefill(request: Request) -> None:
     import torch
 
-    from foveate.benchmarks import prefill, report
+    from foveate.benchmarks import accuracy, prefill, report
     from foveate.benchmarks.measure import machine
     from foveate.cli.console import parse_keep
 
@@ -117,6 +122,7 @@ def _run_prefill(request: Request) -> None:
     typed = request.keep or ("1,0.25,0.1" if request.quick else "1,0.5,0.25,0.1,0.05")
     keeps = [parse_keep(keep, one_is_all=True) for keep in split_list(typed)]
     model, inputs, facts = _subject(request)
+    accuracies = None if request.accuracy is None else accuracy.read(request.accuracy, model)
     repeats = request.repeats or (7 if request.quick else 15)
     with progress_bar("measuring") as progress:
         measured = prefill.measure(
@@ -125,11 +131,13 @@ def _run_prefill(request: Request) -> None:
         )  # fmt: skip
     facts |= {**machine(torch.device(request.device)), "clock": request.clock, "repeats": repeats}
     found = {**facts, **measured.as_dict()}
-    tables = [("", report.results_table(measured)), ("", report.targets_table(measured))]
+    if accuracies is not None:
+        found["accuracy"] = accuracies.as_dict(measured)
+    tables = [("", report.results_table(measured, accuracies)), ("", report.targets_table(measured))]
     title = f"{facts['subject']}, first token and memory"
     page = report.markdown(title, facts, [table for _, table in tables], command_line())
     name = re.sub(r"[^a-z0-9.-]+", "-", Path(str(facts["subject"])).name.lower())
-    files = report.save(request.out, name, found, page, measured, title)
+    files = report.save(request.out, name, found, page, measured, title, accuracies)
     show(request, found, tables, files)
     missed = [f"{one.name}: {one.value:.3f}" for one in measured.targets() if not one.holds]
     check(request, missed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.evaluation import report as reporting
+from foveate.evaluation.analysis import read_salience
 from foveate.evaluation.engines import Engine
 from foveate.evaluation.processes import Processes, from_environment
 from foveate.evaluation.runner import (
@@ -32,7 +33,7 @@ from foveate.pruners import METHODS
 
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
-TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter")
+TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Request:
     dtype: str
     batch_size: int
     max_new_tokens: int | None
+    analysis: Path | None
     engine: str
     vllm_options: Sequence[str]
 
@@ -64,11 +66,11 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
 
 
 def parse_methods(text: str) -> list[str]:
-    """Names of registered methods, or all of them. Raises ValueError for an unknown one."""
-    names = list(METHODS) if text == "all" else split_list(text)
+    """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others."""
+    names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
     for name in names:
         factory(name)
-    return names
+    return list(dict.fromkeys(names))
 
 
 def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
@@ -111,6 +113,9 @@ def run(request: Request) -> None:
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
+    if request.analysis is not None and not request.source.is_scenes:
+        raise ValueError("--analysis says how salient the things in scenes are: leave it out for other suites")
+    salience = None if request.analysis is None else read_salience(request.analysis)
     suite = open_suite(request.source, out, processes)
     asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
     with closing(_engine(request, methods)) as engine, progress_bar(asking) as progress:
@@ -121,7 +126,7 @@ def run(request: Request) -> None:
         )  # fmt: skip
     if processes.rank:
         return
-    report = _report(suite, rows, methods)
+    report = _report(suite, rows, methods, salience)
     title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
     files = reporting.save(report, out, PLOTTED if suite.is_scenes else report.groups[:3], title)
     try:
@@ -184,13 +189,16 @@ def _engine(request: Request, methods: list[str]) -> Engine:
             raise
 
 
-def _report(suite: Suite, rows: list[Any], methods: list[str]) -> reporting.Report:
-    if suite.is_scenes:
-        return reporting.summarise(
-            rows, suite.items, reporting.scenes_groups(), reporting.SCENES_PAIRS, reporting.SCENES_PAIRED_GROUPS
-        )
-    groups = reporting.plain_groups(suite.items)
+def _report(
+    suite: Suite, rows: list[Any], methods: list[str], salience: Mapping[tuple[str, str], float] | None
+) -> reporting.Report:
     pairs = [("adafv", other) for other in methods if other != "adafv"]
+    if suite.is_scenes:
+        groups = reporting.scenes_groups()
+        if salience is not None:
+            groups += reporting.salience_groups(suite.items, salience)
+        return reporting.summarise(rows, suite.items, groups, pairs, reporting.SCENES_PAIRED_GROUPS)
+    groups = reporting.plain_groups(suite.items)
     return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
 
 
@@ -235,7 +243,7 @@ def _paired(report: reporting.Report) -> Table:
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )
     for pair in report.pairs:
-        if pair.first != "adafv":
+        if pair.first != "adafv" or pair.group not in ("pooled", "all"):
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(

@@ -36,6 +36,7 @@ TITLES = {
 }
 COLOURS = {LLM: "#8d96a3", TEXT_TO_IMAGE: "#2e86ab", SALIENCY: "#edae49"}
 
+ANALYSIS_FILE = "analysis.json"
 BINS = 16
 """Places along the prompt that the position curves have."""
 KEEPS = (0.05, 0.1, 0.25)
@@ -101,6 +102,15 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The ROC-AUC of every score on one question that asks about something in its picture."""
+
+    image: str
+    question: str
+    auc: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Both analyses. ``pairs`` compares the ROC-AUC of two scores on the same questions: (first, second, group)."""
 
@@ -110,6 +120,7 @@ class Analysis:
     bias: tuple[Bias, ...]
     alignment: tuple[Alignment, ...]
     pairs: dict[tuple[str, str, str], Difference]
+    found: tuple[Found, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -123,6 +134,7 @@ class Analysis:
                 {"first": first, "second": second, "group": group, **asdict(difference)}
                 for (first, second, group), difference in self.pairs.items()
             ],
+            "asked": [asdict(one) for one in self.found],
             "note": (
                 f"{LLM}: attention of the question's last token in layer {self.layer} (from 0) of the language model, "
                 "mean over heads; scores sum to the number of tokens, so 1 is an even spread. A token is the object's "
@@ -298,7 +310,25 @@ def summarise(scored: Sequence[Scored], layer: int) -> Analysis:
             alignment.append(Alignment(name, group, bootstrap(design, tallied(auc[name][part])), recall, share))
         for first, second in ((TEXT_TO_IMAGE, LLM), (SALIENCY, LLM), (TEXT_TO_IMAGE, SALIENCY)):
             pairs[first, second, group] = paired_difference(auc[first][part], auc[second][part], design)
-    return Analysis(layer, len(scored), len(set(pictures.pictures)), tuple(bias), tuple(alignment), pairs)
+    asked = tuple(
+        Found(one.item.image, one.item.question, {name: round(float(auc[name][place]), 5) for name in SCORES})
+        for place, one in enumerate(found)
+    )
+    return Analysis(layer, len(scored), len(set(pictures.pictures)), tuple(bias), tuple(alignment), pairs, asked)
+
+
+def read_salience(folder: Path) -> dict[tuple[str, str], float]:
+    """How well saliency ranks what is asked about, by (image, question): ROC-AUC, from what ``save`` wrote.
+
+    Raises:
+        ValueError: there is no such analysis in the folder.
+    """
+    file = folder / ANALYSIS_FILE
+    try:
+        asked = json.loads(file.read_text(encoding="utf-8"))["asked"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{file} is not what foveate analyze writes: {error}") from None
+    return {(one["image"], one["question"]): one["auc"][SALIENCY] for one in asked}
 
 
 def plot(analysis: Analysis) -> Figure:
@@ -350,7 +380,7 @@ def plot(analysis: Analysis) -> Figure:
 def save(analysis: Analysis, out: Path) -> list[Path]:
     """Writes ``analysis.json`` and, where matplotlib is installed, ``analysis.png``. Returns the files written."""
     out.mkdir(parents=True, exist_ok=True)
-    files = [out / "analysis.json"]
+    files = [out / ANALYSIS_FILE]
     files[0].write_text(json.dumps(analysis.as_dict(), indent=2) + "\n", encoding="utf-8")
     try:
         figure = plot(analysis)

@@ -194,6 +194,30 @@ def scenes_groups() -> tuple[Group, ...]:
     )
 
 
+def salience_groups(items: Sequence[Any], salience: Mapping[tuple[str, str], float]) -> tuple[Group, ...]:
+    """Questions of things in thirds: those that saliency ranks best, and those it ranks worst.
+
+    Args:
+        items: questions of the scenes suite.
+        salience: ROC-AUC of saliency by (image, question), see ``analysis.read_salience``.
+
+    Raises:
+        ValueError: fewer than three questions have one.
+    """
+
+    def of(item: Any) -> float:
+        return salience.get((item.image, item.question), math.nan) if _asks_of_a_thing(item) else math.nan
+
+    known = sorted(value for item in items if not math.isnan(value := of(item)))
+    if len(known) < 3:
+        raise ValueError("the analysis is of other questions: give it the same --count, --seed and --split")
+    low, high = known[len(known) // 3 - 1], known[-(len(known) // 3)]
+    return (
+        Group("salient", (Stratum("salient", lambda item: of(item) >= high),)),
+        Group("not salient", (Stratum("not salient", lambda item: of(item) <= low),)),
+    )
+
+
 def _asks_of_a_thing(item: Any) -> bool:
     return item.kind in ("attribute", "reading") or (item.kind == "presence" and item.answers[0] == "yes")
 
@@ -209,7 +233,6 @@ def plain_groups(items: Sequence[Any]) -> tuple[Group, ...]:
     return (whole, *(within(name) for name in names if len(names) > 1 and name not in ("", "all")))
 
 
-SCENES_PAIRS = (("adafv", "text"), ("adafv", "saliency"))
 SCENES_PAIRED_GROUPS = ("overall", "pooled", "small in clutter")
 
 

@@ -23,7 +23,7 @@ from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
 from foveate.prompts import adds_special_tokens
-from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, Pruner
+from foveate.pruners import InsidePruner, Pruner, parse_method
 from foveate.pruners.uniform import Uniform
 from foveate.session import look, question_prompt
 from foveate.tokens import Keep
@@ -80,18 +80,19 @@ def factory(name: str) -> Factory:
     """How a registered method, those inside the LLM included, is made for each picture: one with a ``seed`` gets the
     picture's number, so that its luck differs from picture to picture and is the same in every run.
 
+    Args:
+        name: as for ``foveate.pruners.parse_method``, options behind it included.
+
     Raises:
-        ValueError: no such method; the message names those known.
+        ValueError: no such method or option, or a value that the method refuses.
     """
-    known: dict[str, type[Pruner]] = {**METHODS, **INSIDE_METHODS}
-    if name not in known:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
-    method = known[name]
-    seeded = any(field.name == "seed" for field in fields(method))
+    method, options = parse_method(name)
+    seeded = "seed" not in options and any(field.name == "seed" for field in fields(method))
 
     def make(keep: float | int, picture: int) -> Pruner:
-        return method(keep=keep, seed=picture) if seeded else method(keep=keep)  # type: ignore[call-arg]
+        return method(keep=keep, **options, **({"seed": picture} if seeded else {}))
 
+    make(1.0, 0)  # what it refuses, it refuses now
     return make
 
 

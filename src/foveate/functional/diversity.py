@@ -172,10 +172,11 @@ def important_and_diverse(
 ) -> tuple[Tensor, Tensor]:
     """Salient tokens, and of the others those that remain when duplicates are removed: VisPruner (arXiv 2412.01818 v2).
 
-    The ``ceil(important * K)`` most salient tokens stay. The others are split alternately, by position, in two halves;
-    the ``step`` tokens of the first half that are most similar to some token of the second are dropped, and what
-    remains, in its original order, is split anew until the budget is met. O(N^2 D) time for the similarities, then
-    O(N^2) a round; O(N^2) memory.
+    The ``floor(important * K)`` most salient tokens stay. The others, the most salient first, are split alternately in
+    two halves; the ``step`` tokens of the first half that are most similar to some token of the second are dropped.
+    What remains of the first, the most similar first, and then the second are split anew until the budget is met:
+    the order, which the paper leaves open, is the released code's. O(N^2 D) time for the similarities, then O(N^2) a
+    round; O(N^2) memory.
 
     Args:
         visual: (N, D) tokens of one image.
@@ -186,7 +187,7 @@ def important_and_diverse(
 
     Returns:
         kept (min(K, N)) int64, ascending, distinct; and the cosine of every token to the most similar other one, (N,)
-        float32. Of equally salient tokens the earlier stays, of equally similar ones too.
+        float32. Of equally salient tokens the earlier stays, of equally similar ones the one that stood first.
 
     Raises:
         TypeError: inputs that are not floating; a budget that is no int.
@@ -207,15 +208,15 @@ def important_and_diverse(
     if tokens <= budget:
         return everything(saliency), closest
     order = descending(saliency)[1]
-    salient = min(budget, math.ceil(important * budget - 1e-9))
-    kept, left = order[:salient], order[salient:].sort().values
+    salient = math.floor(important * budget + 1e-9)
+    kept, left = order[:salient], order[salient:]
     diverse = budget - salient
     while diverse and len(left) > diverse:
         first, second = left[::2], left[1::2]
         similar = likeness.index_select(0, first).index_select(1, second).amax(dim=-1)
         drop = min(step, len(left) - diverse, len(first))
-        first = first[similar.sort(stable=True).indices[: len(first) - drop]]
-        left = torch.cat([first, second]).sort().values
+        ascending = similar.sort(stable=True).indices[: len(first) - drop]
+        left = torch.cat([first[ascending.flip(0)], second])
     return torch.cat([kept, left[:diverse]]).sort().values, closest
 
 

@@ -78,13 +78,13 @@ def dominant_and_contextual(
 def outliers_with_neighbours(saliency: Tensor, keys: Tensor, kept: Tensor, neighbours: int = 32) -> Tensor:
     """Weights that fold into each kept token those most like it: the merging of PruMerge (arXiv 2403.15388).
 
-    A kept token becomes the mean of itself and the ``neighbours`` tokens, kept or not, whose keys are most similar to
-    its own (cosine), weighted by saliency. The paper writes the weighted sum; divided by the sum of the weights, as
-    here, it keeps the length of a token whatever part of the attention the cluster has. Where a cluster has no
-    saliency at all the mean is plain. O(K N (d + log N)).
+    A kept token takes up the ``neighbours`` tokens, kept or not, whose keys are most similar to its own (cosine): it
+    counts 1, each of them its saliency, as in the released code. (The paper writes the kept token with its own saliency
+    too; since a view's saliency sums to 1, that would be a blur of the cluster with hardly more of the kept token than
+    of another.) The sum is divided by that of the weights, which keeps the length of a token. O(K N (d + log N)).
 
     Args:
-        saliency: (N,) >= 0.
+        saliency: (N,) >= 0, as the encoder gives it: about 1 in sum over each view.
         keys: (N, d) keys of the encoder layer where saliency is read.
         kept: (K,) int64, see :func:`foveate.functional.top_k`.
         neighbours: at most this many others in a cluster, >= 0. Default 32.
@@ -109,9 +109,8 @@ def outliers_with_neighbours(saliency: Tensor, keys: Tensor, kept: Tensor, neigh
     own = kept.unsqueeze(-1)
     cluster = likeness.scatter(1, own, math.inf).sort(dim=-1, descending=True, stable=True).indices[:, : neighbours + 1]
     inside = torch.zeros_like(likeness).scatter(1, cluster, 1.0)
-    weights = inside * saliency.float()
-    mass = weights.sum(dim=-1, keepdim=True)
-    return torch.where(mass > 0, weights / torch.where(mass > 0, mass, 1.0), inside / inside.sum(dim=-1, keepdim=True))
+    weights = (inside * saliency.float()).scatter(1, own, 1.0)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def salient_and_spread(

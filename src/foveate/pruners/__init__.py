@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from foveate.pruners.adafv import AdaFV
@@ -60,23 +63,53 @@ LACKING = {
 """Methods that people ask for by name, and what stands in their way."""
 
 
-def get_pruner(name: str, **options: Any) -> Pruner:
-    """The pruner of that name, with its options (``keep`` among them).
+def parse_method(text: str) -> tuple[type[Pruner], Mapping[str, Any]]:
+    """What a method's name stands for: its class, and options that stand behind the name.
+
+    Args:
+        text: ``"adafv"``, or with options ``"fastv:layer=1:budget=final"``. A value is read as Python writes it, where
+            it is a literal (``3``, ``0.5``, ``True``, ``(0.25, 0.5)``), else as text.
 
     Raises:
-        ValueError: no such method; the message names those known, or says what a method lacks.
-        TypeError: an option the method does not have.
+        ValueError: no such method; the message names those known, or says what a method lacks. An option the method
+            does not have, or that is ``keep``, which is said elsewhere.
     """
+    name, *given = text.split(":")
     if name in LACKING:
         raise ValueError(f"{name} is not available: {LACKING[name]}")
     known: dict[str, type[Pruner]] = {**METHODS, **INSIDE_METHODS}
     if name not in known:
         raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
-    return known[name](**options)
+    own = [field.name for field in fields(known[name]) if field.init and field.name != "keep"]
+    options: dict[str, Any] = {}
+    for one in given:
+        option, equals, value = one.partition("=")
+        if option not in own or not equals:
+            raise ValueError(f"{text!r}: {name} has no option {one!r}; known, as in {name}:option=value: {own}")
+        try:
+            options[option] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            options[option] = value
+    return known[name], options
+
+
+def get_pruner(name: str, **options: Any) -> Pruner:
+    """The pruner of that name, with its options (``keep`` among them).
+
+    Args:
+        name: as for ``parse_method``.
+        options: of the method; they go before those behind the name.
+
+    Raises:
+        ValueError: as for ``parse_method``, or a value the method refuses.
+        TypeError: an option the method does not have.
+    """
+    method, own = parse_method(name)
+    return method(**{**own, **options})
 
 
 __all__ = [
     "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV", "FixedMix",
     "HoloV", "InsidePruner", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency",
-    "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "get_pruner",
+    "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "get_pruner", "parse_method",
 ]  # fmt: skip

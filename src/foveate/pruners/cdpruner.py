@@ -17,7 +17,9 @@ class CDPruner(ReadsQuestion, Pruner):
 
     Relevance is the mean cosine of the projected token to the question's input embeddings, the paper's way for models
     without CLIP's text encoder; for LLaVA the paper asks CLIP, whose text encoder stock checkpoints lack. So on LLaVA
-    its published numbers are not to be expected. All views of the image compete at once.
+    its published numbers are not to be expected. (There it also turns the sign of the cosines, as CLIP's patches are
+    least similar to the text they show; projected tokens are most similar, and are scored so.) All views of the image
+    compete at once.
 
     Args:
         keep: as for ``Pruner``.

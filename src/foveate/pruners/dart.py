@@ -15,8 +15,8 @@ class DART(Pruner):
     """The tokens least like a few pivots, and the pivots: DART (arXiv 2502.11494), here before the LLM.
 
     The paper prunes after the LLM's second layer, where it takes pivots among image and text tokens by the norm of
-    their keys. Here pivots are the projected image tokens of the largest norm, and duplication is the cosine of
-    projected tokens; all views of the image compete at once.
+    their keys (four of each, by the L1 norm, as released). Here pivots are the projected image tokens of the largest
+    Euclidean norm, and duplication is the cosine of projected tokens; all views of the image compete at once.
 
     Args:
         keep: as for ``Pruner``.

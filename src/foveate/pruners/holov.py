@@ -15,7 +15,8 @@ from foveate.tokens import TextTokens, VisualTokens
 class HoloV(Pruner):
     """A share of the budget for every region, by saliency and variety within it: HoloV (arXiv 2510.02912).
 
-    The paper leaves open how crops are cut: here every view is a square of ``crops`` x ``crops`` of them, and those of
+    The equations are from memory of the paper, whose text and code could not be looked up again. How crops are cut it
+    leaves open: here every view is a square of ``crops`` x ``crops`` of them, and those of
     all views share one budget. A crop keeps its tokens of the best scores. The paper's optional return of pruned
     context inside the LLM is left out.
 

@@ -18,7 +18,10 @@ class PruMerge(Pruner):
 
     The paper keeps as many tokens as are outliers of saliency; here the budget is given and exact, so the number of
     outliers plays no part. The paper merges what leaves the vision tower; here projected tokens are merged, all views
-    of the image at once. A merged token is the mean of its members by saliency, where the paper writes their sum.
+    of the image at once. A kept token counts 1 and what joins it its saliency, as in the released code (the paper's
+    formula weighs the kept token by its saliency as well), and the sum is divided by that of the weights. The released
+    code appends one more token, all that was not kept summed by saliency; here nothing is appended. Its attention and
+    keys are the last layer's, with all heads as one; here they are those of the layer that the projector reads.
 
     Args:
         keep: as for ``Pruner``.

@@ -12,7 +12,8 @@ from foveate.pruners.inside import InsidePruner, require_fractions, stages_at
 class PyramidDrop(InsidePruner):
     """Inside the LLM, at stages, what the prompt's last token attends to: PyramidDrop (arXiv 2410.17247).
 
-    Every stage keeps the same share of the tokens before it, ranked by the attention in the last layer before the cut.
+    Every stage keeps the same share of the tokens before it, ranked by the attention in the last layer before the cut;
+    the released code works out that of the layer after it, which costs its projections once more.
     The paper gives that share (0.5) and lets the budget follow; here the share follows from ``keep``.
 
     Args:

@@ -19,7 +19,8 @@ class SparseVLM(InsidePruner):
     """Inside the LLM, at stages, what the words that fit the picture attend to: SparseVLM (arXiv 2410.04417).
 
     The raters are chosen once, by their embeddings, among all text after the image. The paper lets the rank of their
-    attention decide how many tokens a stage drops; here the budget is fixed, and every stage keeps the same share.
+    attention decide how many tokens a stage drops, its released code has a table of numbers for three budgets; here the
+    budget is fixed, and every stage keeps the same share.
     Merged tokens count towards it.
 
     Args:

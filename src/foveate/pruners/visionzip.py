@@ -15,7 +15,9 @@ class VisionZip(Pruner):
     """The most salient tokens, and a few that the others are merged into: VisionZip (arXiv 2412.04467).
 
     The paper merges what leaves the vision tower, view by view; here projected tokens are merged, all views of the
-    image at once. A merged token is the mean of its members and stands in the place of the one they were merged into.
+    image at once. A merged token is the mean of its members and stands in the place of the one they were merged into;
+    the released code adds the mean of those that joined to the token they joined, and takes these tokens at equal steps
+    from the first, not from the middles of equal runs.
 
     Args:
         keep: as for ``Pruner``.

@@ -15,7 +15,8 @@ class VisPruner(Pruner):
     """Half by saliency, half what remains of the others without their duplicates: VisPruner (arXiv 2412.01818).
 
     That is the second version of the paper; the first is FasterVLM, here ``saliency``. Where the paper prunes every
-    view on its own, all views of the image compete at once.
+    view on its own, all views of the image compete at once, and duplicates are found among projected tokens, not among
+    those before the projector. The order in which tokens are paired is the released code's.
 
     Args:
         keep: as for ``Pruner``.
