@@ -32,6 +32,17 @@ def test_methods_that_read_the_question_read_the_turn():
     assert Policy(options={"text_span": "prompt"}).pruner("adafv", 1).text_span == "prompt"
 
 
+def test_options_behind_a_name():
+    policy = Policy("adafv", methods=["adafv:min_share=0.4", "text:text_span=prompt"])
+    assert policy.pruner("adafv:min_share=0.4", 0.1).min_share == 0.4
+    assert policy.pruner("adafv:min_share=0.4", 0.1).text_span == "turn"
+    assert policy.pruner("text:text_span=prompt", 0.1).text_span == "prompt"
+    assert policy.wish({"method": "adafv:min_share=0.4"}).method == "adafv:min_share=0.4"
+    for wrong in ("fastv:layer=1", "adafv:variant=released"):
+        with pytest.raises(ValueError, match="between the layers|not for serving"):
+            Policy(wrong)
+
+
 def test_what_is_read_is_what_any_method_reads():
     assert Policy("adafv").reads_saliency
     assert not Policy("adafv").reads_keys

@@ -230,8 +230,8 @@ def test_soak(server):
                         continue
                     told = await client.post(f"{server.url}/v1/chat/completions", json=body)
                     if told.status_code == 500:
-                        # vLLM's own, with or without pruning: when a client hangs up between its processor cache and its
-                        # engine, an equal request is told to come again. The OpenAI client does so by itself.
+                        # vLLM's own, with or without pruning: when a client hangs up between its processor cache and
+                        # its engine, an equal request is told to come again. The OpenAI client does so by itself.
                         counts["again"] += 1
                         told = await client.post(f"{server.url}/v1/chat/completions", json=body)
                     assert told.status_code == 200, told.text[:500]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foveate.pruners import INSIDE_METHODS, Pruner, get_pruner
+from foveate.pruners import InsidePruner, Pruner, get_pruner, parse_method
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
@@ -36,7 +36,8 @@ class Policy:
     """How a server prunes.
 
     Args:
-        method: the method when a request names none; any of ``foveate methods`` that prunes before the LLM.
+        method: the method when a request names none; any of ``foveate methods`` that prunes before the LLM, options
+            behind its name as for ``parse_method``.
         keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
         max_keep: the most a request may ask for, likewise. Default 1.0: everything.
         methods: further methods that a request may name. Default none.
@@ -104,20 +105,20 @@ class Policy:
         Raises:
             ValueError, TypeError: no such method, or options it does not have.
         """
-        if method in INSIDE_METHODS:
+        kind, own = parse_method(method)
+        if issubclass(kind, InsidePruner):
             raise ValueError(
                 f"{method} prunes between the layers of the LLM, and vLLM runs those itself: serve a method that "
                 "prunes before the LLM"
             )
         given = dict(self.options) if method == self.method else {}
-        bare = get_pruner(method)
-        if any(one.name == "text_span" for one in dataclasses.fields(bare)):
+        known = [one.name for one in dataclasses.fields(kind) if one.name != "keep"]
+        if "text_span" in known and "text_span" not in own:
             given.setdefault("text_span", self.options.get("text_span", TEXT_SPAN))
         try:
             return get_pruner(method, keep=keep, **given)
         except TypeError as error:
-            known = ", ".join(one.name for one in dataclasses.fields(bare) if one.name != "keep")
-            raise TypeError(f"options of {method} are {known or 'none'}, got {given}: {error}") from None
+            raise TypeError(f"options of {method} are {', '.join(known) or 'none'}, got {given}: {error}") from None
 
     def wish(self, request: object) -> Wish:
         """What a request asks for, the server's own values where it is silent.
