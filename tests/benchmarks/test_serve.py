@@ -479,6 +479,7 @@ def test_the_command_measures_a_running_server(monkeypatch: pytest.MonkeyPatch, 
         (("--serve", "--concurrency", "0"), "is none"),
         (("--serve", "--rate", "-1"), "is none"),
         (("--serve", "--methods", "none"), "unknown method 'none'"),
+        (("--serve", "--accuracy", "results"), "not beside --serve"),
         (("--serve", "--url", "http://127.0.0.1:9"), "does not answer as an OpenAI-compatible server"),
     ],
 )

@@ -97,6 +97,8 @@ def _require_honoured(request: Request, serving: Serving) -> None:
     """Raises ValueError for options that say nothing about a server, or contradict each other."""
     if request.tap:
         raise ValueError("--tap and --serve measure different things: give one")
+    if request.accuracy is not None:
+        raise ValueError("--accuracy goes beside times to the first token in this process, not beside --serve")
     if request.model is not None and request.shape is not None:
         raise ValueError("--model and --shape are two ways to say what is measured: give one")
     if serving.url is not None and (
