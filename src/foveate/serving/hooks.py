@@ -1,7 +1,11 @@
-"""Every part of vLLM that is used and is not its documented interface. What moves in a new version moves here."""
+"""Every part of vLLM that is used and is not its documented interface. What moves in a new version moves here.
+
+Importing this needs no tested vLLM: each part is looked for when it is wanted, which it is where pruning is on.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,21 +13,9 @@ from typing import Any
 import torch
 import vllm
 from torch import Tensor
-from vllm.distributed import (
-    get_tensor_model_parallel_rank,
-    get_tensor_model_parallel_world_size,
-    get_tp_group,
-    tensor_model_parallel_all_reduce,
-)
-from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
-from vllm.multimodal.hasher import MultiModalHasher
-from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
 from foveate.serving.policy import Policy
 from foveate.serving.versions import require_tested
-
-EMBEDDING = "image_embeds"
-"""Where vLLM's LLaVA-like models take ready-made image embeddings."""
 
 
 def require_version() -> None:
@@ -36,12 +28,14 @@ def factories_of(stock: Any) -> Any:
     return stock._processor_factory
 
 
-def vision_attention(module: Any) -> MMEncoderAttention:
+def vision_attention(module: Any) -> Any:
     """Checks that a module is the attention of vLLM's vision towers, which sees queries and keys after norms and RoPE.
 
     Raises:
         RuntimeError: it is something else.
     """
+    from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
+
     if not isinstance(module, MMEncoderAttention):
         raise RuntimeError(
             f"foveate expected {MMEncoderAttention.__name__} in the vision tower of vLLM {vllm.__version__}, found "
@@ -50,7 +44,7 @@ def vision_attention(module: Any) -> MMEncoderAttention:
     return module
 
 
-def queries_and_keys(attention: MMEncoderAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def queries_and_keys(attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """What ``attention`` was called with: its queries and keys, (V, H, P, d) each."""
     given = [kwargs[name] if name in kwargs else args[place] for place, name in enumerate(("query", "key"))]
     heads = (attention.num_heads, attention.num_kv_heads)
@@ -62,6 +56,8 @@ def queries_and_keys(attention: MMEncoderAttention, args: Sequence[Any], kwargs:
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over tensor-parallel ranks, each of which has as many of the vision tower's heads."""
+    from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+
     ranks = get_tensor_model_parallel_world_size()
     return values if ranks == 1 else tensor_model_parallel_all_reduce(values) / ranks
 
@@ -69,12 +65,16 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 def from_first_rank(indices: Tensor) -> Tensor:
     """What the first tensor-parallel rank has chosen. All choose from the same numbers; were a last bit of them ever to
     differ, ranks with different tokens would answer nonsense without a word."""
+    from vllm.distributed import get_tp_group
+
     group = get_tp_group()
     return indices if group.world_size == 1 else group.broadcast(indices.contiguous(), src=0)
 
 
 def rank() -> int:
     """This process among those that do the same for one engine."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
     return int(get_tensor_model_parallel_rank())
 
 
@@ -91,12 +91,16 @@ def embedding_table(language_model: Any) -> Any:
 
 def batch_of(item: Any, device: torch.device) -> dict[str, Any]:
     """The arguments of ``embed_multimodal`` for one processed image."""
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
     return next(group_and_batch_mm_kwargs([("image", item)], device=device))[2]
 
 
 def digest(**parts: Any) -> str:
     """A stable hash over plain values, 64 hexadecimal digits. Not the algorithm that the user chose for pictures: these
     are short strings, and the default one is always there."""
+    from vllm.multimodal.hasher import MultiModalHasher
+
     return MultiModalHasher.hash_kwargs("sha256", **parts)
 
 
@@ -132,6 +136,31 @@ def unhonoured(vllm_config: Any, *, rope: bool) -> str | None:
 def hides_steps(vllm_config: Any) -> bool:
     """Whether some steps of the LLM are replayed as a whole, and run no Python."""
     return bool(vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs())
+
+
+def parse_server_options(given: Sequence[str]) -> argparse.Namespace:
+    """What vLLM's ``serve`` makes of its options, the model first.
+
+    Raises:
+        SystemExit: options that it does not know.
+    """
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="foveate serve MODEL", usage="foveate serve MODEL [options]"))
+    parsed: argparse.Namespace = parser.parse_args(given)
+    return parsed
+
+
+def run_server(parsed: argparse.Namespace) -> None:
+    """vLLM's ``serve``, until it is stopped: one API server or several, with engines of their own or without."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+    validate_parsed_serve_args(parsed)
+    ServeSubcommand.cmd(parsed)
 
 
 def shut_down(llm: Any) -> None:

@@ -20,6 +20,7 @@ from vllm.model_executor.models import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from foveate.serving import hooks
 from foveate.serving.policy import CONFIG_KEY, Policy
 
 # What needs a tested vLLM is imported where pruning is on: with it off, an untested one is served as if this package
@@ -40,16 +41,16 @@ def stands_for(stock: type, batches: str) -> Callable[[type], type]:
     """
 
     def info(ctx: Any) -> Any:
-        made = stock._processor_factory.info(ctx)  # type: ignore[attr-defined]
+        made = hooks.factories_of(stock).info(ctx)
         if not is_on(ctx.model_config):
             return made
-        from foveate.serving import hooks, processing
+        from foveate.serving import processing
 
         hooks.require_version()
         return processing.mixed(processing.InfoMixin, made)(ctx)
 
     def processor(info: Any, dummy_inputs: Any) -> Any:
-        made = stock._processor_factory.processor(info, dummy_inputs)  # type: ignore[attr-defined]
+        made = hooks.factories_of(stock).processor(info, dummy_inputs)
         if not is_on(info.ctx.model_config):
             return made
         from foveate.serving import processing, towers
@@ -60,7 +61,7 @@ def stands_for(stock: type, batches: str) -> Callable[[type], type]:
         return processing.mixed(processing.ProcessorMixin, made)(info, dummy_inputs)
 
     def dummy_inputs(info: Any) -> Any:
-        return stock._processor_factory.dummy_inputs(info)  # type: ignore[attr-defined]
+        return hooks.factories_of(stock).dummy_inputs(info)
 
     def named(stand_in: type) -> type:
         stand_in.stock, stand_in.batches = stock, batches  # type: ignore[attr-defined]
@@ -96,7 +97,7 @@ class Pruned:
         policy = Policy.of(vllm_config.model_config.hf_config)
         if policy is None:
             return
-        from foveate.serving import hooks, looking, towers
+        from foveate.serving import looking, towers
 
         hooks.require_version()
         reason = hooks.unhonoured(vllm_config, rope=self.rope)

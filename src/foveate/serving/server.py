@@ -41,8 +41,7 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
         ValueError, TypeError: options of Foveate's that are wrong.
         SystemExit: options that vLLM does not know.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from foveate.serving import hooks
 
     given = list(rest)
     if model == BUNDLED:
@@ -52,8 +51,7 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
         typed = {one.split("=")[0].replace("_", "-") for one in given}
         for name, value in BUNDLED_DEFAULTS.items():
             given += [] if name in typed else [name, value]
-    parser = make_arg_parser(FlexibleArgumentParser(prog="foveate serve MODEL", usage="foveate serve MODEL [options]"))
-    parsed: argparse.Namespace = parser.parse_args([model, *given])
+    parsed = hooks.parse_server_options([model, *given])
     overrides = parsed.hf_overrides or {}
     if not isinstance(overrides, dict):
         raise ValueError(f"--hf-overrides must be a JSON object beside pruning, got {overrides!r}")
@@ -64,7 +62,6 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     # vLLM would refuse Foveate's own as well; the processor refuses all others unless they are trusted.
     parsed.trust_request_mm_kwargs = True
     parsed.model_tag = parsed.model = model
-    validate_parsed_serve_args(parsed)
     return parsed
 
 
@@ -80,17 +77,12 @@ def serve(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> None:
         ValueError, TypeError, SystemExit: as for ``arguments``.
     """
     require_vllm()
-    import vllm
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from foveate.serving import hooks
 
-    from foveate.serving.versions import require_tested
-
-    require_tested(vllm.__version__)
-    cli_env_setup()
+    hooks.require_version()
     stats = tempfile.mkdtemp(prefix="foveate-stats-")
     atexit.register(shutil.rmtree, stats, ignore_errors=True)
-    ServeSubcommand.cmd(arguments(model, rest, {**pruning, "stats": stats}))
+    hooks.run_server(arguments(model, rest, {**pruning, "stats": stats}))
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
