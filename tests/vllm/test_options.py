@@ -130,6 +130,7 @@ def profiled(llm):
     what it may at most; and what the feature cache holds afterwards."""
     runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     look, calls = looker(llm), []
+    look.forget()
     encode = look._encode
     look._encode = lambda stock, plain, places: (
         calls.append([look.batches.sizes(plain)[place] for place in places]) or encode(stock, plain, places)
