@@ -137,12 +137,18 @@ def plot(report: Report, title: str) -> Figure:
             )  # fmt: skip
         axes.set_xlabel("tokens of the prompt")
         axes.set_ylabel(label)
+    finish(figure, title)
+    return figure
+
+
+def finish(figure: Any, title: str) -> None:
+    """What the figures of all benchmarks share: panels from 0 upwards, one legend beside them, a title over them."""
+    for axes in figure.axes:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
-    return figure
 
 
 def save(

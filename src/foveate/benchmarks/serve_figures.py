@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from foveate.benchmarks.prefill import Target
+from foveate.benchmarks.report import finish
 from foveate.benchmarks.serve import Arm, Block, Load
 
 if TYPE_CHECKING:
@@ -319,9 +320,5 @@ def plot(report: Report, title: str) -> Figure:
         axes.set_xticks(range(len(keeps)), [label(keep) for keep in keeps])
         axes.set_xlabel("kept of each picture")
         axes.set_ylabel(what)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    finish(figure, title)
     return figure
