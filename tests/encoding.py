@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from foveate.attachment import looking_through
-from foveate.models.base import EncodedImage, Request
+from foveate.models.encoded import EncodedImage, Request
 
 
 def encode(model: Any, inputs: Mapping[str, Any], kind: str = "image", **request: Any) -> list[EncodedImage]:

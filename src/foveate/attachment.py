@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from foveate.attention import untraced
-from foveate.call import Options
 from foveate.delivery import checked, deliver, fill_mask, is_inside
 from foveate.inside import check_inside, make_call
 from foveate.models import Family, family_for, stock_model
-from foveate.models.base import Kind, Layout, Newlines, Patch, Positions, put_on, take_off
+from foveate.models.encoded import Kind, Layout, Newlines, Positions
+from foveate.options import Options
+from foveate.patches import Patch, Patches
 from foveate.pruners.base import Pruner
 
 _SITE = "_foveate_site"
@@ -108,13 +109,11 @@ class Site:
         self.model = model
         self.family: Family = family_for(model)
         self.attachments: dict[int, Attachment] = {}
-        self.users = 0
         self.originals: dict[str, Callable[..., Any]] = {"generate": model.generate, "forward": model.forward}
         self.features: dict[Kind, Callable[..., Any]] = {
             kind: checked(getattr(self.family.base, f"get_{kind}_features")) for kind in self.family.placeholder_ids
         }
-        self._undo: list[tuple[Patch, bool, Any]] = []
-        self._patches = [
+        patches = [
             Patch(model, _SITE, self),
             Patch(model, "generate", self._routed("generate")),
             Patch(model, "forward", self._routed("forward")),
@@ -124,8 +123,10 @@ class Site:
             ),
             *self.family.instruments(),
         ]
-        owners = {id(patch.owner): patch.owner for patch in self._patches}.values()
-        self._patches += [Patch(owner, "__getstate__", functools.partial(self._bare, owner)) for owner in owners]
+        owners = {id(patch.owner): patch.owner for patch in patches}.values()
+        # Copying and pickling take the module alone, since a pruner is on one model only.
+        patches += [Patch(one, "__getstate__", functools.partial(self._state_of, one)) for one in owners]
+        self.patches = Patches(patches)
 
     @classmethod
     def enter(cls, model: Any, attachment: Attachment | None = None) -> Site:
@@ -135,9 +136,7 @@ class Site:
             site: Site = getattr(model, _SITE, None) or cls(model)
             if attachment is not None:
                 site._admit(attachment)
-            site.users += 1
-            if site.users == 1:
-                site._undo = put_on(site._patches)
+            site.patches.acquire()
             return site
 
     def leave(self, attachment: Attachment | None = None) -> None:
@@ -145,9 +144,7 @@ class Site:
         with self._lock:
             for thread in [thread for thread, other in self.attachments.items() if other is attachment]:
                 del self.attachments[thread]
-            self.users -= 1
-            if self.users == 0:
-                take_off(self._undo)
+            self.patches.release()
 
     def _admit(self, attachment: Attachment) -> None:
         thread = threading.get_ident()
@@ -173,15 +170,8 @@ class Site:
             f"one here"
         )
 
-    def _bare(self, owner: Any) -> dict[str, Any]:
-        """What copying and pickling take of a patched module: the module alone, since a pruner is on one model only."""
-        state = dict(vars(owner))
-        for patch, present, old in reversed(self._undo):
-            if patch.owner is owner:
-                state[patch.name] = old
-                if not present:
-                    del state[patch.name]
-        return state
+    def _state_of(self, owner: Any) -> dict[str, Any]:
+        return self.patches.state_without(owner)
 
     def _routed(self, name: str) -> Callable[..., Any]:
         original = self.originals[name]

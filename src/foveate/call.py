@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from foveate.arguments import (
 )
 from foveate.delivery import Delivery, delivering
 from foveate.functional import require_finite
-from foveate.models.base import EncodedImage, Family, Kept, Kind, Layout, Newlines, Positions, Request, Rope
+from foveate.models.base import Family
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, Rope
+from foveate.options import Options
 from foveate.prompts import (
     CachedPrompt,
     ImageSpan,
@@ -39,39 +41,6 @@ from foveate.pruners.base import Pruner
 from foveate.tokens import Selection, TextTokens
 
 IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True)
-class Options:
-    """What ``foveate.attach`` was told beside model and pruner; see there.
-
-    Raises:
-        ValueError: an unknown value, or values that do not go together.
-    """
-
-    positions: Positions | None = None
-    newlines: Newlines = "drop"
-    layout: Layout = "stock"
-    turn_end: Sequence[Sequence[int]] | None = None
-
-    def __post_init__(self) -> None:
-        for name, known in (("positions", Positions), ("newlines", Newlines), ("layout", Layout)):
-            value = getattr(self, name)
-            if value not in get_args(known) and not (name == "positions" and value is None):
-                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(get_args(known))}")
-        if self.layout == "released" and self.positions == "original":
-            raise ValueError(
-                "layout='released' sends tokens that have no place in the stock prompt: use positions='compact' with it"
-            )
-
-    def check(self, family: Family) -> None:
-        """Raises ValueError for what this family does not have."""
-        if self.layout not in family.layouts:
-            raise ValueError(f"{family.title} has no layout {self.layout!r}; known: {', '.join(family.layouts)}")
-        if self.positions is not None and self.positions not in family.positions:
-            raise ValueError(
-                f"{family.title} has no positions={self.positions!r}; known: {', '.join(family.positions)}"
-            )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from foveate.attention import untraced
-from foveate.models.base import Family, Kept, Kind, is_stock
+from foveate.models.base import Family, is_stock
+from foveate.models.encoded import Kept, Kind
 
 REMEDY = "docs/adding_a_family.md says how to write an adapter for such a class."
 

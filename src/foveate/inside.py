@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +20,13 @@ from transformers import DynamicCache
 
 from foveate.arguments import bind, refuse_generation, setting
 from foveate.attention import Recorder, open_recorder, recording, tapped_config, untraced
-from foveate.call import Call, Options, Shortened
+from foveate.call import Call, Shortened
 from foveate.delivery import Delivery, delivering
 from foveate.functional import attention_of_queries, require_finite
-from foveate.models.base import NEWLINE, EncodedImage, Family, Kept, Kind, Patch, put_on, take_off
+from foveate.models.base import Family
+from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind
+from foveate.options import Options
+from foveate.patches import Patch, Patches, lock_of
 from foveate.prompts import ImageSpan, Plan, cached_length, mark_uneven, text_after
 from foveate.pruners.base import Choice, Pruner
 from foveate.pruners.inside import InsidePruner, one_hot
@@ -473,34 +475,28 @@ def _merged(weights: Tensor, hidden: Tensor) -> Tensor:
     return (weights.to(hidden.device, dtype) @ hidden.to(dtype)).to(hidden.dtype)
 
 
-_lock = threading.Lock()
-
-
 @contextmanager
 def watching(model: Any, layers: Sequence[Any]) -> Iterator[None]:
     """Hooks on every layer of the LLM, shared by all calls that run at once; inert in threads without a ``Run``."""
-    with _lock:
-        users, undo = getattr(model, _WATCHED, (0, None))
-        if not users:
-            undo = put_on(
+    with lock_of(model):
+        patches: Patches | None = getattr(model, _WATCHED, None)
+        if patches is None:
+            hooks = [
                 patch
                 for number, layer in enumerate(layers)
                 for patch in (
                     Patch(layer, "forward", _through(layer, number)),
                     Patch(layer.self_attn, "config", tapped_config(layer.self_attn)),
                 )
-            )
-        setattr(model, _WATCHED, (users + 1, undo))
+            ]
+            patches = Patches(hooks)
+            patches.add(Patch(model, _WATCHED, patches))
+        patches.acquire()
     try:
         yield
     finally:
-        with _lock:
-            users, undo = getattr(model, _WATCHED)
-            if users > 1:
-                setattr(model, _WATCHED, (users - 1, undo))
-            else:
-                take_off(undo)
-                delattr(model, _WATCHED)
+        with lock_of(model):
+            patches.release()
 
 
 def _through(layer: nn.Module, number: int) -> Callable[..., Any]:

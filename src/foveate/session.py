@@ -11,10 +11,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from foveate.attachment import looking_through
-from foveate.call import Options
 from foveate.inside import make_call
 from foveate.models import family_for
-from foveate.models.base import EncodedImage, Layout, Newlines, Positions, Request
+from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
+from foveate.options import Options
 from foveate.prompts import adds_special_tokens
 from foveate.pruners.base import Pruner
 from foveate.pruners.uniform import Uniform

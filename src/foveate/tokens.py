@@ -213,6 +213,18 @@ class Selection:
         """(K, 4) float32: its (x0, y0, x1, y1) in pixels of the original ``height`` x ``width`` image."""
         return self.geometry.boxes_in(height, width)[self.indices]
 
+    def gather(self, features: Tensor) -> Tensor:
+        """(N, D) to (K, D): what stands in the kept places; merged in float32 where the method merges, autocast or not.
+
+        Args:
+            features: the image's N patch tokens, or anything else with a row for each.
+        """
+        if self.weights is None:
+            return features[self.indices.to(features.device)]
+        with torch.autocast(features.device.type, enabled=False):
+            dtype = torch.promote_types(features.dtype, torch.float32)
+            return (self.weights.to(features.device, dtype) @ features.to(dtype)).to(features.dtype)
+
     def mask(self) -> Tensor:
         """(N,) bool: True where a token stays."""
         kept = torch.zeros(self.total, dtype=torch.bool, device=self.indices.device)

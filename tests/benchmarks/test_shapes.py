@@ -10,7 +10,7 @@ from foveate.attachment import looking_through
 from foveate.benchmarks.shapes import SHAPES
 from foveate.benchmarks.tap import ENCODERS
 from foveate.models import FAMILIES
-from foveate.models.base import Request
+from foveate.models.encoded import Request
 from tests.benchmarks.tinier import tiny
 
 # Parameters of the published safetensors, and of the vision towers alone.

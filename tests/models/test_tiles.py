@@ -15,7 +15,7 @@ from transformers import AyaVisionProcessor, InternVLProcessor, Ovis2Processor, 
 import foveate
 from foveate.attention import Recorder
 from foveate.models import family_for
-from foveate.models.base import Request
+from foveate.models.encoded import Request
 from tests.encoding import encode
 from tests.models.test_geometry_tiles import FAMILIES, OcrImages, OvisImages
 from tests.tiny import BOS, END, IMAGE, PAD, ROWS, SIDE, SILENT, START, prompts

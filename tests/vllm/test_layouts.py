@@ -12,7 +12,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.plugins import load_general_plugins
 
 from foveate import serving
-from foveate.models.base import NEWLINE
+from foveate.models.encoded import NEWLINE
 from foveate.serving import towers
 from foveate.serving.outline import outline
 from tests.vllm import checkpoints

@@ -22,7 +22,7 @@ from foveate.benchmarks import baseline
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
 from foveate.compare import cache_bytes
 from foveate.models import family_for
-from foveate.models.base import Request
+from foveate.models.encoded import Request
 from foveate.pruners import InsidePruner, Pruner, get_pruner, parse_method
 from foveate.tokens import Keep
 

@@ -15,7 +15,7 @@ from foveate.attachment import Site, looking_through
 from foveate.attention import Recorder
 from foveate.benchmarks.measure import Clock, Task, interleaved, paired
 from foveate.benchmarks.shapes import SHAPES, Shape
-from foveate.models.base import Request
+from foveate.models.encoded import Request
 
 ENCODERS = tuple(name for name in SHAPES if name not in ("llava-next-13b", "llava-next-34b"))
 """One shape for every family and encoder: larger LLaVA-NeXT have the same one."""

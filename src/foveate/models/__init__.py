@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.models.aya_vision import AyaVision
-from foveate.models.base import EncodedImage, Family
+from foveate.models.base import Family
+from foveate.models.encoded import EncodedImage
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import Recorder, recording
-from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, grid_geometry
+from foveate.models.base import Family
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry
 from foveate.models.pattern import Tokens, parts_of, try_out
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tiles import runs_of
+from foveate.patches import Patch
 from foveate.tokens import VisualTokens
 
 REMEDY = "docs/adding_a_family.md says how to write an adapter for it."

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from foveate.attention import Recorder, recording, tapped_config
-from foveate.models.base import EncodedImage, Family, Kept, Kind, Patch, Request, grid_geometry, read_tokens
+from foveate.models.base import Family
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tile_marks import tile_grids, tile_marks
+from foveate.patches import Patch
 from foveate.tokens import Geometry
 
 

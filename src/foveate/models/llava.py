@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.attention import recording
-from foveate.models.base import STAYS, EncodedImage, Request, grid_geometry, read_tokens
+from foveate.models.encoded import STAYS, EncodedImage, Request, grid_geometry, read_tokens
 from foveate.models.pixtral import encode_packed, row_marks
 from foveate.models.towers import PIXTRAL, TOWERS, Tower, TowerFamily
 from foveate.tokens import Geometry

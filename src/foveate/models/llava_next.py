@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.attention import Recorder, recording
-from foveate.models.base import NEWLINE, EncodedImage, Layout, Request, read_tokens
+from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_tokens
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.attention import Recorder, recording
-from foveate.models.base import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry
+from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry
 from foveate.models.llava_next import Canvas, LlavaNext
 from foveate.models.towers import Tower
 from foveate.tokens import Geometry, VisualTokens

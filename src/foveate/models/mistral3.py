@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.models.base import EncodedImage, Request
+from foveate.models.encoded import EncodedImage, Request
 from foveate.models.pixtral import encode_packed, row_marks
 from foveate.models.towers import PIXTRAL, Tower, TowerFamily
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from foveate.attention import Recorder, beside, tapped_config
-from foveate.models.base import Kept, Kind, Patch, Request, look_up
+from foveate.models.base import look_up
+from foveate.models.encoded import Kept, Kind, Request
 from foveate.models.tiles import Cut, TiledFamily, runs_of
+from foveate.patches import Patch
 
 
 class Ovis2(TiledFamily):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import Read, Recorder, recording, tapped_config
-from foveate.models.base import Patch, put_on, take_off
 from foveate.models.squares import square_sources
+from foveate.patches import Patch, Patches
 
 TOWERS = ("vision_tower", "vision_model", "visual", "image_tower", "vision_encoder")
 STACKS = ("layers", "layer", "blocks")
@@ -164,14 +164,11 @@ def try_out(base: Any, parts: Parts) -> Tokens:
 
     changes = [Patch(parts.layer, "forward", turn), *parts.instruments()]
     changes += [Patch(module, "training", False) for module in base.modules() if module.training]  # no dropout
-    undo = put_on(changes)
     try:
-        with recording(Recorder(parts.read, parts.attention)) as record, torch.no_grad():
+        with Patches(changes), recording(Recorder(parts.read, parts.attention)) as record, torch.no_grad():
             output = base.get_image_features(pixel_values=pixels, return_dict=True)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise ValueError(f"its get_image_features failed on {tuple(pixels.shape)} of noise: {error}") from error
-    finally:
-        take_off(undo)
     features = output.pooler_output
     if output.keys() - OUTPUTS or len(features) != 3 or any(one.ndim != 2 for one in features):
         raise ValueError(

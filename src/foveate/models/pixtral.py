@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.attention import recording
-from foveate.models.base import EncodedImage, Request, accepted, grid_geometry, read_tokens
+from foveate.models.base import accepted
+from foveate.models.encoded import EncodedImage, Request, grid_geometry, read_tokens
 from foveate.models.towers import Tower
 
 

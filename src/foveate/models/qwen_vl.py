@@ -10,18 +10,9 @@ import torch
 from torch import Tensor
 
 from foveate.attention import Recorder, beside, recording, tapped_config
-from foveate.models.base import (
-    EncodedImage,
-    Family,
-    Kept,
-    Kind,
-    Patch,
-    Request,
-    Rope,
-    accepted,
-    grid_geometry,
-    read_tokens,
-)
+from foveate.models.base import Family, accepted
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, Rope, grid_geometry, read_tokens
+from foveate.patches import Patch
 
 Grid = tuple[int, int, int]
 """Frames, rows, columns of the encoder's patches."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveate.attention import recording
-from foveate.models.base import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.towers import Reading, Tower, TowerFamily
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from foveate.attention import Read, Recorder, projecting, skippable, tapped_config
-from foveate.models.base import Family, Patch, Request
+from foveate.models.base import Family
+from foveate.models.encoded import Request
+from foveate.patches import Patch
 
 TOWERS: dict[str, Read] = {"clip_vision_model": "cls", "siglip_vision_model": "received"}
 PIXTRAL: dict[str, Read] = {"pixtral": "received"}

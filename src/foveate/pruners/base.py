@@ -110,7 +110,7 @@ class Pruner(ABC):
         """``with pruner(model): model.generate(...)``. Options as for ``foveate.attach``."""
         # The one place where a method meets the model side, and only by name.
         from foveate.attachment import Attachment
-        from foveate.call import Options
+        from foveate.options import Options
 
         return Attachment(model, self, Options(**options))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.attention import open_recorder
-from foveate.models.base import NEWLINE, EncodedImage, Request
+from foveate.models.encoded import NEWLINE, EncodedImage, Request
 from foveate.pruners import Pruner, Uniform
 from foveate.serving import hooks
 from foveate.serving.features import FeatureCache
@@ -114,13 +114,8 @@ class Looker:
         if len(selection) == len(image.tokens) and selection.weights is None:
             assert image.stream is not None
             return torch.cat([image.stream, *image.planes], dim=-1), selection
-        parts = []
-        for plane in (image.tokens.features, *image.planes):
-            if selection.weights is None:
-                parts.append(plane[selection.indices])
-            else:
-                parts.append((selection.weights @ plane.float()).to(plane.dtype))
-        return torch.cat(parts, dim=-1), selection
+        planes = (image.tokens.features, *image.planes)
+        return torch.cat([selection.gather(plane) for plane in planes], dim=-1), selection
 
     def _texts(self, texts: Sequence[Tensor]) -> Sequence[Tensor]:
         """(T, D) input embeddings of every text, looked up at once."""

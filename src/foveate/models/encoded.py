@@ -1,0 +1,192 @@
+"""What an encoder gives of an image, how a call asks for it, and what of it reaches the LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.attention import Recorder
+from foveate.tokens import Geometry, Selection, VisualTokens
+
+Kind = Literal["image", "video"]
+Layout = Literal["stock", "released"]
+Newlines = Literal["drop", "rows"]
+Positions = Literal["compact", "original"]
+
+NEWLINE = -1
+"""Slot of a placeholder that carries no patch but ends a row of them."""
+STAYS = -2
+"""Slot of a placeholder that carries no patch and is never dropped."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of one image or video reaches the LLM.
+
+    Args:
+        features: (m, D) on the device.
+        planes: (m, D) each: features that join deeper layers of the LLM (DeepStack), in the same order.
+        repeats: (n,) int64 on the CPU: how often each placeholder stands in the shortened prompt (0 dropped, 1 kept, 2
+            where the released variant doubles a token).
+    """
+
+    features: Tensor
+    planes: tuple[Tensor, ...]
+    repeats: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image or video after the vision tower and projector, before anything is chosen.
+
+    Args:
+        tokens: its N patch tokens.
+        placeholders: n, how many placeholders stand for it in a stock prompt.
+        slots: (n,) int64 on the CPU: the patch each placeholder carries, ``NEWLINE`` or ``STAYS``. None when the
+            layout is not the stock one: then the kept tokens simply take the first placeholders.
+        lines: (n,) int64 on the CPU: which line of the high-resolution canvas a placeholder belongs to, -1 for none.
+        stream: (n, D) what stock transformers puts into the placeholders; None as for ``slots``.
+        planes: (n, D) each: what it adds to the same places after the LLM's first layers (DeepStack).
+        kind: "image", or "video": its placeholders and the argument its pixels come in are other ones.
+    """
+
+    tokens: VisualTokens
+    placeholders: int
+    slots: Tensor | None = None
+    lines: Tensor | None = None
+    stream: Tensor | None = None
+    planes: tuple[Tensor, ...] = ()
+    kind: Kind = "image"
+
+    @classmethod
+    def of_patches(cls, tokens: VisualTokens, planes: tuple[Tensor, ...] = (), kind: Kind = "image") -> EncodedImage:
+        """The plain case: every placeholder carries a patch, in order."""
+        count = len(tokens)
+        return cls(tokens, count, torch.arange(count), None, tokens.features, planes, kind)
+
+    def keep(self, selection: Selection, kept: Tensor, newlines: Newlines) -> Kept:
+        """What of this image reaches the LLM.
+
+        Args:
+            selection: the method's choice.
+            kept: ``selection.indices`` on the CPU (fetched once for all images of a call).
+            newlines: ``"drop"``, or ``"rows"``: a newline stays when a patch of its line does.
+        """
+        weights = selection.weights
+        if self.slots is None or self.stream is None:
+            repeats = torch.zeros(self.placeholders, dtype=torch.int64)
+            repeats[: len(kept)] = 1
+            repeats[-1] += max(0, len(kept) - self.placeholders)
+            return Kept(selection.gather(self.tokens.features), (), repeats)
+        if weights is None and len(kept) == len(self.tokens) and len(torch.unique(kept)) == len(kept):
+            return Kept(self.stream, self.planes, torch.ones(self.placeholders, dtype=torch.int64))
+        counts = torch.bincount(kept, minlength=len(self.tokens))
+        patch = self.slots >= 0
+        repeats = torch.where(patch, counts[self.slots.clamp(min=0)], (self.slots == STAYS).long())
+        if newlines == "rows" and self.lines is not None:
+            alive = torch.zeros(int(self.lines.max()) + 2, dtype=torch.bool)
+            alive[self.lines[patch & (repeats > 0)]] = True  # index -1 is the spare last entry
+            alive[-1] = False
+            repeats = torch.where(self.slots == NEWLINE, alive[self.lines].long(), repeats)
+        places = torch.repeat_interleave(torch.arange(self.placeholders), repeats)
+        carries = patch[places].nonzero()[:, 0]
+
+        def take(stream: Tensor) -> Tensor:
+            taken = stream[places.to(stream.device)]
+            if weights is None:
+                return taken
+            whole = len(self.tokens) == self.placeholders
+            patches = stream if whole else stream[patch.nonzero()[:, 0].to(stream.device)]
+            return taken.index_copy(0, carries.to(stream.device), selection.gather(patches))
+
+        return Kept(take(self.stream), tuple(take(plane) for plane in self.planes), repeats)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one ``encode`` is asked for.
+
+    Args:
+        features: the model's own ``get_image_features`` or ``get_video_features``.
+        saliency: whether a method will read it; nothing is tapped otherwise.
+        keys: whether a method will read the encoder's keys.
+        layout: one of the family's ``layouts``.
+        prompt: (B, S) ids on the CPU, -1 where there is padding or what a cache holds; None when pictures are looked
+            at before there is a prompt. Only families whose tiles must be told apart by the prompt read it.
+    """
+
+    features: Callable[..., Any]
+    saliency: bool = True
+    keys: bool = False
+    layout: Layout = "stock"
+    prompt: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of several dimensions (M-RoPE) for the tokens of a prompt.
+
+    Args:
+        positions: (3, B, S) int64: temporal, height, width.
+        following: (B,) int64: the position of the token that follows the prompt.
+    """
+
+    positions: Tensor
+    following: Tensor
+
+
+def read_tokens(
+    record: Recorder, features: Tensor, geometry: Geometry, sources: Tensor, full_grid: bool = True
+) -> VisualTokens:
+    """An image's tokens with what a recording holds of them.
+
+    Args:
+        record: of the encoder run that made them.
+        features: (N, D).
+        geometry: of the N.
+        sources: (N,) or (N, m) int64, the encoder's patches behind each; see ``Recorder.saliency``.
+        full_grid: see ``VisualTokens``.
+    """
+    device = features.device
+    return VisualTokens(
+        features, geometry, record.saliency(sources, device), full_grid, keys=record.keys_of(sources, device)
+    )
+
+
+def grid_geometry(
+    grids: Sequence[tuple[int, int]], boxes: Tensor, image_size: tuple[int, int], device: torch.device, *,
+    cropped: bool = False,
+) -> Geometry:  # fmt: skip
+    """The geometry of views whose tokens stand row by row, one view after the other.
+
+    Args:
+        grids: (rows, columns) of every view.
+        boxes: (views, 4): where each view lies, (x0, y0, x1, y1) in pixels of an image of ``image_size``.
+        image_size: (height, width) in pixels.
+        device: where the tensors go.
+        cropped: see ``Geometry``.
+    """
+    views, rows, columns, found = [], [], [], []
+    for number, (height, width) in enumerate(grids):
+        row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        row, column = row.flatten(), column.flatten()
+        x0, y0, x1, y1 = boxes[number].tolist()
+        scale = torch.tensor([(x1 - x0) / width, (y1 - y0) / height] * 2, dtype=torch.float64)
+        corners = torch.stack([column, row, column + 1, row + 1], dim=1).double()
+        found.append(corners * scale + torch.tensor([x0, y0] * 2, dtype=torch.float64))
+        views.append(torch.full_like(row, number))
+        rows.append(row)
+        columns.append(column)
+    return Geometry(
+        torch.cat(views).to(device),
+        torch.cat(rows).to(device),
+        torch.cat(columns).to(device),
+        torch.cat(found).float().to(device),
+        image_size,
+        tuple(grids),
+        cropped,
+    )

@@ -1,0 +1,131 @@
+"""Attributes put on a model's modules for a while: all of them or none, and off again without a trace."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Patch:
+    """An attribute to put on an object."""
+
+    owner: Any
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What an object itself had under a name."""
+
+    patch: Patch
+    there: bool
+    value: Any
+
+    def restore(self) -> None:
+        if self.there:
+            setattr(self.patch.owner, self.patch.name, self.value)
+        elif self.patch.name in vars(self.patch.owner):
+            delattr(self.patch.owner, self.patch.name)
+
+
+# By (id of an owner, name): the group that has it. Groups hold their owners, so no id is used twice meanwhile.
+_taken: dict[tuple[int, str], Patches] = {}
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """The lock under which patches are put on a model and taken off; one per model."""
+    with _lock:
+        return _locks.setdefault(model, threading.RLock())
+
+
+class Patches:
+    """Patches that belong together: whoever comes first puts them on, whoever leaves last takes them off.
+
+    Not for several threads by itself: hold ``lock_of`` the model.
+
+    Args:
+        patches: what to put on, in this order.
+    """
+
+    def __init__(self, patches: Iterable[Patch]) -> None:
+        self._patches = list(patches)
+        self._before: list[_Before] = []
+        self.users = 0
+
+    def add(self, patch: Patch) -> None:
+        """One patch more, while nobody uses them: one that leads back to the group, say."""
+        self._patches.append(patch)
+
+    def acquire(self) -> None:
+        """One user more.
+
+        Raises:
+            RuntimeError: a module is patched already on behalf of another model that shares it. Nothing is left behind.
+        """
+        if not self.users:
+            try:
+                for patch in self._patches:
+                    self._put(patch)
+            except BaseException:
+                self._take_off()
+                raise
+        self.users += 1
+
+    def release(self) -> None:
+        """One user less."""
+        self.users -= 1
+        if self.users:
+            return
+        try:
+            self._take_off()
+        except BaseException:  # an interrupt: what is half done is finished first
+            self._take_off()
+            raise
+
+    def __enter__(self) -> Patches:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def state_without(self, owner: Any) -> dict[str, Any]:
+        """What an owner's ``vars`` would be without them."""
+        state = dict(vars(owner))
+        for before in reversed(self._before):
+            if before.patch.owner is owner:
+                state[before.patch.name] = before.value
+                if not before.there:
+                    del state[before.patch.name]
+        return state
+
+    def _put(self, patch: Patch) -> None:
+        own = vars(patch.owner)
+        with _lock:
+            holder = _taken.setdefault((id(patch.owner), patch.name), self)
+        if holder is not self:
+            raise RuntimeError(
+                f"{type(patch.owner).__name__}.{patch.name} carries a patch already, put there for another model that "
+                "shares this module: take the pruner off that one first"
+            )
+        # Written down first: were the next line interrupted, undoing would still find it.
+        self._before.append(_Before(patch, patch.name in own, own.get(patch.name)))
+        setattr(patch.owner, patch.name, patch.value)
+
+    def _take_off(self) -> None:
+        while self._before:
+            before = self._before[-1]
+            before.restore()
+            self._before.pop()
+        with _lock:
+            for key in [key for key, holder in _taken.items() if holder is self]:
+                del _taken[key]
