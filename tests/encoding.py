@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from foveate.attachment import looking_through
+from foveate.instrumented import looking_through
 from foveate.models.encoded import EncodedImage, Request
 
 

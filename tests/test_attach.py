@@ -58,12 +58,13 @@ def test_leaves_no_trace(row: Any, model: Any) -> None:
 
 def test_leaves_no_trace_after_an_exception(row: Any, model: Any) -> None:
     inputs = prompts(row, model, "one")
+    stock = model.generate(**inputs, **GREEDY)
     before = fingerprint(model)
     with pytest.raises(ValueError, match="image placeholders"), foveate.AdaFV(keep=0.3)(model):
         model.generate(**{**inputs, "input_ids": inputs["input_ids"][:, 8:], "attention_mask": None}, **GREEDY)
     assert fingerprint(model) == before
     # and the next call is unpruned and unharmed
-    assert torch.equal(model.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
+    assert torch.equal(model.generate(**inputs, **GREEDY), stock)
 
 
 def test_restores_what_others_had_put_there(model: Any) -> None:
@@ -172,7 +173,7 @@ def test_a_thread_between_two_attachments_is_told(row: Any, model: Any) -> None:
             third = threading.Thread(target=ask)
             third.start()
             third.join()
-        assert said and "2 threads have pruners" in said[0]
+        assert said and "2 threads or tasks have pruners" in said[0]
     finally:
         done.set()
         thread.join()

@@ -6,9 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate import functional, serving
-    from foveate.attachment import Attachment, attach
-    from foveate.prompts import turn_end
+    from foveate import bundled, functional, serving
+    from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
         INSIDE_METHODS,
@@ -35,90 +34,37 @@ if TYPE_CHECKING:
         get_pruner,
     )
     from foveate.session import Answer, Session, look
+    from foveate.stateless import Generated, generate
     from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
+    from foveate.turns import turn_end
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DART",
-    "INSIDE_METHODS",
-    "METHODS",
-    "SCOPE",
-    "AdaFV",
-    "Answer",
-    "Attachment",
-    "CDPruner",
-    "DivPrune",
-    "FastV",
-    "FixedMix",
-    "Geometry",
-    "HoloV",
-    "Keep",
-    "Pool",
-    "PruMerge",
-    "PruMergePlus",
-    "Pruner",
-    "PyramidDrop",
-    "Random",
-    "Saliency",
-    "Selection",
-    "Session",
-    "SparseVLM",
-    "TextSimilarity",
-    "TextTokens",
-    "Uniform",
-    "VisPruner",
-    "VisionZip",
-    "VisualTokens",
-    "attach",
-    "functional",
-    "get_pruner",
-    "look",
-    "serving",
-    "turn_end",
-]
-
 _HOMES = {
-    "foveate.attachment": ("Attachment", "attach"),
-    "foveate.prompts": ("turn_end",),
+    "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "DART",
-        "INSIDE_METHODS",
-        "METHODS",
-        "SCOPE",
-        "AdaFV",
-        "CDPruner",
-        "DivPrune",
-        "FastV",
-        "FixedMix",
-        "HoloV",
-        "Pool",
-        "PruMerge",
-        "PruMergePlus",
-        "Pruner",
-        "PyramidDrop",
-        "Random",
-        "Saliency",
-        "SparseVLM",
-        "TextSimilarity",
-        "Uniform",
-        "VisPruner",
-        "VisionZip",
-        "get_pruner",
+        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Pool PruMerge PruMergePlus Pruner "
+        "PyramidDrop Random SCOPE Saliency SparseVLM TextSimilarity Uniform VisPruner VisionZip get_pruner"
     ),
-    "foveate.session": ("Answer", "Session", "look"),
-    "foveate.tokens": ("Geometry", "Keep", "Selection", "TextTokens", "VisualTokens"),
+    "foveate.session": "Answer Session look",
+    "foveate.stateless": "Generated generate",
+    "foveate.tokens": "Geometry Keep Selection TextTokens VisualTokens",
+    "foveate.turns": "turn_end",
+    "foveate": "bundled functional serving",  # modules
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+"""The public names and where they live: the one list, which type checkers read above (a test ties the two)."""
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for: ``foveate --help`` need not wait for torch."""
-    if name in ("functional", "serving"):
-        return importlib.import_module(f"foveate.{name}")
-    if name not in _HOME:
+    home = _HOME.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    if home == __name__:
+        return importlib.import_module(f"{home}.{name}")
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

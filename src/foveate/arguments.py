@@ -1,4 +1,4 @@
-"""The arguments of ``generate`` and ``forward``: which are refused, which count the prompt, what comes back."""
+"""The arguments of ``generate`` and ``forward``: which are refused, which go by the prompt, what comes back."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
+
+from foveate.prompts import Plan
+
+CACHES = ("cache", "past_key_values")
+"""What the KV cache is called: until transformers 5.23 the latter, from 5.24 the former, which takes both."""
+PER_TOKEN: Mapping[str, int] = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
+"""Inputs with one entry per prompt token that are shortened with it, and what padding gets in them."""
+POSITIONED = ("attention_mask", "position_ids")
+"""The same, shortened in a way of their own."""
+IGNORED = -100
+"""The label of a token that is not to be learned."""
 
 
-class PromptStreamer(BaseStreamer):
-    """Passes a streamer on, with the prompt as the user knows it in place of the shortened one."""
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among a call's arguments or in what it gave, whatever it is called; None without."""
+    return next((arguments[name] for name in CACHES if arguments.get(name) is not None), None)
 
-    def __init__(self, streamer: BaseStreamer, ids: Tensor) -> None:
-        self._streamer = streamer
-        self._prompt: Tensor | None = ids
 
-    def put(self, value: Tensor) -> None:
-        if self._prompt is not None:
-            value, self._prompt = self._prompt.cpu(), None
-        self._streamer.put(value)
-
-    def end(self) -> None:
-        self._streamer.end()
+def cache_of(output: Any) -> Any:
+    """The same in an output object, a dictionary of its fields; None without, and in a plain tensor."""
+    return cache_in(output) if isinstance(output, Mapping) else None
 
 
 def setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
@@ -116,6 +120,60 @@ def shift_lengths(config: Any, arguments: Mapping[str, Any], dropped: int) -> di
             given = changed["generation_config"] = copy.deepcopy(given)
             setattr(given, name, max(0, total - dropped))
     return changed
+
+
+def infer_mask(model: Any, arguments: Mapping[str, Any], ids: Tensor) -> Tensor:
+    """The (B, S) mask that ``generate`` makes where none is given: padding equals a pad token that is no EOS."""
+    pad, eos = (setting(model, arguments, name) for name in ("pad_token_id", "eos_token_id"))
+    ends = [] if eos is None else torch.as_tensor(eos, device="cpu").flatten().tolist()
+    if pad is None or int(pad) in ends or not bool((ids == int(pad)).any()):
+        return torch.ones_like(ids)
+    return (ids != int(pad)).to(ids.dtype)
+
+
+def shorten_per_token(
+    arguments: Mapping[str, Any], plan: Plan, ids: Tensor, pixels: Iterable[str]
+) -> dict[str, Tensor]:
+    """What else has one entry per prompt token, shortened like it.
+
+    Args:
+        arguments: the call's.
+        plan: how the prompt was shortened.
+        ids: (B, S) the call's ids; S entries per row are what is looked for.
+        pixels: arguments that describe images, whatever their shape.
+
+    Raises:
+        ValueError: an argument that has one entry per token, and nobody knows what shortening would mean to it.
+    """
+    short = {
+        name: plan.short_ids(arguments[name], fill)
+        for name, fill in PER_TOKEN.items()
+        if arguments.get(name) is not None
+    }
+    shifted = arguments.get("shift_labels")
+    if shifted is not None:
+        if shifted.shape != ids.shape:
+            raise ValueError(
+                f"shift_labels of shape {tuple(shifted.shape)} do not go with input_ids of shape {tuple(ids.shape)}"
+            )
+        # As labels are: what a kept token is to foretell is the next kept one.
+        labels = torch.nn.functional.pad(shifted[:, :-1], (1, 0), value=IGNORED)
+        labels = plan.short_ids(labels, IGNORED)
+        short["shift_labels"] = torch.cat([labels[:, 1:], shifted[:, -1:]], dim=1)
+    known = {"inputs", "input_ids", "shift_labels", *PER_TOKEN, *POSITIONED, *pixels}
+    for name, value in arguments.items():
+        if name in known or not torch.is_tensor(value) or not value.ndim:
+            continue
+        if (
+            tuple(value.shape[:2]) == tuple(ids.shape)
+            or tuple(value.shape[-2:]) == tuple(ids.shape)
+            or (value.ndim == 1 and len(value) == ids.shape[1] > 1)
+        ):
+            raise ValueError(
+                f"{name} of shape {tuple(value.shape)} has an entry for each of the {ids.shape[1]} prompt tokens, and "
+                "what it should be for a shortened prompt is not known: leave it out, or call without pruner"
+            )
+    return short
 
 
 def wanted_logits(nearest: Tensor, keep: int | Tensor, short_length: int) -> tuple[Tensor, int]:

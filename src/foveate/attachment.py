@@ -2,67 +2,157 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+import weakref
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from foveate.attention import untraced
-from foveate.delivery import checked, deliver, fill_mask, is_inside
-from foveate.inside import check_inside, make_call
-from foveate.models import Family, family_for, stock_model
-from foveate.models.encoded import Kind, Layout, Newlines, Positions
+from torch import nn
+
+from foveate.inside import check_inside
+from foveate.instrumented import InstrumentedModel
+from foveate.models import stock_model
+from foveate.models.encoded import Layout, Newlines, Positions
 from foveate.options import Options
-from foveate.patches import Patch, Patches
+from foveate.patches import lock_of
 from foveate.pruners.base import Pruner
+from foveate.tokens import Selection
 
-_SITE = "_foveate_site"
+# The attachments made in this thread or asyncio task, and in those it was started from, the newest last.
+_made: ContextVar[tuple[weakref.ref[Attachment], ...]] = ContextVar("foveate_attachments", default=())
+# What stands for the last pruned call of this thread or task.
+_last_call: ContextVar[object] = ContextVar("foveate_last_call", default=None)
 
 
 class Attachment:
     """A pruner on a model: what ``foveate.attach`` returns and ``with pruner(model) as ...`` gives.
 
+    It belongs to the thread or asyncio task that made it and to those started from there with its context
+    (``asyncio.to_thread``, child tasks). Others use it while it is the model's only one.
+
     Args:
         model: a stock transformers model of a known family.
         pruner: which tokens stay.
-        options: positions, newlines, layout, turn_end.
+        options: positions, newlines, layout, where turns end.
 
     Raises:
-        TypeError: ``pruner`` is none.
+        TypeError: ``model`` or ``pruner`` is something else; the message says what to write.
     """
 
     def __init__(self, model: Any, pruner: Pruner, options: Options) -> None:
-        if not isinstance(pruner, Pruner):
-            raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
+        check_handed(model, pruner)
         self.model = model
         self.pruner = pruner
         self.options = options
-        self._site: Site | None = None
+        self.running: dict[object, str] = {}
+        self.used = False
+        self._on: InstrumentedModel | None = None
+        self._owner: weakref.ref[Any] | None = None
+        self._latest: list[Selection] = []
+        self._results: WeakKeyDictionary[Any, list[Selection]] = WeakKeyDictionary()
 
     @property
     def active(self) -> bool:
         """Whether the model is being pruned by this attachment."""
-        return self._site is not None
+        return self._on is not None
+
+    @property
+    def selections(self) -> list[Selection]:
+        """One ``Selection`` per image of the last call that this thread or task made, in prompt order; of the last call
+        anywhere where it made none. Threads that share a pruner do not see one another's here."""
+        mine = self._results.get(_last_call.get())
+        return self._latest if mine is None else mine
+
+    def note(self, selections: list[Selection]) -> None:
+        """Takes note of a call's result, for the running thread or task."""
+
+        class Call:
+            """A key that lives as long as the context that holds it."""
+
+        key = Call()
+        _last_call.set(key)
+        self._results[key] = self._latest = selections
 
     def activate(self) -> Attachment:
-        """Attaches. Raises RuntimeError when this thread has a pruner on the model already."""
-        if self._site is not None:
+        """Attaches: the model is pruned from here on, or, after any error or interrupt, as it was.
+
+        Raises:
+            RuntimeError: this thread or task has a pruner on the model already.
+            ValueError: the model cannot be pruned faithfully, or not with these options.
+        """
+        if self._on is not None:
             raise RuntimeError("this attachment is active already; remove() it first")
-        self._site = Site.enter(self.model, self)
+        self.used = True
+        model = stock_model(self.model)
+        try:
+            with lock_of(model):
+                here = own_attachment(model)
+                if here is not None and here._owner is not None and here._owner() is _owner():
+                    raise RuntimeError(
+                        f"this model has a pruner on it already ({here.pruner}): leave its `with` block, remove() it "
+                        "or foveate.detach(model) before attaching another"
+                    )
+                instrumented = InstrumentedModel.of(model)
+                self.options.check(instrumented.family)
+                check_inside(instrumented.family, self.pruner, self.options)
+                instrumented.patches.acquire(self)
+                instrumented.attachments.append(self)
+                instrumented.pruned = True
+                self._owner = weakref.ref(_owner())
+                self._on = instrumented
+                _made.set((*_alive(), weakref.ref(self)))
+        except BaseException:
+            self._drop(model)
+            raise
         return self
 
     def remove(self) -> None:
-        """Detaches; the model object is as it was before. Calling it again does nothing."""
-        site, self._site = self._site, None
-        if site is not None:
-            site.leave(self)
+        """Detaches; the model object is as it was before. Calling it again does nothing.
+
+        Raises:
+            RuntimeError: other threads are in the middle of a call under it. They finish it, pruned; the model is as it
+                was before when the last of them has.
+        """
+        running = list(self.running.values())
+        self._drop(stock_model(self.model))
+        if running:
+            raise RuntimeError(
+                f"the `with` block of {self.pruner} was left (or remove() called) while {', '.join(running)} still "
+                "ran a call under it: join such threads, or read their streamers to the end, before leaving. They "
+                "finish their calls pruned; whatever they start after that is not"
+            )
+
+    def _drop(self, model: Any) -> None:
+        with lock_of(model):
+            found = self._on or InstrumentedModel.on(model)
+            self._on = None
+            if found is not None:
+                if self in found.attachments:
+                    found.attachments.remove(self)
+                found.patches.release(self)
+        _made.set(tuple(one for one in _alive() if one() is not self))
 
     def __enter__(self) -> Attachment:
         return self if self.active else self.activate()
 
-    def __exit__(self, *error: object) -> None:
-        self.remove()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            self.remove()
+        except RuntimeError:
+            if kind is None:  # else what happened in the block is the news
+                raise
+
+    def __del__(self) -> None:
+        if not getattr(self, "used", True):  # True where the constructor refused
+            warnings.warn(
+                f"{self.pruner}(model) by itself prunes nothing: write `with pruner(model): model.generate(...)`, or "
+                "foveate.attach(model, pruner)",
+                stacklevel=1,
+            )
 
 
 def attach(
@@ -73,11 +163,12 @@ def attach(
     newlines: Newlines = "drop",
     layout: Layout = "stock",
     turn_end: Sequence[Sequence[int]] | None = None,
+    processor: Any = None,
 ) -> Attachment:
     """Makes ``model.generate`` and ``model.forward`` prune images, until ``remove()`` is called on what is returned.
 
-    The attachment belongs to the thread that made it. A thread without one of its own (a streaming worker, say) uses
-    the model's only attachment; when there are several, it gets an error rather than a guess.
+    The attachment belongs to the thread or asyncio task that made it. One without an attachment of its own (a streaming
+    worker, say) uses the model's only one; when there are several, it gets an error rather than a guess.
 
     Args:
         model: a stock transformers model of a known family (``foveate models`` lists them).
@@ -88,117 +179,96 @@ def attach(
             When every patch is kept, they all stay.
         layout: ``"stock"`` sends what stock transformers would send; ``"released"`` (LLaVA-NeXT) chooses from every
             view's full grid, as the published runs had it.
-        turn_end: token id sequences that end a user's turn, for pruners with ``text_span="turn"``; by default the
-            model's EOS tokens. ``foveate.turn_end(processor)`` reads them from a chat template.
+        turn_end: token id sequences that end a user's turn, for pruners with ``text_span="turn"``;
+            ``foveate.turn_end(processor)`` reads them from a chat template.
+        processor: the model's processor or tokenizer: its chat template says where user turns begin and end. By default
+            the one beside the model's weights is read, where that lies on this machine; else a turn ends with the
+            model's EOS tokens.
 
     Raises:
         ValueError: unknown model family, unknown option, or a model that cannot be pruned faithfully.
-        TypeError: ``pruner`` is none.
-        RuntimeError: this thread has a pruner on the model already.
+        TypeError: what is handed over is no model or no pruner.
+        RuntimeError: this thread or task has a pruner on the model already.
     """
-    options = Options(positions=positions, newlines=newlines, layout=layout, turn_end=turn_end)
+    options = Options(positions=positions, newlines=newlines, layout=layout, turn_end=turn_end, processor=processor)
     return Attachment(model, pruner, options).activate()
 
 
-class Site:
-    """One model while somebody prunes it: its adapter, the patches, and who is attached from which thread."""
+def detach(model: Any) -> int:
+    """Takes every pruner off a model, whoever attached it: for those who lost the handle.
 
-    _lock = threading.Lock()
+    Returns:
+        How many there were.
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.family: Family = family_for(model)
-        self.attachments: dict[int, Attachment] = {}
-        self.originals: dict[str, Callable[..., Any]] = {"generate": model.generate, "forward": model.forward}
-        self.features: dict[Kind, Callable[..., Any]] = {
-            kind: checked(getattr(self.family.base, f"get_{kind}_features")) for kind in self.family.placeholder_ids
-        }
-        patches = [
-            Patch(model, _SITE, self),
-            Patch(model, "generate", self._routed("generate")),
-            Patch(model, "forward", self._routed("forward")),
-            *(
-                Patch(self.family.base, f"get_{kind}_features", deliver(features, kind))
-                for kind, features in self.features.items()
-            ),
-            *self.family.instruments(),
-        ]
-        owners = {id(patch.owner): patch.owner for patch in patches}.values()
-        # Copying and pickling take the module alone, since a pruner is on one model only.
-        patches += [Patch(one, "__getstate__", functools.partial(self._state_of, one)) for one in owners]
-        self.patches = Patches(patches)
-
-    @classmethod
-    def enter(cls, model: Any, attachment: Attachment | None = None) -> Site:
-        """The model's site, with one more user; the first one patches the model."""
-        model = stock_model(model)
-        with cls._lock:
-            site: Site = getattr(model, _SITE, None) or cls(model)
-            if attachment is not None:
-                site._admit(attachment)
-            site.patches.acquire()
-            return site
-
-    def leave(self, attachment: Attachment | None = None) -> None:
-        """One user less; the last one takes the patches along."""
-        with self._lock:
-            for thread in [thread for thread, other in self.attachments.items() if other is attachment]:
-                del self.attachments[thread]
-            self.patches.release()
-
-    def _admit(self, attachment: Attachment) -> None:
-        thread = threading.get_ident()
-        attachment.options.check(self.family)
-        check_inside(self.family, attachment.pruner, attachment.options)
-        if thread in self.attachments:
-            raise RuntimeError(
-                f"this model has a pruner on it already ({self.attachments[thread].pruner}): leave its `with` block or "
-                "remove() it before attaching another"
-            )
-        self.attachments[thread] = attachment
-
-    def current(self) -> Attachment | None:
-        """The attachment that applies to the running thread; None when the model is only being looked through."""
-        attachments = dict(self.attachments)
-        own = attachments.get(threading.get_ident())
-        if own is not None or not attachments:
-            return own
-        if len(attachments) == 1:
-            return next(iter(attachments.values()))
-        raise RuntimeError(
-            f"{len(attachments)} threads have pruners on this model and this thread has none of its own: attach "
-            f"one here"
-        )
-
-    def _state_of(self, owner: Any) -> dict[str, Any]:
-        return self.patches.state_without(owner)
-
-    def _routed(self, name: str) -> Callable[..., Any]:
-        original = self.originals[name]
-
-        @untraced
-        def pruned(*args: Any, **kwargs: Any) -> Any:
-            attachment = self.current()
-            if attachment is None:
-                return original(*args, **kwargs)
-            call = make_call(self.family, attachment.pruner, attachment.options, self.features)
-            return getattr(call, name)(original, *args, **kwargs)
-
-        # generate() inspects forward's signature; what torch.compile left on it is not true of this one
-        @functools.wraps(original, updated=())
-        def routed(*args: Any, **kwargs: Any) -> Any:
-            if not is_inside():
-                return pruned(*args, **kwargs)
-            return original(*args, **(fill_mask(kwargs) if name == "forward" else kwargs))
-
-        return routed
+    Raises:
+        RuntimeError: as for ``Attachment.remove``; all are off nevertheless.
+    """
+    instrumented = InstrumentedModel.on(stock_model(model))
+    attachments = [] if instrumented is None else list(instrumented.attachments)
+    told = []
+    for one in attachments:
+        try:
+            one.remove()
+        except RuntimeError as error:
+            told.append(str(error))
+    if told:
+        raise RuntimeError("; ".join(told))
+    return len(attachments)
 
 
-@contextmanager
-def looking_through(model: Any) -> Iterator[Site]:
-    """The model's site without a pruner on it: what a session encodes and asks through."""
-    site = Site.enter(model)
+def own_attachment(model: Any) -> Attachment | None:
+    """The newest attachment on a model that this thread or task made, or was started with."""
+    for one in reversed(_made.get()):
+        found = one()
+        if found is not None and found._on is not None and found._on.model is model:
+            return found
+    return None
+
+
+def _alive() -> tuple[weakref.ref[Attachment], ...]:
+    return tuple(one for one in _made.get() if (found := one()) is not None and found.active)
+
+
+def _owner() -> Any:
+    """The running asyncio task, else the running thread."""
     try:
-        yield site
-    finally:
-        site.leave()
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.current_thread() if task is None else task
+
+
+def check_handed(model: Any, pruner: Any) -> None:
+    """Raises TypeError, in one line that says what to write, unless there are a model and a pruner."""
+    if isinstance(pruner, type) and issubclass(pruner, Pruner):
+        raise TypeError(f"{pruner.__name__} is a class: hand over an instance, foveate.{pruner.__name__}(keep=0.1)")
+    if isinstance(model, Pruner) and not isinstance(pruner, Pruner):
+        raise TypeError("model and pruner are swapped: the model comes first")
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
+    check_model(model)
+
+
+def check_model(model: Any) -> None:
+    """Raises TypeError, in one line that says what to write, where a model was meant and something else came."""
+    name = type(model).__name__
+    if isinstance(model, type):
+        raise TypeError(f"{model.__name__} is a class: hand over a model, {model.__name__}.from_pretrained(...)")
+    if isinstance(model, (str, bytes)) or hasattr(model, "__fspath__"):
+        raise TypeError(
+            f"expected a model, got a path: load it first, AutoModelForImageTextToText.from_pretrained({model!r})"
+        )
+    if not isinstance(model, nn.Module):
+        if hasattr(model, "apply_chat_template") or hasattr(model, "image_processor"):
+            raise TypeError(f"expected a model, got its processor ({name}): the model goes here")
+        return  # a wrapper of somebody's: the family says what is missing
+    inner = getattr(model, "module", None)
+    if isinstance(inner, nn.Module) and not hasattr(model, "generate"):
+        if isinstance(model, nn.DataParallel):
+            raise TypeError(
+                "DataParallel copies the model to every device for every call, and a pruner is on one model only: use "
+                "one process and one model per device (DistributedDataParallel)"
+            )
+        raise TypeError(
+            f"{name} wraps the model: put the pruner on what it wraps, pruner(model.module), and call {name}"
+        )

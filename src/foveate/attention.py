@@ -197,6 +197,16 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
         _recorder.reset(token)
 
 
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Code in the block is none of the open recorder's business."""
+    token = _recorder.set(None)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
 def open_recorder() -> Recorder | None:
     """The recorder that is open for the running thread."""
     return _recorder.get()

@@ -1,7 +1,8 @@
-"""How kept features reach the model: what the running thread delivers, and the hook that hands it out."""
+"""How kept features reach the model: what the running call delivers, and the hooks that hand it out."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +13,16 @@ from typing import Any
 
 import torch
 
-from foveate.attention import untraced
+from foveate.arguments import cache_in
+from foveate.attention import suspended, untraced
 from foveate.models.base import Family, is_stock
 from foveate.models.encoded import Kept, Kind
+from foveate.views import PromptView
 
 REMEDY = "docs/adding_a_family.md says how to write an adapter for such a class."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Delivery:
     """The kept features of a call on their way into the model.
 
@@ -27,15 +30,22 @@ class Delivery:
         family: the model's adapter.
         rows: by kind, for every row of the batch what was kept of its images or videos, in order. A kind that is
             missing is not delivered: the model's own function answers for it.
-        copies: by kind, the length along which generate may repeat their pixels; see ``Family.copies``.
-        asked: the kinds that the model has asked for; filled while it runs.
+        pixels: by kind, the pixels that the call brought, and what generate made of them for beams: what comes with
+            others is no part of it.
+        copies: by kind, the length along which generate may repeat them; see ``Family.copies``.
+        stock: by kind, what the model's own function gave, where all of it is kept.
+        view: how the caller's own code sees the prompt; None in a forward, which runs none.
         fill_mask: whether a forward without cache and mask needs an explicit mask (original positions look like
             packed sequences to the mask code).
+        asked: the kinds that the model has asked for; filled while it runs.
     """
 
     family: Family
-    rows: Mapping[Kind, Sequence[Sequence[Kept]]]
-    copies: Mapping[Kind, int]
+    rows: Mapping[Kind, Sequence[Sequence[Kept]]] = field(default_factory=dict)
+    pixels: Mapping[Kind, list[Any]] = field(default_factory=dict)
+    copies: Mapping[Kind, int] = field(default_factory=dict)
+    stock: Mapping[Kind, Any] = field(default_factory=dict)
+    view: PromptView | None = None
     fill_mask: bool = False
     asked: set[Kind] = field(default_factory=set)
 
@@ -49,20 +59,60 @@ class Delivery:
                 f"there. {REMEDY}"
             )
 
+    def holds(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the images that come with a call are this delivery's, or none come."""
+        for kind in self.family.placeholder_ids:
+            brought = arguments.get(self.family.inputs_of(kind)[0])
+            if brought is not None and not any(_same(brought, ours) for ours in self.pixels.get(kind, ())):
+                return False
+        return True
 
-# What the running thread's innermost pruned call delivers; None outside of one. Set also marks "inside": everything the
-# model's own generate does from there on (its forwards, an assistant's generate) passes through untouched.
+    def repeated(self, arguments: Mapping[str, Any]) -> None:
+        """Takes note of pixels that generate has repeated for beams or several returns."""
+        for kind, known in self.pixels.items():
+            pixels = arguments.get(self.family.inputs_of(kind)[0])
+            if pixels is not None:
+                known.append(pixels)
+
+    def hand_out(self, kind: Kind, arguments: Mapping[str, Any]) -> Any:
+        """The features of a kind as the model's own function would return them.
+
+        Args:
+            kind: which are asked for.
+            arguments: of that function.
+        """
+        self.asked.add(kind)
+        # Before 5.18, generate() repeats the pixels for beams and encodes afterwards; since then it repeats the
+        # features. A fresh package each time: beam search changes it in place.
+        times = self.family.copies(arguments, kind) // self.copies[kind]
+        if times == 1 and kind in self.stock:
+            return copy.copy(self.stock[kind])
+        rows = [row for row in self.rows[kind] for _ in range(times)]
+        if self.family.joins_rows:
+            rows = [[_joined(row)] for row in rows if row]
+        return self.family.package([one for row in rows for one in row], kind)
+
+
+# What the running thread's (or task's) innermost pruned call delivers; None outside of one, and in the caller's own
+# code that it runs.
 _delivery: ContextVar[Delivery | None] = ContextVar("foveate_delivery", default=None)
 
 
 @untraced
-def is_inside() -> bool:
-    """Whether the running thread is inside a pruned call."""
-    return _delivery.get() is not None
+def running(family: Family) -> Delivery | None:
+    """The pruned call of this very model that is running here: everything that its own generate does from there on (its
+    forwards, an assistant's generate) passes through untouched."""
+    delivery = _delivery.get()
+    return delivery if delivery is not None and delivery.family is family else None
 
 
 @contextmanager
 def delivering(delivery: Delivery) -> Iterator[None]:
+    """Runs the model's own code on what is delivered.
+
+    Raises:
+        ValueError: it did not take it.
+    """
     token = _delivery.set(delivery)
     try:
         yield
@@ -73,6 +123,30 @@ def delivering(delivery: Delivery) -> Iterator[None]:
     finally:
         _delivery.reset(token)
     delivery.require_asked()
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Runs code that is not the model's: what it asks of any model is a call of its own."""
+    token = _delivery.set(None)
+    try:
+        with suspended():
+            yield
+    finally:
+        _delivery.reset(token)
+
+
+def _same(brought: Any, ours: Any) -> bool:
+    """Whether pixels are the same ones: the object, its memory, or at least its values."""
+    if brought is ours:
+        return True
+    if isinstance(brought, (list, tuple)) and isinstance(ours, (list, tuple)):
+        return len(brought) == len(ours) and all(_same(one, other) for one, other in zip(brought, ours, strict=True))
+    if not torch.is_tensor(brought) or not torch.is_tensor(ours) or brought.shape != ours.shape:
+        return False
+    if brought.device != ours.device or brought.dtype != ours.dtype:
+        return False
+    return brought.data_ptr() == ours.data_ptr() or torch.equal(brought, ours)
 
 
 def checked(features: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,38 +180,28 @@ def _joined(row: Sequence[Kept]) -> Kept:
     return Kept(features, planes, torch.cat([one.repeats for one in row]))
 
 
-def deliver(features: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
+def deliver(features: Callable[..., Any], kind: Kind, family: Family) -> Callable[..., Any]:
     """``get_image_features`` that hands out the kept features inside a pruned call, and is itself outside."""
     signature = inspect.signature(features)
 
     @untraced
     @functools.wraps(features, updated=())  # what torch.compile left on it is not true of this one
     def delivered(*args: Any, **kwargs: Any) -> Any:
-        delivery = _delivery.get()
+        delivery = running(family)
         if delivery is None or kind not in delivery.rows:
             return features(*args, **kwargs)
-        delivery.asked.add(kind)
-        # Before 5.19, generate() repeats the pixels for beams and encodes afterwards; since then it repeats the
-        # features. A fresh package each time: beam search changes it in place.
-        times = delivery.family.copies(signature.bind(*args, **kwargs).arguments, kind) // delivery.copies[kind]
-        rows = [row for row in delivery.rows[kind] for _ in range(times)]
-        if delivery.family.joins_rows:
-            rows = [[_joined(row)] for row in rows if row]
-        flat = [one for row in rows for one in row]
-        return delivery.family.package(flat, kind)
+        return delivery.hand_out(kind, signature.bind(*args, **kwargs).arguments)
 
     return delivered
 
 
 @untraced
-def fill_mask(arguments: dict[str, Any]) -> dict[str, Any]:
+def fill_mask(delivery: Delivery, arguments: dict[str, Any]) -> dict[str, Any]:
     """Gives a forward inside a pruned generate the mask that generate dropped, where its absence would be misread."""
-    delivery = _delivery.get()
     if (
-        delivery is not None
-        and delivery.fill_mask
+        delivery.fill_mask
         and arguments.get("attention_mask") is None
-        and arguments.get("past_key_values") is None
+        and cache_in(arguments) is None
         and arguments.get("input_ids") is not None
     ):
         arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from foveate.models.base import Family
 from foveate.models.encoded import Layout, Newlines, Positions
+from foveate.turns import Turns, turns_at, turns_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Options:
     newlines: Newlines = "drop"
     layout: Layout = "stock"
     turn_end: Sequence[Sequence[int]] | None = None
+    processor: Any = None
 
     def __post_init__(self) -> None:
         for name, known in (("positions", Positions), ("newlines", Newlines), ("layout", Layout)):
@@ -41,3 +44,17 @@ class Options:
             raise ValueError(
                 f"{family.title} has no positions={self.positions!r}; known: {', '.join(family.positions)}"
             )
+
+    def turns(self, family: Family) -> Turns:
+        """How user turns are written: as the chat template says that was given, or the one beside the model's weights;
+        without any, a turn ends with the model's EOS tokens. Ends that the caller named go before."""
+        found = None
+        if self.processor is not None:
+            with contextlib.suppress(ValueError):  # no template: no turns but those that EOS tokens end
+                found = turns_of(self.processor)
+        elif family.model.name_or_path:
+            found = turns_at(str(family.model.name_or_path))
+        found = found or Turns(ends=family.turn_end_ids)
+        if self.turn_end is not None:
+            found = replace(found, ends=tuple(tuple(map(int, end)) for end in self.turn_end), named=True)
+        return replace(found, special=found.special | family.special_token_ids)

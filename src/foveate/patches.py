@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,8 +41,10 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def lock_of(model: nn.Module) -> threading.RLock:
+def lock_of(model: Any) -> threading.RLock:
     """The lock under which patches are put on a model and taken off; one per model."""
+    if not isinstance(model, nn.Module):
+        return threading.RLock()  # nothing will be put on it
     with _lock:
         return _locks.setdefault(model, threading.RLock())
 
@@ -59,30 +61,30 @@ class Patches:
     def __init__(self, patches: Iterable[Patch]) -> None:
         self._patches = list(patches)
         self._before: list[_Before] = []
-        self.users = 0
+        self.users: set[Hashable] = set()
 
     def add(self, patch: Patch) -> None:
         """One patch more, while nobody uses them: one that leads back to the group, say."""
         self._patches.append(patch)
 
-    def acquire(self) -> None:
-        """One user more.
+    def acquire(self, user: Hashable) -> None:
+        """One user more. After an error or interrupt there is none more, and nothing is left behind.
 
         Raises:
-            RuntimeError: a module is patched already on behalf of another model that shares it. Nothing is left behind.
+            RuntimeError: a module is patched already on behalf of another model that shares it.
         """
-        if not self.users:
-            try:
+        try:
+            self.users.add(user)
+            if not self._before:
                 for patch in self._patches:
                     self._put(patch)
-            except BaseException:
-                self._take_off()
-                raise
-        self.users += 1
+        except BaseException:
+            self.release(user)
+            raise
 
-    def release(self) -> None:
-        """One user less."""
-        self.users -= 1
+    def release(self, user: Hashable) -> None:
+        """One user less; nothing where it is none (any more)."""
+        self.users.discard(user)
         if self.users:
             return
         try:
@@ -92,11 +94,11 @@ class Patches:
             raise
 
     def __enter__(self) -> Patches:
-        self.acquire()
+        self.acquire(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.release()
+        self.release(self)
 
     def state_without(self, owner: Any) -> dict[str, Any]:
         """What an owner's ``vars`` would be without them."""

@@ -5,7 +5,7 @@ All of it is bookkeeping over token ids on the CPU: a few thousand integers, fet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -13,125 +13,89 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class ImageSpan:
-    """Where one image stands in a batch of prompts.
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A batch of prompts as the user knows them, what a cache holds included.
 
     Args:
-        row: its row in the batch.
-        positions: (n,) int64, its placeholders' columns, ascending.
-    """
-
-    row: int
-    positions: Tensor
-
-
-def locate_images(
-    ids: Tensor, mask: Tensor, image_token_id: int, placeholders: Sequence[int], kind: str = "image"
-) -> list[ImageSpan]:
-    """Assigns placeholders to images, row by row, in order.
-
-    Args:
-        ids: (B, S) int64 on the CPU.
+        ids: (B, S) int64 on the CPU, -1 where nobody knows what the cache holds.
         mask: (B, S) bool on the CPU, False where padding stands.
-        image_token_id: the placeholder's id.
-        placeholders: n of every image, in the order of ``pixel_values``.
-        kind: what to call them in errors.
-
-    Raises:
-        ValueError: the prompts' placeholders are not those of the images; the message counts both.
+        cached: the part that a cache holds already; None without.
     """
-    spots = (ids == image_token_id) & mask
-    per_row = spots.sum(dim=1).tolist()
-    if sum(per_row) != sum(placeholders):
-        raise ValueError(
-            f"the prompts hold {sum(per_row)} {kind} placeholders, but the {len(placeholders)} {kind}(s) given need "
-            f"{sum(placeholders)} ({', '.join(map(str, placeholders))}). Pass every {kind} with its prompt through the "
-            f"model's own processor, with one {kind} token in the text for each {kind}."
-        )
-    spans: list[ImageSpan] = []
-    image = 0
-    for row, count in enumerate(per_row):
-        columns = spots[row].nonzero()[:, 0]
-        used = 0
-        while used < count:
-            take = placeholders[image]
-            if used + take > count:
-                raise ValueError(
-                    f"row {row} of the batch holds {count} {kind} placeholders, which does not end at the border of "
-                    f"one: {kind} {image} needs {take} and only {count - used} are left. They must come in prompt "
-                    "order."
-                )
-            spans.append(ImageSpan(row, columns[used : used + take]))
-            used, image = used + take, image + 1
-    return spans
+
+    ids: Tensor
+    mask: Tensor
+    cached: CachedPrompt | None = None
+
+    @property
+    def fresh(self) -> Tensor:
+        """(B, S) bool: what is neither padding nor cached."""
+        fresh = self.mask.clone()
+        if self.cached is not None:
+            fresh[:, : self.cached.long_length] = False
+        return fresh
 
 
-def text_after(span: ImageSpan, text: Tensor, answer: Tensor) -> Tensor:
-    """(T,) int64 columns of the text that follows an image up to the prompt's end (METHOD: the released choice).
+def whole_prompt(ids: Tensor, mask: Tensor, cache: Any, placeholders: Iterable[int], only_new: bool = False) -> Prompt:
+    """Puts what a cache holds and what a call brings together.
 
     Args:
-        span: the image.
-        text: (B, S) bool on the CPU, True for text.
-        answer: (B, S) bool on the CPU, True for text with a label: the answer to be learned, which must not choose.
-
-    Returns:
-        The columns. Where nothing but labelled text follows, that; where nothing follows, all of the row's text;
-        empty when the row has none.
-    """
-    row = text[span.row]
-    following = row & (torch.arange(len(row)) > span.positions[-1])
-    for candidates in (following & ~answer[span.row], following, row):
-        columns = candidates.nonzero()[:, 0]
-        if len(columns):
-            break
-    return columns
-
-
-def turn_mask(ids: Sequence[int], ends: Sequence[Sequence[int]]) -> list[bool] | None:
-    """Which of the tokens after an image belong to its own user turn: those up to the first end mark, mark included.
-
-    Returns:
-        One bool per token, or None when no end mark is there.
-    """
-    first = len(ids) + 1
-    for end in ends:
-        size = len(end)
-        for start in range(len(ids) - size + 1):
-            if list(ids[start : start + size]) == list(end):
-                first = min(first, start + size)
-                break
-    return None if first > len(ids) else [place < first for place in range(len(ids))]
-
-
-def turn_end(processor: Any) -> tuple[tuple[int, ...], ...]:
-    """The token ids by which a processor's chat template ends a user's turn, for ``attach(..., turn_end=...)``.
+        ids: (B, S) of the call; with a cache, the whole prompt or only what is not cached.
+        mask: (B, S) or, with only what is not cached, wider.
+        cache: the call's; None without.
+        placeholders: ids that stand for images and videos.
+        only_new: ``ids`` are never the whole prompt (a bare ``forward`` does not cut it).
 
     Raises:
-        ValueError: the processor has no chat template, or it puts nothing after a user's text.
+        ValueError: ids, mask and cache that do not go together, or a cache that cannot be continued.
     """
-    probe = "probe"
-    tokenizer = getattr(processor, "tokenizer", processor)
-    message = {"role": "user", "content": [{"type": "text", "text": probe}]}
-    try:
-        rendered = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"no usable chat template to read the end of a turn from: {error}") from error
-    suffix = rendered.rpartition(probe)[2]
-    with_suffix = tokenizer(probe + suffix, add_special_tokens=False)["input_ids"]
-    alone = tokenizer(probe, add_special_tokens=False)["input_ids"]
-    if with_suffix[: len(alone)] != alone or len(with_suffix) == len(alone):
-        raise ValueError("this chat template puts nothing recognisable after a user's text; give turn_end yourself")
-    return (tuple(with_suffix[len(alone) :]),)
+    ids = ids.cpu().long()
+    if mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask.shape)} does not go with input_ids of shape {tuple(ids.shape)}: "
+            "pruning needs the plain (batch, tokens) mask of the processor"
+        )
+    whole = mask.cpu().bool()
+    length = cached_length(cache)
+    if not length:
+        if whole.shape != ids.shape:
+            raise ValueError(
+                f"attention_mask covers {whole.shape[1]} tokens and input_ids {ids.shape[1]}, without a cache between "
+                "them"
+            )
+        return Prompt(ids, whole)
+    cached = recall(cache)
+    if whole.shape[1] == ids.shape[1] and only_new:  # no mask was given: everything cached counts
+        before = torch.ones(ids.shape[0], cached.long_length if cached else length, dtype=torch.bool, device="cpu")
+        if cached is not None:
+            before[:, : cached.ids.shape[1]] = cached.mask
+        whole = torch.cat([before, whole], dim=1)
+    missing = whole.shape[1] - ids.shape[1]
+    if cached is None:
+        known = ids[:, : max(0, length - missing)]
+        if bool(torch.isin(known, torch.tensor(sorted(placeholders), dtype=ids.dtype, device="cpu")).any()):
+            raise ValueError(
+                "past_key_values holds an image that was not pruned by an attached call: fill the cache under the "
+                "pruner too, or start without it"
+            )
+        index = torch.arange(length, device="cpu").expand(ids.shape[0], -1)
+        cached = CachedPrompt(index, index, whole[:, :length], length)
+    elif cached.index.shape[0] != ids.shape[0]:
+        raise ValueError(
+            f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache of beams "
+            "or of another batch cannot be continued under pruning"
+        )
+    elif missing == 0 and not torch.equal(ids[:, : cached.ids.shape[1]], cached.ids):
+        raise ValueError("these input_ids do not begin with the prompt that filled past_key_values")
+    if missing:
+        unknown = torch.full((ids.shape[0], missing), -1, dtype=ids.dtype, device="cpu")
+        width = min(missing, cached.ids.shape[1])
+        unknown[:, :width] = cached.ids[:, :width]
+        ids = torch.cat([unknown, ids], dim=1)
+    return Prompt(ids, whole, cached)
 
 
-def adds_special_tokens(processor: Any, prompt: str) -> bool:
-    """Whether the tokenizer should add its special tokens: not to a prompt whose template has written BOS itself."""
-    bos = processor.tokenizer.bos_token
-    return not (bos and prompt.startswith(bos))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """How a batch of prompts was shortened.
 
@@ -189,49 +153,28 @@ class Plan:
         """(B, S') in the dtype and on the device of the (B, S) mask."""
         return self.shorten(mask, 0)
 
-    def positions(self, device: torch.device, *, from_mask: bool = True) -> Tensor:
-        """(B, S') int64: every kept token's position in the long prompt.
-
-        Args:
-            device: where to put them.
-            from_mask: count only unmasked tokens, as ``generate`` does; else columns, as a bare ``forward`` does.
-        """
-        long = (self.mask.long().cumsum(1) - 1).clamp(min=0)
-        if not from_mask:
-            long = torch.arange(self.length).expand_as(long)
-        return self.shorten(long, 0).to(device)
-
-    def text_positions(self) -> Tensor:
-        """(B, S') int64: every token's position in the short prompt, padding not counted."""
-        return ((self.index >= 0).long().cumsum(1) - 1).clamp(min=0)
-
     def expand(self) -> Tensor:
         """(B, S - long_start) int64: for every column of the long prompt, which of the short one speaks for it.
 
         A dropped token's is the nearest kept one before it: what the model had read by then.
         """
-        short = torch.arange(self.short_length).expand_as(self.index)
-        holds = torch.zeros(self.index.shape[0], self.length + 1, dtype=torch.int64)
+        short = torch.arange(self.short_length, device="cpu").expand_as(self.index)
+        holds = torch.zeros(self.index.shape[0], self.length + 1, dtype=torch.int64, device="cpu")
         holds.scatter_reduce_(1, torch.where(self.index < 0, self.length, self.index), short, "amax")
         nearest = holds[:, :-1].cummax(dim=1).values
         return (nearest[:, self.long_start :] - self.start).clamp(min=0)
 
 
-def make_plan(
-    ids: Tensor,
-    mask: Tensor,
-    repeats: Tensor,
-    cached: CachedPrompt | None = None,
-) -> Plan:
+def make_plan(prompt: Prompt, repeats: Tensor) -> Plan:
     """Works out the short prompt.
 
     Args:
-        ids: (B, S) int64 on the CPU, the long prompt.
-        mask: (B, S) bool on the CPU.
+        prompt: the long one.
         repeats: (B, S) int64 on the CPU: how often each token stands in the short prompt. Padding is dropped and put
-            back on the side where it was (on the left when there was none, as ``generate`` needs it).
-        cached: the part of the prompt that a cache holds already, which stays as it is.
+            back on the side where it was (on the left when there was none, as ``generate`` needs it). What is cached
+            stays as it is.
     """
+    ids, mask, cached = prompt.ids, prompt.mask, prompt.cached
     if cached is None:
         index = _pack(repeats * mask, left=not bool((~mask[:, -1]).any()) or bool((~mask[:, 0]).any()))
         return Plan(index, ids, mask)
@@ -242,11 +185,16 @@ def make_plan(
     return Plan(index, ids, mask, cached.index.shape[1], start, cached.following)
 
 
+def whole_plan(prompt: Prompt) -> Plan:
+    """The plan that drops nothing of a prompt without a cache."""
+    return Plan(torch.where(prompt.mask, torch.arange(prompt.ids.shape[1], device="cpu"), -1), prompt.ids, prompt.mask)
+
+
 def _pack(repeats: Tensor, left: bool) -> Tensor:
-    columns = torch.arange(repeats.shape[1])
+    columns = torch.arange(repeats.shape[1], device="cpu")
     rows = [torch.repeat_interleave(columns, row) for row in repeats]
     width = max(len(row) for row in rows)
-    index = torch.full((len(rows), width), -1, dtype=torch.int64)
+    index = torch.full((len(rows), width), -1, dtype=torch.int64, device="cpu")
     for number, row in enumerate(rows):  # one step per prompt, not per token
         if left:
             index[number, width - len(row) :] = row
@@ -255,7 +203,7 @@ def _pack(repeats: Tensor, left: bool) -> Tensor:
     return index
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CachedPrompt:
     """The part of a prompt that a KV cache holds, as left behind on the cache by the call that filled it.
 
@@ -286,7 +234,7 @@ class CachedPrompt:
                 "cropped cache cannot be continued under pruning. Start without past_key_values."
             )
         grown = cached - known
-        new = torch.arange(self.long_length, self.long_length + grown).expand(self.index.shape[0], -1)
+        new = torch.arange(self.long_length, self.long_length + grown, device="cpu").expand(self.index.shape[0], -1)
         following = None if self.following is None else self.following + grown
         return CachedPrompt(
             torch.cat([self.index, new], dim=1), self.ids, self.mask, self.long_length + grown, following

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +10,16 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from foveate.attachment import looking_through
-from foveate.inside import make_call
+from foveate.attachment import check_model
+from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
 from foveate.options import Options
-from foveate.prompts import adds_special_tokens
 from foveate.pruners.base import Pruner
 from foveate.pruners.uniform import Uniform
+from foveate.stateless import run
 from foveate.tokens import Selection
+from foveate.turns import adds_special_tokens
 
 PROBE = "?"
 """A question that only shows what a processor makes of a prompt."""
@@ -26,7 +27,7 @@ PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids
 """What a processor gives with one entry per prompt token."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """What a question about a session's images gave.
 
@@ -147,22 +148,23 @@ class Session:
         if not questions:
             return []
         pruner = Uniform(keep=1.0) if pruner is None else pruner
-        options = Options(positions=positions, newlines=newlines, layout=self.layout, turn_end=turn_end)
+        options = Options(
+            positions=positions, newlines=newlines, layout=self.layout, turn_end=turn_end, processor=self.processor
+        )
         inputs = self._tokenize([self.prompt(question) for question in questions])
         images = [image for _ in questions for image in self.images]
         repeated = {
             name: value.repeat(len(questions), *[1] * (value.ndim - 1)) for name, value in self._image_inputs.items()
         }
-        with looking_through(self.model) as site:
-            call = make_call(site.family, pruner, options, site.features, images)
-            sequences = call.generate(
-                site.originals["generate"],
-                **inputs,
-                **repeated,
-                max_new_tokens=max_new_tokens,
-                return_dict_in_generate=False,
-                **generate_options,
-            )
+        arguments = {
+            **inputs,
+            **repeated,
+            "max_new_tokens": max_new_tokens,
+            "return_dict_in_generate": False,
+            **generate_options,
+        }
+        call, sequences = run(self.model, pruner, options, (), arguments, images)
+        call.mirror()
         if len(sequences) != len(questions):
             raise ValueError("num_return_sequences must be 1 in a session: one answer per question")
         length = inputs["input_ids"].shape[1]
@@ -171,7 +173,7 @@ class Session:
             Answer(
                 question=question,
                 text=self.processor.tokenizer.decode(sequence[length:], skip_special_tokens=True).strip(),
-                selections=pruner.selections[number * each : (number + 1) * each],
+                selections=call.selections[number * each : (number + 1) * each],
                 visual_tokens=call.visual_tokens[number],
                 prompt_tokens=call.prompt_tokens,
                 sequence=sequence,
@@ -267,14 +269,33 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
 
     Raises:
         ValueError: no image, an unknown family, or a model that cannot be pruned faithfully.
+        TypeError: what is handed over is no model, no processor or no picture; the message says what to write.
     """
-    pictures = [images] if isinstance(images, Image) else list(images)
-    if not pictures:
-        raise ValueError("no image to look at")
+    check_model(model)
+    if hasattr(processor, "generate"):
+        raise TypeError("expected the model's processor, got a model: look(model, processor, images)")
+    pictures = _pictures(images)
     inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures))], pictures)
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
-    with looking_through(model) as site, torch.no_grad():
-        Options(layout=layout).check(site.family)
-        request = Request(site.features["image"], keys=True, layout=layout, prompt=torch.where(mask, ids, -1))
-        encoded = site.family.encode(inputs, request)
+    with looking_through(model) as instrumented, torch.no_grad():
+        Options(layout=layout).check(instrumented.family)
+        request = Request(instrumented.features["image"], keys=True, layout=layout, prompt=torch.where(mask, ids, -1))
+        encoded = instrumented.family.encode(inputs, request)
     return Session(model, processor, pictures, encoded, inputs, layout)
+
+
+def _pictures(images: Any) -> list[Image]:
+    """The pictures as a list, checked."""
+    single = isinstance(images, (Image, str, bytes)) or not isinstance(images, Iterable)
+    pictures: list[Any] = [images] if single else list(images)
+    if not pictures:
+        raise ValueError("no image to look at")
+    for one in pictures:
+        if isinstance(one, (str, bytes)) or hasattr(one, "__fspath__"):
+            raise TypeError(f"expected a PIL image, got a path: foveate.images.load_image({one!r}) reads it")
+        if not isinstance(one, Image):
+            raise TypeError(
+                f"expected a PIL image, got {type(one).__name__}: PIL.Image.fromarray(array) makes one of (height, "
+                "width, 3) uint8 values"
+            )
+    return pictures

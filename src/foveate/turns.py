@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,14 +45,14 @@ def turns_of(processor: Any) -> Turns:
     before, rest = _cut(whole, ASKED)
     between, rest = _cut(rest, ANSWERED)
     again, waiting = _cut(rest, ASKED_AGAIN)
-    ends = os.path.commonprefix([between, waiting, _cut(closed, ASKED_AGAIN)[1]])
+    ends = _shared(between, waiting, _cut(closed, ASKED_AGAIN)[1])
     if not ends.strip():  # nothing stands behind the last of a finished conversation
-        ends = os.path.commonprefix([between, waiting])
+        ends = _shared(between, waiting)
     if not ends.strip():
         raise ValueError("this chat template puts nothing recognisable after a user's text; give turn_end yourself")
-    answered = os.path.commonprefix([again, _cut(told, ANSWERED)[1]])
+    answered = _shared(again, _cut(told, ANSWERED)[1])
     opens = again[len(answered) :]
-    opens_first = before if before.endswith(opens) else os.path.commonprefix([before[::-1], again[::-1]])[::-1]
+    opens_first = before if before.endswith(opens) else _shared(before[::-1], again[::-1])[::-1]
     first, second = len(before), len(whole) - len(waiting)
     spans = {
         "starts": [
@@ -120,6 +119,13 @@ def _rendered(processor: Any, talk: Sequence[tuple[str, str]], waiting: bool) ->
     raise ValueError(f"no usable chat template to read the turns from: {'; '.join(dict.fromkeys(reasons))}")
 
 
+def _shared(*texts: str) -> str:
+    """What all of the texts begin with."""
+    least, most = min(texts), max(texts)
+    size = next((place for place, letter in enumerate(least) if letter != most[place]), len(least))
+    return least[:size]
+
+
 def _cut(text: str, word: str) -> tuple[str, str]:
     """What stands before and behind the last place of a word."""
     before, _, behind = text.rpartition(word)
@@ -151,3 +157,9 @@ def _alone(tokenizer: Any, text: str, begin: int, end: int) -> tuple[int, ...]:
     coded = tokenizer(ASKED + text[begin:end], add_special_tokens=False)["input_ids"]
     word = tokenizer(ASKED, add_special_tokens=False)["input_ids"]
     return tuple(coded[len(word) :]) if coded[: len(word)] == word else tuple(coded)
+
+
+def adds_special_tokens(processor: Any, prompt: str) -> bool:
+    """Whether the tokenizer should add its special tokens: not to a prompt whose template has written BOS itself."""
+    bos = processor.tokenizer.bos_token
+    return not (bos and prompt.startswith(bos))

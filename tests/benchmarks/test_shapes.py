@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import foveate
-from foveate.attachment import looking_through
 from foveate.benchmarks.shapes import SHAPES
 from foveate.benchmarks.tap import ENCODERS
+from foveate.instrumented import looking_through
 from foveate.models import FAMILIES
 from foveate.models.encoded import Request
 from tests.benchmarks.tinier import tiny

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
-from foveate.attachment import looking_through
+from foveate.instrumented import looking_through
 from tests.encoding import encode
 from tests.tiny import ROWS, SILENT, Row, prompts
 from tests.tiny.rows import features_of

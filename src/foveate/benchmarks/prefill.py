@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from foveate.attachment import looking_through
 from foveate.benchmarks import baseline
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
 from foveate.compare import cache_bytes
+from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import Request
 from foveate.pruners import InsidePruner, Pruner, get_pruner, parse_method

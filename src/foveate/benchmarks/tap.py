@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.attachment import Site, looking_through
 from foveate.attention import Recorder
 from foveate.benchmarks.measure import Clock, Task, interleaved, paired
 from foveate.benchmarks.shapes import SHAPES, Shape
+from foveate.instrumented import InstrumentedModel, looking_through
 from foveate.models.encoded import Request
 
 ENCODERS = tuple(name for name in SHAPES if name not in ("llava-next-13b", "llava-next-34b"))
@@ -122,7 +122,7 @@ def measure(
     state: dict[str, Any] = {"layers": [], "tap": [], "patches": 0, "read": ""}
 
     def encode(saliency: bool) -> None:
-        site: Site = state["site"]
+        site: InstrumentedModel = state["site"]
         request = Request(site.features["image"], saliency=saliency, prompt=inputs["input_ids"].cpu())
         site.family.encode(inputs, request)
 

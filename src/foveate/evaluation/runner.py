@@ -22,11 +22,11 @@ from foveate.evaluation.engines import Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
-from foveate.prompts import adds_special_tokens
 from foveate.pruners import InsidePruner, Pruner, parse_method
 from foveate.pruners.uniform import Uniform
 from foveate.session import look, question_prompt
 from foveate.tokens import Keep
+from foveate.turns import adds_special_tokens
 
 ROWS_FILE = "rows.jsonl"
 ROWS_FILES = "rows*.jsonl"

@@ -13,12 +13,12 @@ from PIL.Image import Image
 
 from foveate.evaluation.engines import Asker, Item
 from foveate.images import load_image
-from foveate.prompts import adds_special_tokens
 from foveate.pruners import Pruner, get_pruner
 from foveate.serving import Policy, options
 from foveate.serving.policy import CONFIG_KEY
 from foveate.session import question_prompt
 from foveate.tokens import Keep
+from foveate.turns import adds_special_tokens
 
 HEAD = 1 << 20
 """Bytes of every weights file that go into a model's fingerprint."""

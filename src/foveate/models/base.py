@@ -107,8 +107,9 @@ class Family(ABC):
         return self.image_inputs if kind == "image" else self.video_inputs
 
     def has(self, arguments: Mapping[str, Any], kind: Kind) -> bool:
-        """Whether a call brings any of them."""
-        return any(arguments.get(name) is not None for name in self.inputs_of(kind))
+        """Whether a call brings their pixels. What else describes images may be left from another call."""
+        names = self.inputs_of(kind)
+        return bool(names) and arguments.get(names[0]) is not None
 
     def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
         """M-RoPE positions of a prompt that starts at position 0; None for families with plain positions.

@@ -1,0 +1,202 @@
+"""What pruned calls share, wherever the pruner works: encoding, places, guiding text, what is delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.arguments import IGNORED, cache_in
+from foveate.delivery import Delivery, delivering
+from foveate.functional import require_finite
+from foveate.guiding import Guide, ImageSpan, locate_images
+from foveate.models.base import Family
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request
+from foveate.options import Options
+from foveate.prompts import Prompt, is_remembered, whole_prompt
+from foveate.pruners.base import Pruner
+from foveate.tokens import Selection, TextTokens
+from foveate.views import PromptView
+
+Located = Sequence[tuple[EncodedImage, ImageSpan]]
+Rows = Mapping[Kind, Sequence[Sequence[Kept]]]
+"""By kind, what is kept of every row's images."""
+
+
+class PrunedCall:
+    """What calls of ``generate`` and ``forward`` under a pruner share, wherever the pruner works.
+
+    Args:
+        family: the model's adapter.
+        pruner: which tokens stay.
+        options: see ``foveate.attach``.
+        features: by kind, the model's own ``get_image_features`` and ``get_video_features``.
+        images: the call's images when they are encoded already (a session); the pixels are not encoded then.
+
+    Afterwards ``selections`` are the call's, ``prompt_tokens`` is the length of the prompt that reached the LLM
+    (padding included), and ``visual_tokens`` how many of every row's were visual.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        pruner: Pruner,
+        options: Options,
+        features: Mapping[Kind, Callable[..., Any]],
+        images: Sequence[EncodedImage] | None = None,
+    ) -> None:
+        self.family = family
+        self.model = family.model
+        self.pruner = pruner
+        self.options = options
+        self.features = features
+        self.images = images
+        self.selections: list[Selection] = []
+        self.prompt_tokens = 0
+        self.visual_tokens: list[int] = []
+        self.stock: dict[Kind, Any] = {}
+
+    def mirror(self) -> None:
+        """Leaves the result with the pruner, where the last call of all is."""
+        self.pruner.record(self.selections)
+
+    def is_text_only(self, arguments: Mapping[str, Any], ids: Tensor | None) -> bool:
+        """Whether the bare model answers this call; raises where pruning would silently not happen."""
+        if arguments.get("inputs_embeds") is not None:
+            raise ValueError(
+                "inputs_embeds hide which tokens are visual, so they cannot be pruned: pass input_ids and pixel_values"
+            )
+        if arguments.get("mm_encoder_outputs"):
+            raise ValueError(
+                "mm_encoder_outputs bring features without the saliency they were made with: pass pixel_values, or use "
+                "foveate.look(...) to encode once and ask often"
+            )
+        self.family.refuse(arguments)
+        if any(self.family.has(arguments, kind) for kind in self.features) or self.images:
+            if ids is None:
+                raise ValueError("images came without input_ids: pass all that the processor returned")
+            return False
+        if is_remembered(cache_in(arguments)):
+            return False
+        if ids is not None:
+            for kind, token in self.family.placeholder_ids.items():
+                if bool((ids == token).any()):
+                    raise ValueError(
+                        f"the prompt holds {kind} placeholders, but no {self.family.inputs_of(kind)[0]} came with it, "
+                        "and no cache that a pruned call filled: pass all that the processor returned"
+                    )
+        return True
+
+    def bare(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """The model's own answer to text alone."""
+        with delivering(Delivery(self.family)):
+            return original(**arguments)
+
+    def whole_prompt(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, only_new: bool = False) -> Prompt:
+        """The prompt as the user knows it, cached part included."""
+        placeholders = self.family.placeholder_ids.values()
+        return whole_prompt(ids, mask, cache_in(arguments), placeholders, only_new)
+
+    def locate(self, arguments: Mapping[str, Any], prompt: Prompt) -> Located:
+        """Every image and video, encoded, with its place, in prompt order."""
+        fresh = prompt.fresh
+        images = self._encode(arguments, torch.where(fresh, prompt.ids, -1))
+        located: list[tuple[EncodedImage, ImageSpan]] = []
+        for kind, token in self.family.placeholder_ids.items():
+            ours = [image for image in images if image.kind == kind]
+            try:
+                spans = locate_images(prompt.ids, fresh, token, [image.placeholders for image in ours], kind)
+            except ValueError as error:
+                hint = " With a filled cache, give only the images that are new." if prompt.cached is not None else ""
+                raise ValueError(f"{error}{hint}") from None
+            located += zip(ours, spans, strict=True)
+        return sorted(located, key=lambda pair: (pair[1].row, int(pair[1].positions[0])))
+
+    def guide(self, arguments: Mapping[str, Any], prompt: Prompt) -> Guide:
+        """Says which text guides the choice for an image."""
+        text = prompt.fresh & (prompt.ids >= 0) & ~self.family.marks(prompt.ids)
+        labels, shifted = arguments.get("labels"), arguments.get("shift_labels")
+        if labels is None and shifted is not None:
+            labels = torch.nn.functional.pad(shifted[:, :-1], (1, 0), value=IGNORED)
+        answer = torch.zeros_like(text)
+        if labels is not None:
+            answer[:, -labels.shape[1] :] = labels.cpu() != IGNORED
+        return Guide(prompt.ids, text, self.options.turns(self.family), self.pruner.text_span, answer)
+
+    def text_tokens(self, guide: Guide, image: EncodedImage, span: ImageSpan) -> TextTokens:
+        """The guiding text's embeddings, where the image's features are.
+
+        Raises:
+            ValueError: there is no text.
+        """
+        try:
+            found = guide.of(span)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.pruner.name} reads the question: {error}. Add the question to the prompt, or use a method that "
+                "does not read it (saliency, uniform, random)"
+            ) from None
+        embeddings = self.family.embed(found.ids).to(image.tokens.features.device)
+        return TextTokens(embeddings, torch.ones_like(found.special), found.special)
+
+    def rows_of(self, located: Located, kept: Sequence[Kept], rows: int) -> Rows:
+        """What is kept, by kind and row."""
+        found: dict[Kind, list[list[Kept]]] = {kind: [[] for _ in range(rows)] for kind in self.features}
+        for (image, span), one in zip(located, kept, strict=True):
+            found[image.kind][span.row].append(one)
+        return found
+
+    def delivery(
+        self, arguments: Mapping[str, Any], rows: Rows, view: PromptView | None, *, whole: bool, fill_mask: bool = False
+    ) -> Delivery:
+        """What the model's own code is run with; ``whole``: all of every image is kept."""
+        given = [kind for kind in rows if self.family.has(arguments, kind)]
+        return Delivery(
+            self.family,
+            rows={kind: rows[kind] for kind in given},
+            pixels={kind: [arguments[self.family.inputs_of(kind)[0]]] for kind in given},
+            copies={kind: self.family.copies(arguments, kind) for kind in given},
+            # Pictures of one prompt are handed over together where stock beam search would mix them up.
+            stock=self.stock if whole and not self.family.joins_rows else {},
+            view=view,
+            fill_mask=fill_mask,
+        )
+
+    def _encode(self, arguments: Mapping[str, Any], prompt: Tensor) -> Sequence[EncodedImage]:
+        if self.images is not None:
+            return self.images
+        images: list[EncodedImage] = []
+        for kind, own in self.features.items():
+            if not self.family.has(arguments, kind):
+                continue
+
+            def features(*args: Any, kind: Kind = kind, own: Callable[..., Any] = own, **kwargs: Any) -> Any:
+                self.stock[kind] = own(*args, **kwargs)
+                return self.stock[kind]
+
+            request = Request(
+                features,
+                saliency=self.pruner.reads_saliency,
+                keys=self.pruner.reads_keys,
+                layout=self.options.layout,
+                prompt=prompt,
+            )
+            images += (
+                self.family.encode(arguments, request)
+                if kind == "image"
+                else self.family.encode_videos(arguments, request)
+            )
+        return images
+
+
+def require_scores_finite(selections: Sequence[Selection]) -> None:
+    """Raises ValueError where what a choice was made from is no number."""
+    scores = {f"{name} of image {n}": one.scores[name] for n, one in enumerate(selections) for name in one.scores}
+    try:
+        require_finite(**scores)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The vision tower overflowed or its weights are broken: try dtype=torch.bfloat16 or float32"
+        ) from None
