@@ -442,10 +442,10 @@ def test_text_only_before_the_image_is_announced(row: Any, model: Any) -> None:
 
 
 def test_turn_needs_an_end(row: Any, model: Any) -> None:
-    """text_span="turn" reads only the image's own turn, and says so when it cannot tell where that ends."""
+    """text_span="turn" reads only the image's own turn, and says so when the end that it was told is not there."""
     inputs = prompts(row, model, "one")
     pruner = foveate.TextSimilarity(keep=4, text_span="turn")
-    with pruner(model), pytest.raises(ValueError, match="turn_end=foveate.turn_end"):
+    with pruner(model, turn_end=[(90, 91)]), pytest.raises(ValueError, match=r"turn_end\(processor\) reads them"):
         model.generate(**inputs, **GREEDY)
     ids = inputs["input_ids"]
     end = tuple(ids[0, -3:-1].tolist())
