@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
 from foveate import bundled, inside
+from foveate.inside import layers
 from foveate.pruners import InsidePruner
 from tests.functional.test_in_llm import recycle_by_loops
 from tests.reference import long_positions, newline_mask
@@ -296,7 +297,7 @@ def test_only_the_rows_that_are_needed(name: str, attention: str, monkeypatch: p
     seen: list[tuple[int, ...]] = []
     real = layers.attention_of_queries
     monkeypatch.setattr(
-        inside,
+        layers,
         "attention_of_queries",
         lambda query, *rest: (seen.append((query.shape[1], rest[0].shape[1])), real(query, *rest))[1],
     )
