@@ -15,7 +15,7 @@ from foveate.models import Family, family_for, stock_model
 from foveate.models.encoded import Kind, Layout, Newlines, Positions
 from foveate.options import Options
 from foveate.patches import Patch, Patches
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Method
 
 _SITE = "_foveate_site"
 
@@ -32,8 +32,8 @@ class Attachment:
         TypeError: ``pruner`` is none.
     """
 
-    def __init__(self, model: Any, pruner: Pruner, options: Options) -> None:
-        if not isinstance(pruner, Pruner):
+    def __init__(self, model: Any, pruner: Method, options: Options) -> None:
+        if not isinstance(pruner, Method):
             raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
         self.model = model
         self.pruner = pruner
@@ -67,7 +67,7 @@ class Attachment:
 
 def attach(
     model: Any,
-    pruner: Pruner,
+    pruner: Method,
     *,
     positions: Positions | None = None,
     newlines: Newlines = "drop",

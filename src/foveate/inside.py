@@ -22,14 +22,14 @@ from foveate.arguments import bind, refuse_generation, setting
 from foveate.attention import Recorder, open_recorder, recording, tapped_config, untraced
 from foveate.call import Call, Shortened
 from foveate.delivery import Delivery, delivering
-from foveate.functional import attention_of_queries, require_finite
+from foveate.functional import Merge, Weights, attention_of_queries, merged, require_finite
 from foveate.models.base import Family
 from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind
 from foveate.options import Options
 from foveate.patches import Patch, Patches, lock_of
 from foveate.prompts import ImageSpan, Plan, cached_length, mark_uneven, text_after
-from foveate.pruners.base import Choice, Pruner
-from foveate.pruners.inside import InsidePruner, one_hot
+from foveate.pruners.base import Choice, Method
+from foveate.pruners.inside import InsidePruner
 from foveate.tokens import Selection
 
 FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl")
@@ -40,17 +40,17 @@ _WATCHED = "_foveate_watched"
 
 def make_call(
     family: Family,
-    pruner: Pruner,
+    pruner: Method,
     options: Options,
     features: Mapping[Kind, Callable[..., Any]],
     images: Sequence[EncodedImage] | None = None,
 ) -> Call:
     """The call that fits the method; arguments as for ``Call``."""
     kind = InsideCall if isinstance(pruner, InsidePruner) else Call
-    return kind(family, pruner, options, features, images)
+    return kind(family, pruner, options, features, images)  # type: ignore[arg-type]
 
 
-def check_inside(family: Family, pruner: Pruner, options: Options) -> None:
+def check_inside(family: Family, pruner: Method, options: Options) -> None:
     """Raises ValueError where ``pruner`` prunes inside the LLM and this model or these options do not allow it."""
     if not isinstance(pruner, InsidePruner):
         return
@@ -146,7 +146,7 @@ def refuse_modes(model: Any, arguments: Mapping[str, Any], name: str) -> None:
 class InsideCall(Call):
     """One call under a method that prunes inside the LLM. Arguments as for ``Call``."""
 
-    pruner: InsidePruner
+    pruner: InsidePruner  # type: ignore[assignment]
 
     @torch.no_grad()
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -264,7 +264,7 @@ class Watched:
         self.score: Tensor | None = None
         self.scores: dict[str, Tensor] = {}
         self.shares: Mapping[str, Tensor] = {}
-        self.weights: Tensor | None = None
+        self.weights: Weights | None = None
 
     @property
     def in_layers(self) -> list[int]:
@@ -284,8 +284,8 @@ class Watched:
         self.scores[f"attention_after_{layer}"] = rated
         indices = choice.indices.to(device)
         if choice.weights is not None:
-            before = one_hot(self.alive, total) if self.weights is None else self.weights
-            self.weights = choice.weights.to(device) @ before
+            before = Merge.picking(self.alive, total) if self.weights is None else self.weights
+            self.weights = merged(choice.weights.to(device), before)
         elif self.weights is not None:
             self.weights = self.weights[indices]
         self.alive = self.alive[indices]
@@ -456,7 +456,7 @@ class Run(Recorder):
             if choice.weights is not None:
                 hidden = hidden.clone()
                 for copy in range(row, row + self.copies):
-                    hidden[copy, places[choice.indices]] = _merged(choice.weights, hidden[copy, places])
+                    hidden[copy, places[choice.indices]] = merged(choice.weights, hidden[copy, places])
             one.apply(choice, score, number)
         columns = []
         for row in range(len(self.mask)):
@@ -468,11 +468,6 @@ class Run(Recorder):
         source = torch.searchsorted(index.contiguous(), after).clamp(max=index.shape[1] - 1)
         hidden = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         return hidden, Arrangement(after, any(len(one) < width for one in columns))
-
-
-def _merged(weights: Tensor, hidden: Tensor) -> Tensor:
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return (weights.to(hidden.device, dtype) @ hidden.to(dtype)).to(hidden.dtype)
 
 
 @contextmanager
