@@ -107,7 +107,9 @@ def test_the_answer_to_be_learned_does_not_choose() -> None:
     answer = torch.tensor([[False, False, False, True]])
     for span in ("turn", "prompt"):
         assert chosen(guide([row], plain, span, answer)) == [50]
-        assert chosen(guide([row[:2] + row[3:]], plain, span, answer[:, [0, 1, 3]])) == [51]  # for want of anything else
+        assert chosen(guide([row[:2] + row[3:]], plain, span, answer[:, [0, 1, 3]])) == [
+            51
+        ]  # for want of anything else
 
 
 def test_marks_alone_do_not_guide_silently() -> None:

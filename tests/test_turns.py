@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,8 +74,10 @@ def mistral(messages: Messages, waiting: bool) -> str:
 
 def glm(messages: Messages, waiting: bool) -> str:
     names = {"user": "<|user|>\n", "assistant": "<|assistant|>\n<think></think>\n"}
-    return "[GMASK]<sop>" + "".join(names[one["role"]] + said(one) for one in messages) + (
-        "<|assistant|>\n" if waiting else ""
+    return (
+        "[GMASK]<sop>"
+        + "".join(names[one["role"]] + said(one) for one in messages)
+        + ("<|assistant|>\n" if waiting else "")
     )
 
 
@@ -156,8 +158,8 @@ def test_no_template() -> None:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Any, Any]]:
-    yield bundled.load()
+def pair() -> tuple[Any, Any]:
+    return bundled.load()
 
 
 def test_the_bundled_models_own(pair: tuple[Any, Any]) -> None:

@@ -19,7 +19,7 @@ from foveate.models import stock_model
 from foveate.models.encoded import Layout, Newlines, Positions
 from foveate.options import Options
 from foveate.patches import lock_of
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Method
 from foveate.tokens import Selection
 
 # The attachments made in this thread or asyncio task, and in those it was started from, the newest last.
@@ -43,7 +43,7 @@ class Attachment:
         TypeError: ``model`` or ``pruner`` is something else; the message says what to write.
     """
 
-    def __init__(self, model: Any, pruner: Pruner, options: Options) -> None:
+    def __init__(self, model: Any, pruner: Method, options: Options) -> None:
         check_handed(model, pruner)
         self.model = model
         self.pruner = pruner
@@ -157,7 +157,7 @@ class Attachment:
 
 def attach(
     model: Any,
-    pruner: Pruner,
+    pruner: Method,
     *,
     positions: Positions | None = None,
     newlines: Newlines = "drop",
@@ -240,11 +240,11 @@ def _owner() -> Any:
 
 def check_handed(model: Any, pruner: Any) -> None:
     """Raises TypeError, in one line that says what to write, unless there are a model and a pruner."""
-    if isinstance(pruner, type) and issubclass(pruner, Pruner):
+    if isinstance(pruner, type) and issubclass(pruner, Method):
         raise TypeError(f"{pruner.__name__} is a class: hand over an instance, foveate.{pruner.__name__}(keep=0.1)")
-    if isinstance(model, Pruner) and not isinstance(pruner, Pruner):
+    if isinstance(model, Method) and not isinstance(pruner, Method):
         raise TypeError("model and pruner are swapped: the model comes first")
-    if not isinstance(pruner, Pruner):
+    if not isinstance(pruner, Method):
         raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
     check_model(model)
 

@@ -26,6 +26,7 @@ from foveate.delivery import Delivery, delivering, outside
 from foveate.positions import following, position_ids
 from foveate.prompts import Plan, Prompt, cached_length, make_plan, remember, whole_plan
 from foveate.pruned_call import PrunedCall, Rows, require_scores_finite
+from foveate.pruners.base import Pruner
 from foveate.tokens import Selection
 from foveate.views import PromptView, SeeingStreamer
 
@@ -45,7 +46,7 @@ class Shortened:
     touched: bool
 
 
-class Call(PrunedCall):
+class Call(PrunedCall[Pruner]):
     """A call under a method that prunes before the LLM: the model's own code runs on a shorter prompt."""
 
     @torch.no_grad()

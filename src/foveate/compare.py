@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 
 from foveate.models import family_for
-from foveate.pruners import Pruner
+from foveate.pruners import Method
 from foveate.session import process
 from foveate.tokens import Selection
 
@@ -73,7 +73,7 @@ def compare(
     processor: Any,
     images: Sequence[Image],
     prompt: str,
-    pruner: Pruner,
+    pruner: Method,
     *,
     max_new_tokens: int = 32,
     repeats: int = 3,
@@ -103,7 +103,7 @@ def compare(
     length = inputs["input_ids"].shape[1]
     visual = int((inputs["input_ids"] == image_token).sum())
 
-    def run(limit: int, attached: Pruner | None) -> tuple[float, Any]:
+    def run(limit: int, attached: Method | None) -> tuple[float, Any]:
         with nullcontext() if attached is None else attached(model):
             _settle(model)
             start = time.perf_counter()

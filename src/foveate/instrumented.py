@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from foveate.arguments import bind
 from foveate.attention import untraced
@@ -17,7 +17,7 @@ from foveate.models import Family, family_for, stock_model
 from foveate.models.encoded import EncodedImage, Kind
 from foveate.options import Options
 from foveate.patches import Patch, Patches, lock_of
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Method, Pruner
 from foveate.pruners.inside import InsidePruner
 from foveate.versions import warn_untested
 
@@ -94,10 +94,11 @@ class InstrumentedModel:
             with lock_of(self.model):
                 self.patches.release(user)
 
-    def call(self, pruner: Pruner, options: Options, images: Sequence[EncodedImage] | None = None) -> Call | InsideCall:
+    def call(self, pruner: Method, options: Options, images: Sequence[EncodedImage] | None = None) -> Call | InsideCall:
         """A call that fits the method; ``images``: those of a session, encoded already."""
-        kind = InsideCall if isinstance(pruner, InsidePruner) else Call
-        return kind(self.family, pruner, options, self.features, images)
+        if isinstance(pruner, InsidePruner):
+            return InsideCall(self.family, pruner, options, self.features, images)
+        return Call(self.family, cast(Pruner, pruner), options, self.features, images)
 
     def current(self) -> Attachment | None:
         """The attachment that applies to the running thread or task; None when the model is only looked through."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request
 from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Method
 from foveate.tokens import Selection, TextTokens
 from foveate.views import PromptView
 
@@ -25,7 +25,10 @@ Rows = Mapping[Kind, Sequence[Sequence[Kept]]]
 """By kind, what is kept of every row's images."""
 
 
-class PrunedCall:
+_Method = TypeVar("_Method", bound=Method)
+
+
+class PrunedCall(Generic[_Method]):
     """What calls of ``generate`` and ``forward`` under a pruner share, wherever the pruner works.
 
     Args:
@@ -42,7 +45,7 @@ class PrunedCall:
     def __init__(
         self,
         family: Family,
-        pruner: Pruner,
+        pruner: _Method,
         options: Options,
         features: Mapping[Kind, Callable[..., Any]],
         images: Sequence[EncodedImage] | None = None,

@@ -15,7 +15,7 @@ from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
 from foveate.options import Options
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Method
 from foveate.pruners.uniform import Uniform
 from foveate.stateless import run
 from foveate.tokens import Selection
@@ -118,14 +118,14 @@ class Session:
         """The text for the processor: see ``question_prompt``."""
         return question_prompt(self.processor, question, len(self.pictures))
 
-    def ask(self, question: str, pruner: Pruner | None = None, **options: Any) -> Answer:
+    def ask(self, question: str, pruner: Method | None = None, **options: Any) -> Answer:
         """Answers one question. See ``ask_many``."""
         return self.ask_many([question], pruner, **options)[0]
 
     def ask_many(
         self,
         questions: Sequence[str],
-        pruner: Pruner | None = None,
+        pruner: Method | None = None,
         *,
         positions: Positions | None = None,
         newlines: Newlines = "drop",

@@ -13,7 +13,7 @@ from foveate.inside import InsideCall, check_inside
 from foveate.instrumented import looking_through
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions
 from foveate.options import Options
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Method
 from foveate.tokens import Selection
 
 
@@ -39,7 +39,7 @@ class Generated:
 
 def generate(
     model: Any,
-    pruner: Pruner,
+    pruner: Method,
     *args: Any,
     positions: Positions | None = None,
     newlines: Newlines = "drop",
@@ -72,7 +72,7 @@ def generate(
 
 def run(
     model: Any,
-    pruner: Pruner,
+    pruner: Method,
     options: Options,
     args: Sequence[Any],
     arguments: Mapping[str, Any],

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from foveate.functional import Weights, merged
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,11 @@ class Keep:
 
     Args:
         value: a float in (0, 1], the fraction of each image's patch tokens; or an int >= 1, tokens per image.
-            ``1.0`` keeps everything, ``1`` keeps a single token.
+            ``1.0`` keeps everything, ``1`` keeps a single token. A numpy scalar counts as what it prints as:
+            ``np.float32(0.1)`` is 0.1.
 
     Raises:
-        TypeError: ``value`` is no number (bool included).
+        TypeError: ``value`` is no number (bool and arrays included).
         ValueError: ``value`` is NaN, infinite, zero, negative, or a fraction above 1.
     """
 
@@ -29,16 +34,19 @@ class Keep:
     def __post_init__(self) -> None:
         value = self.value
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            # Of what may print as pages (a tensor, a model), the type says enough.
+            shown = f"{reprlib.repr(value)}, a " if isinstance(value, (str, bytes, bool)) else ""
             raise TypeError(
-                f"keep must be a float in (0, 1] or an int >= 1 (tokens per image), "
-                f"got {value!r} ({type(value).__name__})"
+                f"keep must be a float in (0, 1] or an int >= 1 (tokens per image), got {shown}{type(value).__name__}: "
+                "write keep=0.1, say"
             )
         if isinstance(value, numbers.Integral):
             if value < 1:
                 raise ValueError(f"keep={value} keeps no token: give an int >= 1 or a float in (0, 1]")
             object.__setattr__(self, "value", int(value))
             return
-        number = float(value)
+        # In single precision 0.1 is a hair more, and a hair more of 1000 tokens would be 101.
+        number = float(str(value)) if isinstance(value, np.floating) else float(value)
         if not 0.0 < number <= 1.0:  # NaN fails both comparisons
             raise ValueError(
                 f"keep={value!r} is no fraction of an image's tokens: give a float in (0, 1], "
@@ -60,7 +68,7 @@ class Keep:
         return min(max(1, math.ceil(self.value * tokens - 1e-9)), tokens)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """Where each patch token of one image lies.
 
@@ -86,6 +94,11 @@ class Geometry:
     def __len__(self) -> int:
         return self.view.shape[0]
 
+    def to(self, device: torch.device) -> Geometry:
+        """The same on another device; nothing waits for a copy to an accelerator."""
+        view, row, column = (on_device(place, device) for place in (self.view, self.row, self.column))
+        return replace(self, view=view, row=row, column=column, boxes=on_device(self.boxes, device))
+
     def boxes_in(self, height: int, width: int) -> Tensor:
         """(N, 4) float32: each token's (x0, y0, x1, y1) in pixels of the original ``height`` x ``width`` image."""
         if not self.cropped:
@@ -97,7 +110,7 @@ class Geometry:
         return self.boxes * scale + self.boxes.new_tensor(offset * 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VisualTokens:
     """The patch tokens of one image as its LLM would receive them; newlines and other structure left out.
 
@@ -121,13 +134,13 @@ class VisualTokens:
         return self.features.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextTokens:
-    """The text that may guide the selection for one image: the tokens that follow it in the prompt.
+    """The text that may guide the selection for one image, as the method's ``text_span`` has it.
 
     Args:
         embeddings: (T, D) the LLM's input embeddings.
-        turn: (T,) bool on the CPU, True for tokens of the image's own user turn (always a prefix).
+        turn: (T,) bool on the CPU, True for tokens that ``text_span="turn"`` counts.
         special: (T,) bool on the CPU, True for special tokens (BOS, EOS, padding).
     """
 
@@ -139,7 +152,7 @@ class TextTokens:
         return self.embeddings.shape[0]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """What stays of one image, and why.
 
@@ -149,8 +162,9 @@ class Selection:
         scores: by name (``"saliency"``, ``"text_to_image"``, ...), (N,) float32 each, as far as the method read them.
         shares: by name, how many of the K each side brought, as 0-d int64 tensors (``int(...)`` reads them; they
             stay on the device until somebody does).
-        weights: (K, N) float32, how much of each patch token makes up each kept one, which takes the place (position,
-            box) of its index. None: the kept tokens go as they are.
+        weights: (K, N), how much of each patch token makes up each kept one, which takes the place (position, box) of
+            its index: a ``foveate.functional.Merge`` (``weights.dense()`` is the matrix), or a float32 tensor when the
+            method made one. None: the kept tokens go as they are.
 
     Raises:
         ValueError: ``weights`` of another shape.
@@ -161,7 +175,7 @@ class Selection:
     geometry: Geometry
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
+    weights: Weights | None = None
 
     def __post_init__(self) -> None:
         if self.weights is None:
@@ -217,16 +231,19 @@ class Selection:
         """(N, D) to (K, D): what stands in the kept places; merged in float32 where the method merges, autocast or not.
 
         Args:
-            features: the image's N patch tokens, or anything else with a row for each.
+            features: the image's N patch tokens, or anything else with a row for each. Gradients flow to them.
         """
         if self.weights is None:
             return features[self.indices.to(features.device)]
-        with torch.autocast(features.device.type, enabled=False):
-            dtype = torch.promote_types(features.dtype, torch.float32)
-            return (self.weights.to(features.device, dtype) @ features.to(dtype)).to(features.dtype)
+        return merged(self.weights, features)
 
     def mask(self) -> Tensor:
         """(N,) bool: True where a token stays."""
         kept = torch.zeros(self.total, dtype=torch.bool, device=self.indices.device)
         kept[self.indices] = True
         return kept
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor there. A copy to an accelerator is not waited for; one to the CPU is: it could be read too early."""
+    return tensor.to(device, non_blocking=device.type != "cpu")

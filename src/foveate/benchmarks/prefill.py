@@ -23,7 +23,7 @@ from foveate.compare import cache_bytes
 from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import Request
-from foveate.pruners import InsidePruner, Pruner, get_pruner, parse_method
+from foveate.pruners import InsidePruner, Method, get_pruner, parse_method
 from foveate.tokens import Keep
 
 Kind = Literal["stock", "foveate", "bound", "lean-bound", "baseline"]
@@ -282,7 +282,7 @@ def _cases(
     def stock(tokens: int) -> Any:
         return model.generate(**inputs, **options(tokens))
 
-    def foveate(pruner: Pruner) -> Callable[[int], Any]:
+    def foveate(pruner: Method) -> Callable[[int], Any]:
         def run(tokens: int) -> Any:
             with pruner(model):  # as in the README: attaching counts
                 return model.generate(**inputs, **options(tokens))

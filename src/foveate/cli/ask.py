@@ -14,7 +14,7 @@ from foveate import show
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.compare import Comparison, compare
 from foveate.images import load_image
-from foveate.pruners import Pruner, get_pruner
+from foveate.pruners import Method, get_pruner
 from foveate.session import Session, look, question_prompt
 from foveate.tokens import Selection
 
@@ -69,7 +69,7 @@ def run(request: Request) -> None:
         _finish(request, pictures, *_answer(session, request, pruner), None)
 
 
-def _answer(session: Session, request: Request, pruner: Pruner) -> tuple[Sequence[Selection], dict[str, Any]]:
+def _answer(session: Session, request: Request, pruner: Method) -> tuple[Sequence[Selection], dict[str, Any]]:
     with working("answering"):
         answer = session.ask(
             request.question, pruner, max_new_tokens=request.max_new_tokens, do_sample=False, num_beams=1
@@ -106,7 +106,7 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _check(request: Request) -> tuple[Pruner, list[Image]]:
+def _check(request: Request) -> tuple[Method, list[Image]]:
     if not request.images:
         raise ValueError('give at least one image and then the question: foveate ask photo.jpg "What is this?"')
     if not request.question.strip():

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from foveate.cli.console import print_json, stdout
 from foveate.models import FAMILIES
-from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, Pruner
+from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, Method
 
 _ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
 
 
-def describe(method: type[Pruner]) -> dict[str, Any]:
+def describe(method: type[Method]) -> dict[str, Any]:
     """A method's name, class, place, what it reads, its first docstring sentence and the paper named there."""
     text = inspect.getdoc(method) or ""
     paper = _ARXIV.search(text.split("Args:")[0])
@@ -35,7 +35,7 @@ def describe(method: type[Pruner]) -> dict[str, Any]:
 
 def list_methods(as_json: bool) -> None:
     """Prints every registered method."""
-    methods: list[type[Pruner]] = [*METHODS.values(), *INSIDE_METHODS.values()]
+    methods: list[type[Method]] = [*METHODS.values(), *INSIDE_METHODS.values()]
     described = [describe(method) for method in methods]
     if as_json:
         print_json({"methods": described})

@@ -22,7 +22,7 @@ from foveate.evaluation.engines import Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
-from foveate.pruners import InsidePruner, Pruner, parse_method
+from foveate.pruners import InsidePruner, Method, parse_method
 from foveate.pruners.uniform import Uniform
 from foveate.session import look, question_prompt
 from foveate.tokens import Keep
@@ -72,7 +72,7 @@ class Row:
         return self.item, self.method, repr(self.keep)
 
 
-Factory = Callable[[float | int, int], Pruner]
+Factory = Callable[[float | int, int], Method]
 """Makes a method's pruner for a budget and a picture's number."""
 
 
@@ -89,7 +89,7 @@ def factory(name: str) -> Factory:
     method, options = parse_method(name)
     seeded = "seed" not in options and any(field.name == "seed" for field in fields(method))
 
-    def make(keep: float | int, picture: int) -> Pruner:
+    def make(keep: float | int, picture: int) -> Method:
         return method(keep=keep, **options, **({"seed": picture} if seeded else {}))
 
     make(1.0, 0)  # what it refuses, it refuses now
@@ -238,7 +238,7 @@ class Transformers:
             "device": self.model.device.type,
         }
 
-    def require(self, method: str, pruners: Sequence[Pruner]) -> None:
+    def require(self, method: str, pruners: Sequence[Method]) -> None:
         """Every method runs here."""
 
     def asker(self, folder: Path, across: bool) -> Asker:
@@ -257,7 +257,7 @@ class _OnePicture:
         self.looking = 0.0
 
     def ask(
-        self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
         if self.session is None:
@@ -282,7 +282,7 @@ class _Across:
         self.model, self.processor, self.folder = model, processor, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """As for one picture."""
         pictures = [[load_image(self.folder / item.image)] for item in items]
@@ -301,7 +301,7 @@ def generate(
     processor: Any,
     prompts: Sequence[str],
     pictures: Sequence[Sequence[Image]],
-    pruner: Pruner,
+    pruner: Method,
     attaching: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[str]:
@@ -329,7 +329,7 @@ def generate(
     return [text.strip() for text in processor.tokenizer.batch_decode(sequences[:, length:], skip_special_tokens=True)]
 
 
-def count_kept(pruner: Pruner) -> list[tuple[int, int]]:
+def count_kept(pruner: Method) -> list[tuple[int, int]]:
     """(tokens kept, tokens there were) of every picture of a pruner's last call; see ``Row``."""
     if isinstance(pruner, InsidePruner):
         layers = zip(pruner.tokens_per_layer, pruner.selections, strict=True)

@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from foveate.evaluation.engines import Asker, Item
 from foveate.images import load_image
-from foveate.pruners import Pruner, get_pruner
+from foveate.pruners import Method, get_pruner
 from foveate.serving import Policy, options
 from foveate.serving.policy import CONFIG_KEY
 from foveate.session import question_prompt
@@ -99,7 +99,7 @@ class Vllm:
             "device": config.device_config.device_type,
         }
 
-    def require(self, method: str, pruners: Sequence[Pruner]) -> None:
+    def require(self, method: str, pruners: Sequence[Method]) -> None:
         for pruner in pruners:
             served = self.policy.pruner(pruner.name, pruner.keep) if pruner.name in self.policy.names else None
             if served != pruner:
@@ -116,7 +116,7 @@ class Vllm:
 
         hooks.shut_down(self.llm)
 
-    def generate(self, prompts: Sequence[tuple[str, Image, Pruner]], max_new_tokens: int) -> list[Any]:
+    def generate(self, prompts: Sequence[tuple[str, Image, Method]], max_new_tokens: int) -> list[Any]:
         """vLLM's outputs for prompts with a picture each."""
         parameters = self.llm.get_default_sampling_params()
         parameters.temperature, parameters.max_tokens = 0.0, max_new_tokens
@@ -161,7 +161,7 @@ class _Asker:
         self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Pruner, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """See ``Asker``."""
         engine = self.engine
@@ -215,7 +215,7 @@ def _has(method: str, option: str) -> bool:
     return any(one.name == option for one in dataclasses.fields(get_pruner(method)))
 
 
-def _is_all(pruner: Pruner) -> bool:
+def _is_all(pruner: Method) -> bool:
     return isinstance(pruner.keep, float) and pruner.keep == 1
 
 

@@ -5,15 +5,9 @@ earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written `
 """
 
 from foveate.functional.common import require_finite
-from foveate.functional.diversity import (
-    conditional_dpp,
-    holistic_context,
-    important_and_diverse,
-    least_duplicated,
-    max_min_diversity,
-    relevance_to_text,
-    saliency_coverage,
-)
+from foveate.functional.coverage import holistic_context, saliency_coverage
+from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
+from foveate.functional.duplicates import important_and_diverse
 from foveate.functional.grid import spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
@@ -22,23 +16,20 @@ from foveate.functional.in_llm import (
     stage_budgets,
     text_raters,
 )
+from foveate.functional.merge import Merge, Weights, merged
 from foveate.functional.merging import (
     dominant_and_contextual,
     outliers_with_neighbours,
     salient_and_spread,
     spatial_pooling,
 )
-from foveate.functional.mixture import (
-    adafv,
-    adafv_released,
-    adafv_split,
-    fixed_mix,
-    released_mixture,
-    text_to_image_attention,
-    top_k,
-)
+from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
+from foveate.functional.released import adafv_released, released_mixture
+from foveate.functional.text import relevance_to_text, text_to_image_attention
 
 __all__ = [
+    "Merge",
+    "Weights",
     "adafv",
     "adafv_released",
     "adafv_split",
@@ -52,6 +43,7 @@ __all__ = [
     "keep_and_recycle",
     "least_duplicated",
     "max_min_diversity",
+    "merged",
     "outliers_with_neighbours",
     "released_mixture",
     "relevance_to_text",

@@ -7,6 +7,8 @@ import numbers
 import torch
 from torch import Tensor
 
+_BLOCK = 1 << 22  # values that are normalised at a time (16 MiB)
+
 
 def require_finite(**tensors: Tensor) -> None:
     """Raises unless every value of every tensor is finite; one host sync for all of them on an accelerator.
@@ -20,11 +22,13 @@ def require_finite(**tensors: Tensor) -> None:
     Raises:
         ValueError: NaN or infinity; the message names the tensors.
     """
-    finite = [torch.isfinite(tensor).all() for tensor in tensors.values()]
-    if not finite:
+    # NaN is both the smallest and the largest, and looking for these makes no copy as isfinite does.
+    ends = {name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items() if tensor.numel()}
+    if not ends:
         return
-    gathered = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
-    broken = [name for name, fine in zip(tensors, gathered, strict=True) if not fine]
+    device = next(iter(ends.values())).device
+    finite = torch.stack([torch.isfinite(pair).all().to(device) for pair in ends.values()]).tolist()
+    broken = [name for name, fine in zip(ends, finite, strict=True) if not fine]
     if broken:
         raise ValueError(f"NaN or infinity in {', '.join(broken)}: nothing can be ranked by it")
 
@@ -81,14 +85,38 @@ def accumulator(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
+def positions(mask: Tensor, count: int) -> Tensor:
+    """Where a (..., N) mask with ``count`` True per row is True: ``nonzero`` without its host sync."""
+    seen = mask.cumsum(-1)
+    wanted = torch.arange(1, count + 1, device=mask.device).expand(*mask.shape[:-1], count).contiguous()
+    return torch.searchsorted(seen, wanted)
+
+
+def require_vectors(**vectors: Tensor) -> None:
+    """(N, D) floating tensors of one image; finite where that can be seen without a sync."""
+    require_floating(**vectors)
+    for name, tensor in vectors.items():
+        if tensor.ndim != 2 or 0 in tensor.shape:
+            raise ValueError(f"{name} must be (N, D) with N, D >= 1, got {shape_of(tensor)}")
+    require_finite(**{name: tensor for name, tensor in vectors.items() if tensor.device.type == "cpu"})
+
+
+def unit_rows(vectors: Tensor) -> Tensor:
+    """(..., D) vectors as float32 unit vectors, zeros as they are."""
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+
 def directions(visual: Tensor, name: str = "visual") -> Tensor:
     """(N, D) vectors of one image as float32 unit vectors, zeros as they are; checked where that takes no sync."""
-    require_floating(**{name: visual})
-    if visual.ndim != 2 or 0 in visual.shape:
-        raise ValueError(f"{name} must be (N, D) with N, D >= 1, got {shape_of(visual)}")
-    if visual.device.type == "cpu":
-        require_finite(**{name: visual})
-    return torch.nn.functional.normalize(visual.float(), dim=-1)
+    require_vectors(**{name: visual})
+    if visual.dtype == torch.float32:
+        return unit_rows(visual)
+    # Beside the result no whole copy in float32 is held.
+    unit = torch.empty(visual.shape, dtype=torch.float32, device=visual.device)
+    height = max(1, _BLOCK // visual.shape[1])
+    for start in range(0, len(visual), height):
+        unit[start : start + height] = unit_rows(visual[start : start + height])
+    return unit
 
 
 def require_length(tokens: int, **scores: Tensor) -> None:

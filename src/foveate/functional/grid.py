@@ -91,7 +91,7 @@ def spatial_crops(
     require_places(view, row, column)
     if side < 1 or not grids:
         raise ValueError(f"side must be >= 1 and grids not empty, got {side!r} and {grids!r}")
-    rows, columns = torch.tensor(grids, dtype=torch.int64).to(view.device, non_blocking=True).unbind(-1)
+    rows, columns = torch.tensor(grids, dtype=torch.int64, device="cpu").to(view.device, non_blocking=True).unbind(-1)
     down = row * side // rows[view]
     right = column * side // columns[view]
     largest = max(-(-height // side) * -(-width // side) for height, width in grids)

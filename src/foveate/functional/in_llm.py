@@ -6,6 +6,7 @@ last token, SparseVLM (arXiv 2410.04417) by that of chosen text tokens, and it m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,15 +15,17 @@ from torch import Tensor
 
 from foveate.functional.common import (
     descending,
-    directions,
     everything,
     require_budget,
     require_finite,
     require_floating,
     require_length,
+    require_vectors,
     shape_of,
 )
+from foveate.functional.merge import Merge
 
+_BLOCK = 1 << 22  # cells of a table of distances that is built piece by piece (16 MiB)
 _HALVINGS = 60  # of an interval of length 1: beyond what a float64 can tell apart
 
 
@@ -90,7 +93,8 @@ def density_peaks(points: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     of D, a token's density is ``rho = exp(-mean of d^2 over its k nearest others)``, with as many neighbours as
     clusters; ``delta`` is the distance to the nearest denser token, for the densest the largest distance of all. The
     centres are the tokens of the largest ``rho * delta``; every other token joins its nearest centre. Logarithms are
-    compared, since hidden states lie so far apart that ``rho`` would underflow. O(P^2 D).
+    compared, since hidden states lie so far apart that ``rho`` would underflow. O(P^2 D) time; distances are never held
+    all at once.
 
     Args:
         points: (P, D).
@@ -105,32 +109,44 @@ def density_peaks(points: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
         ValueError: no points, ``clusters`` < 1 or > P; on CPU tensors also NaN or infinity.
     """
     clusters = require_budget(clusters)
-    directions(points, name="points")  # its checks
+    require_vectors(points=points)
     count = len(points)
     if clusters > count:
         raise ValueError(f"{count} points cannot form {clusters} clusters")
     here = torch.arange(count, device=points.device)
     if clusters == count:
         return here, here
-    with torch.autocast(points.device.type, enabled=False):
-        exact = points.to(torch.promote_types(points.dtype, torch.float32))
-        distance = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(exact.shape[1])
-    itself = here.unsqueeze(1) == here
-    nearest = distance.masked_fill(itself, math.inf).sort(dim=-1).values[:, :clusters]
-    density = -nearest.square().mean(dim=-1)
-    earlier = here < here.unsqueeze(1)
-    denser = (density > density.unsqueeze(1)) | ((density == density.unsqueeze(1)) & earlier)
-    delta = distance.masked_fill(~denser, math.inf).amin(dim=-1)
-    delta = torch.where(denser.any(dim=-1), delta, distance.max())
-    centres = descending(density + delta.log())[1][:clusters].sort().values
-    member = distance.index_select(1, centres).argmin(dim=-1)
+    exact = points.to(torch.promote_types(points.dtype, torch.float32))
+    height = max(1, _BLOCK // count)
+
+    @functools.lru_cache(maxsize=1)  # where one block is all, it is computed once
+    def distances(start: int) -> Tensor:
+        return _distances(exact[start : start + height], exact)
+
+    densities, farthest = [], []
+    for start in range(0, count, height):
+        distance = distances(start)
+        itself = here[start : start + height].unsqueeze(1) == here
+        nearest = distance.masked_fill(itself, math.inf).topk(clusters, dim=-1, largest=False).values
+        densities.append(-nearest.square().mean(dim=-1))
+        farthest.append(distance.max())
+    density, largest = torch.cat(densities), torch.stack(farthest).max()
+    deltas = []
+    for start in range(0, count, height):
+        own, place = density[start : start + height].unsqueeze(1), here[start : start + height].unsqueeze(1)
+        denser = (density > own) | ((density == own) & (here < place))
+        delta = distances(start).masked_fill(~denser, math.inf).amin(dim=-1)
+        deltas.append(torch.where(denser.any(dim=-1), delta, largest))
+    centres = descending(density + torch.cat(deltas).log())[1][:clusters].sort().values
+    middles = exact.index_select(0, centres)
+    member = torch.cat([_distances(some, middles).argmin(dim=-1) for some in torch.split(exact, height)])
     # A centre is its own, even where another one equals it.
     return centres, member.scatter(0, centres, torch.arange(clusters, device=points.device))
 
 
 def keep_and_recycle(
     score: Tensor, hidden: Tensor, budget: int, recycled: float = 0.3, clusters: float = 0.1
-) -> tuple[Tensor, Tensor, int]:
+) -> tuple[Tensor, Merge, int]:
     """The best rated tokens as they are, part of the others merged into a few: SparseVLM (arXiv 2410.04417).
 
     Of K tokens, ``C = ceil(clusters * recycled * (N - K))``, at most ``K // 2``, are merged ones and ``K - C`` the best
@@ -146,8 +162,8 @@ def keep_and_recycle(
         clusters: merged tokens for each recycled one, in [0, 1]. Default 0.1.
 
     Returns:
-        kept (min(K, N)) int64, ascending, distinct; weights (min(K, N), N) float32, rows summing to 1, ``1 / n`` for
-        the n members of a cluster; and C. Ties go to the earlier token.
+        kept (min(K, N)) int64, ascending, distinct; weights, a (min(K, N), N) :class:`foveate.functional.Merge`, rows
+        summing to 1, ``1 / n`` for the n members of a cluster; and C. Ties go to the earlier token.
 
     Raises:
         TypeError: inputs that are not floating; a budget that is no int.
@@ -161,19 +177,28 @@ def keep_and_recycle(
     tokens = len(hidden)
     require_length(tokens, score=score)
     if tokens <= budget:
-        return everything(score), torch.eye(tokens, device=hidden.device), 0
+        kept = everything(score)
+        return kept, Merge.picking(kept, tokens), 0
     merged = min(math.ceil(clusters * recycled * (tokens - budget) - 1e-9), budget // 2)
     order = descending(score)[1]
     whole, rest = order[: budget - merged], order[budget - merged :]
-    target_of, kept = everything(score), whole
-    if merged:
-        pool = rest[: max(merged, math.ceil(recycled * len(rest) - 1e-9))].sort().values
-        centres, member = density_peaks(hidden.index_select(0, pool), merged)
-        kept = torch.cat([whole, pool.index_select(0, centres)])
-        target_of = target_of.scatter(0, pool, pool.index_select(0, centres.index_select(0, member)))
-    kept = kept.sort().values
-    members = (target_of == kept.unsqueeze(-1)).float()
-    return kept, members / members.sum(dim=-1, keepdim=True), merged
+    if not merged:
+        kept = whole.sort().values
+        return kept, Merge.picking(kept, tokens), 0
+    pool = rest[: max(merged, math.ceil(recycled * len(rest) - 1e-9))].sort().values
+    centres, member = density_peaks(hidden.index_select(0, pool), merged)
+    places = pool.index_select(0, centres)
+    kept = torch.cat([whole, places]).sort().values
+    targets = torch.cat([whole, places.index_select(0, member)])
+    members = torch.cat([whole, pool])
+    return kept, Merge.means(torch.searchsorted(kept, targets), members, (budget, tokens)), merged
+
+
+def _distances(some: Tensor, others: Tensor) -> Tensor:
+    """(R, P) Euclidean distances divided by the root of D; of equal points nothing, as a matrix product would not."""
+    with torch.autocast(some.device.type, enabled=False):
+        distance = torch.cdist(some, others, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance / math.sqrt(some.shape[1])
 
 
 def stage_budgets(tokens: int, budget: int, widths: Sequence[int], *, mean: bool) -> list[int]:

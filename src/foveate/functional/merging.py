@@ -1,8 +1,8 @@
 """Tokens put together from several: pure functions of one image's tokens.
 
-They return, beside the places of the kept tokens, ``weights`` (K, N) float32: row k says how much of each of the N
-tokens makes up the k-th kept one, so that ``weights @ visual`` are the kept tokens. Rows sum to 1. One image at a time,
-without batch dimensions.
+They return, beside the places of the kept tokens, their ``weights``, a (K, N) :class:`foveate.functional.Merge`: row k
+says how much of each of the N tokens makes up the k-th kept one, so that ``weights @ visual`` are the kept tokens. Rows
+sum to 1. One image at a time, without batch dimensions. No table of K or more rows and N columns is ever made whole.
 """
 
 from __future__ import annotations
@@ -17,16 +17,23 @@ from foveate.functional.common import (
     descending,
     directions,
     everything,
+    positions,
+    ranks,
     require_budget,
     require_length,
+    require_vectors,
     shape_of,
+    unit_rows,
 )
 from foveate.functional.grid import require_places, uniform_grid
+from foveate.functional.merge import Merge
+
+_BLOCK = 1 << 20  # cells of a table that is built piece by piece (4 MiB, and some more of indices)
 
 
 def dominant_and_contextual(
     saliency: Tensor, keys: Tensor, budget: int, contextual: float = 10 / 64
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Merge]:
     """Salient tokens as they are, all others merged into a few by their keys: VisionZip (arXiv 2412.04467).
 
     ``M = floor(contextual * K)`` tokens are contextual, the ``K - M`` most salient dominant. Of the others, in their
@@ -52,36 +59,39 @@ def dominant_and_contextual(
     budget = require_budget(budget)
     if not 0.0 <= contextual < 1.0:  # NaN fails too
         raise ValueError(f"contextual must be in [0, 1), got {contextual!r}")
-    unit = directions(keys, name="keys")
-    tokens = len(unit)
+    require_vectors(keys=keys)
+    tokens = len(keys)
     require_length(tokens, saliency=saliency)
+    here = everything(saliency)
     if tokens <= budget:
-        return everything(saliency), torch.eye(tokens, device=unit.device)
+        return here, Merge.picking(here, tokens)
     merged = math.floor(contextual * budget + 1e-9)
     order = descending(saliency)[1]
     dominant, rest = order[: budget - merged], order[budget - merged :].sort().values
-    kept, target_of = dominant, everything(saliency)
-    if merged:
-        middles = (2 * torch.arange(merged, device=rest.device) + 1) * len(rest) // (2 * merged)
-        targets = rest.index_select(0, middles)
-        with torch.autocast(unit.device.type, enabled=False):
-            likeness = unit.index_select(0, rest) @ unit.index_select(0, targets).T
-        joins = targets.index_select(0, likeness.argmax(dim=-1))
-        # A target is its own, even where another target's key equals its own.
-        target_of = target_of.scatter(0, rest, joins).scatter(0, targets, targets)
-        kept = torch.cat([dominant, targets])
-    kept = kept.sort().values
-    members = (target_of == kept.unsqueeze(-1)).float()
-    return kept, members / members.sum(dim=-1, keepdim=True)
+    if not merged:
+        kept = dominant.sort().values
+        return kept, Merge.picking(kept, tokens)
+    middles = (2 * torch.arange(merged, device=rest.device) + 1) * len(rest) // (2 * merged)
+    targets = rest.index_select(0, middles)
+    with torch.autocast(keys.device.type, enabled=False):
+        aims = unit_rows(keys.index_select(0, targets)).T
+        nearest = [
+            (unit_rows(keys.index_select(0, some)) @ aims).argmax(dim=-1)
+            for some in torch.split(rest, max(1, _BLOCK // max(aims.shape)))
+        ]
+    # A target is its own, even where another target's key equals its own.
+    target_of = here.scatter(0, rest, targets.index_select(0, torch.cat(nearest))).scatter(0, targets, targets)
+    kept = torch.cat([dominant, targets]).sort().values
+    return kept, Merge.means(torch.searchsorted(kept, target_of), here, (budget, tokens))
 
 
-def outliers_with_neighbours(saliency: Tensor, keys: Tensor, kept: Tensor, neighbours: int = 32) -> Tensor:
+def outliers_with_neighbours(saliency: Tensor, keys: Tensor, kept: Tensor, neighbours: int = 32) -> Merge:
     """Weights that fold into each kept token those most like it: the merging of PruMerge (arXiv 2403.15388).
 
     A kept token takes up the ``neighbours`` tokens, kept or not, whose keys are most similar to its own (cosine): it
     counts 1, each of them its saliency, as in the released code. (The paper writes the kept token with its own saliency
     too; since a view's saliency sums to 1, that would be a blur of the cluster with hardly more of the kept token than
-    of another.) The sum is divided by that of the weights, which keeps the length of a token. O(K N (d + log N)).
+    of another.) The sum is divided by that of the weights, which keeps the length of a token. O(K N d).
 
     Args:
         saliency: (N,) >= 0, as the encoder gives it: about 1 in sum over each view.
@@ -104,13 +114,17 @@ def outliers_with_neighbours(saliency: Tensor, keys: Tensor, kept: Tensor, neigh
     require_length(tokens, saliency=saliency)
     if saliency.device.type == "cpu" and bool((saliency < 0).any()):
         raise ValueError("saliency must not be negative: tokens are weighted by it")
+    size = min(neighbours + 1, tokens)
+    clusters = []
     with torch.autocast(unit.device.type, enabled=False):
-        likeness = unit.index_select(0, kept) @ unit.T
-    own = kept.unsqueeze(-1)
-    cluster = likeness.scatter(1, own, math.inf).sort(dim=-1, descending=True, stable=True).indices[:, : neighbours + 1]
-    inside = torch.zeros_like(likeness).scatter(1, cluster, 1.0)
-    weights = (inside * saliency.float()).scatter(1, own, 1.0)
-    return weights / weights.sum(dim=-1, keepdim=True)
+        for some in torch.split(kept, max(1, _BLOCK // tokens)):
+            likeness = unit.index_select(0, some) @ unit.T
+            clusters.append(_largest(likeness.scatter_(1, some.unsqueeze(-1), math.inf), size))
+    cluster = torch.cat(clusters)  # (K, size)
+    counts = torch.where(cluster == kept.unsqueeze(-1), 1.0, saliency.float()[cluster])
+    weights = counts / counts.sum(dim=-1, keepdim=True)
+    starts = size * torch.arange(len(kept), device=kept.device)
+    return Merge(starts, cluster.flatten(), weights.flatten(), tokens)
 
 
 def salient_and_spread(
@@ -152,14 +166,14 @@ def salient_and_spread(
     return torch.cat([order[:first], spread]).sort().values
 
 
-def spatial_pooling(view: Tensor, row: Tensor, column: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def spatial_pooling(view: Tensor, row: Tensor, column: Tensor, budget: int) -> tuple[Tensor, Merge]:
     """Every view cut into compact cells of equal size, one token each: average pooling to any number of tokens.
 
     Every view has its proportional part of the budget, rounded in favour of the earlier view; with fewer tokens than
     views some views have none. A view is cut into bands of rows, about as many as make square cells. Its tokens are
     walked through band by band, there and back, column by column within a band, and the walk is cut into as many runs
     as the view has tokens to fill, their lengths differing by one at most. Where the numbers divide, that is plain
-    average pooling: 24 x 24 to 144 tokens averages 2 x 2. O(N (K + log N)).
+    average pooling: 24 x 24 to 144 tokens averages 2 x 2. O(N log N).
 
     The grids need not be complete (unpadded views), nor of one size, nor stored in any order.
 
@@ -184,7 +198,7 @@ def spatial_pooling(view: Tensor, row: Tensor, column: Tensor, budget: int) -> t
     tokens = len(view)
     here = torch.arange(tokens, device=view.device)
     if tokens <= budget:
-        return here, torch.eye(tokens, device=view.device)
+        return here, Merge.picking(here, tokens)
 
     # Per view; there are at most N.
     none = torch.zeros_like(view)
@@ -208,15 +222,29 @@ def spatial_pooling(view: Tensor, row: Tensor, column: Tensor, budget: int) -> t
     run = torch.where(seats.index_select(0, walked) > 0, run, budget)  # a view without seats is in no cell
     cell = torch.empty_like(run).scatter(0, walk, run)
 
-    members = cell == torch.arange(budget, device=view.device).unsqueeze(-1)  # (K, N)
-    number = members.sum(dim=-1, keepdim=True)
-    # Times n, the distance to a centre is a whole number.
-    away = sum(
-        (number * place - torch.where(members, place, 0).sum(dim=-1, keepdim=True)).square() for place in (down, right)
-    )
-    kept = torch.where(members, away, torch.iinfo(torch.int64).max).argmin(dim=-1)
-    order = kept.sort().indices
-    return kept.index_select(0, order), (members.float() / number).index_select(0, order)
+    # Whatever is in no cell counts as in one more, of which nothing is kept.
+    number = cell.new_zeros(budget + 1).scatter_add(0, cell, torch.ones_like(cell))
+    size = number.index_select(0, cell)
+    away = torch.zeros_like(cell)
+    for place in (down, right):
+        # Times n, the distance to a centre is a whole number.
+        total = number.new_zeros(budget + 1).scatter_add(0, cell, place)
+        away = away + (size * place - total.index_select(0, cell)).square()
+    nearest = away.sort(stable=True).indices
+    by_cell = nearest.index_select(0, cell.index_select(0, nearest).sort(stable=True).indices)
+    centres = by_cell.index_select(0, (number.cumsum(0) - number)[:budget])
+    kept, order = centres.sort()
+    row_of = torch.cat([ranks(order), order.new_full((1,), budget)])
+    return kept, Merge.means(row_of.index_select(0, cell), here, (budget, tokens))
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """(R, count) int64, ascending: where the largest of every row of (R, N) are; of equal ones the earlier."""
+    least = values.topk(count, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    above, equal = values > least, values == least
+    room = count - above.sum(dim=-1, keepdim=True)
+    # What is no number is larger than nothing and equal to nothing: then places are missing, and the last stands in.
+    return positions(above | (equal & (equal.cumsum(dim=-1) <= room)), count).clamp_(max=values.shape[-1] - 1)
 
 
 def _from_zero(place: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,9 @@ from foveate.tokens import Selection
 from foveate.views import PromptView, SeeingStreamer
 
 
-class InsideCall(PrunedCall):
+class InsideCall(PrunedCall[InsidePruner]):
     """One call under a method that prunes inside the LLM."""
 
-    pruner: InsidePruner
     tokens_per_layer: Sequence[Sequence[int]] = ()
 
     @torch.no_grad()

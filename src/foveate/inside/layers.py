@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import Recorder, open_recorder, tapped_config, untraced
-from foveate.functional import attention_of_queries
+from foveate.functional import Merge, Weights, attention_of_queries, merged
 from foveate.guiding import ImageSpan
 from foveate.models.encoded import NEWLINE, EncodedImage
 from foveate.patches import Patch, Patches, lock_of
 from foveate.pruners.base import Choice
-from foveate.pruners.inside import InsidePruner, one_hot
+from foveate.pruners.inside import InsidePruner
 from foveate.tokens import Selection
 
 _NAME = "_foveate_layers"
@@ -47,7 +47,7 @@ class ImageInLayers:
         self.score: Tensor | None = None
         self.scores: dict[str, Tensor] = {}
         self.shares: Mapping[str, Tensor] = {}
-        self.weights: Tensor | None = None
+        self.weights: Weights | None = None
 
     @property
     def in_layers(self) -> list[int]:
@@ -67,8 +67,8 @@ class ImageInLayers:
         self.scores[f"attention_after_{layer}"] = rated
         indices = choice.indices.to(device)
         if choice.weights is not None:
-            before = one_hot(self.alive, total) if self.weights is None else self.weights
-            self.weights = choice.weights.to(device) @ before
+            before = Merge.picking(self.alive, total) if self.weights is None else self.weights
+            self.weights = merged(choice.weights.to(device), before)
         elif self.weights is not None:
             self.weights = self.weights[indices]
         self.alive = self.alive[indices]
@@ -244,7 +244,7 @@ class PrunedLayers(Recorder):
             if choice.weights is not None:
                 hidden = hidden.clone()
                 for copy in range(row, row + self.copies):
-                    hidden[copy, places[choice.indices]] = _merged(choice.weights, hidden[copy, places])
+                    hidden[copy, places[choice.indices]] = merged(choice.weights, hidden[copy, places])
             one.apply(choice, score, number)
         columns = []
         for row in range(len(self.mask)):
@@ -256,11 +256,6 @@ class PrunedLayers(Recorder):
         source = torch.searchsorted(index.contiguous(), after).clamp(max=index.shape[1] - 1)
         hidden = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         return hidden, Arrangement(after, any(len(one) < width for one in columns))
-
-
-def _merged(weights: Tensor, hidden: Tensor) -> Tensor:
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return (weights.to(hidden.device, dtype) @ hidden.to(dtype)).to(hidden.dtype)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from foveate.arguments import cache_in, setting
 from foveate.models.base import Family
 from foveate.options import Options
 from foveate.prompts import cached_length
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Method
 from foveate.pruners.inside import InsidePruner
 
 FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl")
@@ -21,7 +21,7 @@ FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl")
 IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
-def check_inside(family: Family, pruner: Pruner, options: Options) -> None:
+def check_inside(family: Family, pruner: Method, options: Options) -> None:
     """Raises ValueError where ``pruner`` prunes inside the LLM and this model or these options do not allow it."""
     if not isinstance(pruner, InsidePruner):
         return

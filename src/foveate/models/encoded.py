@@ -23,7 +23,7 @@ STAYS = -2
 """Slot of a placeholder that carries no patch and is never dropped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kept:
     """What of one image or video reaches the LLM.
 
@@ -39,7 +39,7 @@ class Kept:
     repeats: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedImage:
     """One image or video after the vision tower and projector, before anything is chosen.
 
@@ -106,7 +106,7 @@ class EncodedImage:
         return Kept(take(self.stream), tuple(take(plane) for plane in self.planes), repeats)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """What one ``encode`` is asked for.
 
@@ -126,7 +126,7 @@ class Request:
     prompt: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rope:
     """Rotary positions of several dimensions (M-RoPE) for the tokens of a prompt.
 

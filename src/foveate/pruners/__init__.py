@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from foveate.pruners.adafv import AdaFV
-from foveate.pruners.base import Choice, Pruner
+from foveate.pruners.base import Choice, Method, Pruner
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
@@ -63,7 +63,7 @@ LACKING = {
 """Methods that people ask for by name, and what stands in their way."""
 
 
-def parse_method(text: str) -> tuple[type[Pruner], Mapping[str, Any]]:
+def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
     """What a method's name stands for: its class, and options that stand behind the name.
 
     Args:
@@ -77,7 +77,7 @@ def parse_method(text: str) -> tuple[type[Pruner], Mapping[str, Any]]:
     name, *given = text.split(":")
     if name in LACKING:
         raise ValueError(f"{name} is not available: {LACKING[name]}")
-    known: dict[str, type[Pruner]] = {**METHODS, **INSIDE_METHODS}
+    known: dict[str, type[Method]] = {**METHODS, **INSIDE_METHODS}
     if name not in known:
         raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
     own = [field.name for field in fields(known[name]) if field.init and field.name != "keep"]
@@ -93,7 +93,7 @@ def parse_method(text: str) -> tuple[type[Pruner], Mapping[str, Any]]:
     return known[name], options
 
 
-def get_pruner(name: str, **options: Any) -> Pruner:
+def get_pruner(name: str, **options: Any) -> Method:
     """The pruner of that name, with its options (``keep`` among them).
 
     Args:
@@ -110,6 +110,6 @@ def get_pruner(name: str, **options: Any) -> Pruner:
 
 __all__ = [
     "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV", "FixedMix",
-    "HoloV", "InsidePruner", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency",
-    "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "get_pruner", "parse_method",
+    "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random",
+    "Saliency", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "get_pruner", "parse_method",
 ]  # fmt: skip

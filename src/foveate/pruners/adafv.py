@@ -25,7 +25,8 @@ class AdaFV(ReadsText, Pruner):
         min_share: part of the budget that each side has at least, in [0, 0.5]. Default 0.25.
         variant: ``"paper"``, or ``"released"``: what the authors' code does, with repeated tokens and a
             budget rounded down to an even number per view, for checking published numbers. It needs the full
-            grid of every view and has its own floors, so ``min_share`` stays 0.25.
+            grid of every view and has its own floors, so ``min_share`` stays 0.25, and reads the released text, so
+            ``text_span`` becomes ``"prompt"`` whatever is given.
         text_span, temperature, special_tokens: as for ``ReadsText``.
 
     Raises:
@@ -35,7 +36,7 @@ class AdaFV(ReadsText, Pruner):
 
     min_share: float = 0.25
     variant: str = "paper"
-    text_span: str = "prompt"  # type: ignore[misc]
+    text_span: str = "turn"  # type: ignore[misc]
     temperature: float = 0.01
     special_tokens: bool = True
 
@@ -50,6 +51,8 @@ class AdaFV(ReadsText, Pruner):
             raise ValueError(f"min_share must be in [0, 0.5], got {self.min_share!r}")
         if self.variant == "released" and self.min_share != 0.25:
             raise ValueError("variant='released' has its floors fixed at a quarter: leave min_share at 0.25")
+        if self.variant == "released":
+            self.text_span = "prompt"
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The mixture of the chosen variant, and how many of the budget each side had.

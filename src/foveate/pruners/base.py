@@ -1,17 +1,18 @@
-"""What a pruning method is: one dataclass, one overridable ``choose``; it never sees a model."""
+"""What a pruning method is: a dataclass of its options that never sees a model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from foveate.tokens import Keep, Selection, TextTokens, VisualTokens
+from foveate.functional import Weights
+from foveate.tokens import Keep, Selection, TextTokens, VisualTokens, on_device
 
 if TYPE_CHECKING:
     from foveate.attachment import Attachment
@@ -20,7 +21,7 @@ SALIENCY = "saliency"
 TEXT_TO_IMAGE = "text_to_image"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """What a method decided for one image.
 
@@ -28,21 +29,22 @@ class Choice:
         indices: (K,) int64, ascending.
         scores: by name, (N,) float32: what the choice was made from.
         shares: by name, 0-d int64 tensors: how many of the K each side brought.
-        weights: (K, N) float32 when kept tokens are put together from several: row k says how much of each of the N
-            patch tokens makes up the k-th kept one, which takes the place of ``indices[k]``. None: they go as they are.
+        weights: (K, N) when kept tokens are put together from several: row k says how much of each of the N patch
+            tokens makes up the k-th kept one, which takes the place of ``indices[k]``. A ``foveate.functional.Merge``,
+            or a float32 tensor. None: they go as they are.
     """
 
     indices: Tensor
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
+    weights: Weights | None = None
 
 
 @dataclass
-class Pruner(ABC):
-    """Chooses which visual tokens of an image reach the LLM.
+class Method:
+    """What all methods are: a budget, flags of what they read, and a way to be put on a model.
 
-    A subclass is a dataclass of its options with a ``name``, the flags of what it reads, and ``choose``.
+    Two methods are equal when they are of one class and have equal options, and can be keys of a dict.
 
     Args:
         keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
@@ -59,17 +61,70 @@ class Pruner(ABC):
     reads_text: ClassVar[bool] = False
     text_span = "prompt"  # no annotation: a field only where a method has the choice
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # A dataclass that compares by value would have no hash; it keeps one that its class has.
+        if "__hash__" not in vars(cls):
+            cls.__hash__ = Method.__hash__  # type: ignore[method-assign]
+
     def __post_init__(self) -> None:
+        if isinstance(self.keep, torch.nn.Module):
+            raise TypeError(
+                f"keep is a number, got a {type(self.keep).__name__}: write `with {type(self).__name__}(keep=0.1)"
+                "(model):`"
+            )
         self.keep = Keep(self.keep).value
         self._selections: list[Selection] = []
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # options may be set anew, and may be lists
+
+    @property
+    def selections(self) -> list[Selection]:
+        """One ``Selection`` per image of the last call through this pruner, in prompt order."""
+        return self._selections
+
+    def record(self, selections: list[Selection]) -> None:
+        """Called by whoever ran the method for a whole call."""
+        self._selections = selections
+
+    def __call__(self, model: Any, **options: Any) -> AbstractContextManager[Attachment]:
+        """``with pruner(model): model.generate(...)``. Options as for ``foveate.attach``."""
+        # The one place where a method meets the model side, and only by name.
+        from foveate.attachment import Attachment
+        from foveate.options import Options
+
+        return Attachment(model, self, Options(**options))
+
+    def __enter__(self) -> NoReturn:
+        """Raises TypeError: a model is missing."""
+        raise TypeError(f"there is no model to prune: write `with {type(self).__name__}(keep={self.keep})(model):`")
+
+    def __exit__(self, *error: object) -> None:
+        """Looked up before ``__enter__`` speaks; never called."""
+
+
+@dataclass
+class Pruner(Method, ABC):
+    """Chooses which visual tokens of an image reach the LLM.
+
+    A subclass is a dataclass of its options with a ``name``, the flags of what it reads, and ``choose``.
+
+    Args:
+        keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
+
+    Raises:
+        TypeError, ValueError: ``keep`` is neither.
+    """
 
     @abstractmethod
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Picks ``budget`` of the N patch tokens of one image, budget < N.
 
         Args:
-            visual: N tokens, with ``saliency`` when ``reads_saliency`` and ``keys`` when ``reads_keys``.
-            text: T >= 1 text tokens when ``reads_text``, else None.
+            visual: N tokens, with ``saliency`` (float32) when ``reads_saliency`` and ``keys`` when ``reads_keys``.
+            text: T >= 1 text tokens when ``reads_text``, else None. All but the text's masks is on
+                the device of ``visual.features``.
             budget: K, 1 <= K < N.
 
         Returns:
@@ -78,6 +133,8 @@ class Pruner(ABC):
 
     def select(self, visual: VisualTokens, text: TextTokens | None = None) -> Selection:
         """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N.
+
+        Scores are computed, and indices lie, where ``visual.features`` are.
 
         Raises:
             ValueError: the method reads saliency, keys or text and there is none.
@@ -89,30 +146,31 @@ class Pruner(ABC):
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
         budget = Keep(self.keep).budget(len(visual))
-        everything = budget == len(visual)
-        choice = self.keep_all(visual, text) if everything else self.choose(visual, text, budget)
+        if budget == len(visual):
+            choice = self.keep_all(visual, text)
+        else:
+            choice = self.choose(_together(visual), _beside(text, visual.features.device), budget)
         return Selection(choice.indices, visual.geometry, choice.scores, choice.shares, choice.weights)
 
     def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
         """The choice when the budget covers every token: all of them, in order, nothing scored."""
         return Choice(torch.arange(len(visual), device=visual.features.device))
 
-    @property
-    def selections(self) -> list[Selection]:
-        """One ``Selection`` per image of the last call through this pruner, in prompt order."""
-        return self._selections
 
-    def record(self, selections: list[Selection]) -> None:
-        """Called by whoever ran ``select`` for a whole call."""
-        self._selections = selections
+def _together(visual: VisualTokens) -> VisualTokens:
+    """All of it where the features lie, saliency in float32."""
+    device = visual.features.device
+    return replace(
+        visual,
+        geometry=visual.geometry.to(device),
+        saliency=None if visual.saliency is None else on_device(visual.saliency.float(), device),
+        keys=None if visual.keys is None else on_device(visual.keys, device),
+    )
 
-    def __call__(self, model: Any, **options: Any) -> AbstractContextManager[Attachment]:
-        """``with pruner(model): model.generate(...)``. Options as for ``foveate.attach``."""
-        # The one place where a method meets the model side, and only by name.
-        from foveate.attachment import Attachment
-        from foveate.options import Options
 
-        return Attachment(model, self, Options(**options))
+def _beside(text: TextTokens | None, device: torch.device) -> TextTokens | None:
+    """Embeddings on that device; masks stay on the CPU, where they can be looked at."""
+    return None if text is None else replace(text, embeddings=on_device(text.embeddings, device))
 
 
 def require_count(least: int = 1, **counts: int) -> None:

@@ -26,7 +26,7 @@ class CDPruner(ReadsQuestion, Pruner):
         text_span, special_tokens: as for ``ReadsQuestion``.
     """
 
-    text_span: str = "prompt"  # type: ignore[misc]
+    text_span: str = "turn"  # type: ignore[misc]
     special_tokens: bool = True
 
     name: ClassVar[str] = "cdpruner"

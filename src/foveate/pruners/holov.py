@@ -47,6 +47,5 @@ class HoloV(Pruner):
         assert visual.saliency is not None  # Pruner.select has refused tokens without
         where, score = visual.geometry, visual.saliency.detach()
         crop, crops, largest = spatial_crops(where.view, where.row, where.column, where.grids, self.crops)
-        crop = crop.to(visual.features.device, non_blocking=True)
         kept, context = holistic_context(visual.features.detach(), score, crop, crops, largest, budget, self.beta)
         return Choice(kept, {SALIENCY: score, "context": context})

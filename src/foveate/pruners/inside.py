@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
 from torch import Tensor
 
 from foveate.functional import stage_budgets, top_k
-from foveate.pruners.base import Choice, Pruner
+from foveate.pruners.base import Choice, Method
 from foveate.tokens import Keep, Selection, TextTokens, VisualTokens
 
 BUDGETS = ("mean", "final")
 
 
 @dataclass
-class InsidePruner(Pruner):
+class InsidePruner(Method, ABC):
     """Drops visual tokens at a few stages inside the LLM, ranked by the attention of one layer before each.
 
     A subclass is a dataclass of its options with a ``name``, ``layers``, and where needed ``raters`` and ``cut``.
@@ -37,9 +36,6 @@ class InsidePruner(Pruner):
     """
 
     budget: str = "mean"
-
-    text_span = "prompt"
-    reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,20 +91,21 @@ class InsidePruner(Pruner):
             budget: how many stay.
 
         Returns:
-            As ``choose``, of the n tokens. No host sync, no loop over tokens.
+            ``budget`` distinct indices of the n, ascending, and how they are put together, if they are. No host sync,
+            no loop over tokens.
         """
         return Choice(top_k(score, budget))
 
-    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> NoReturn:
-        """Raises ValueError: there is nothing to choose from before the LLM has begun to read."""
-        raise ValueError(
-            f"{self.name} chooses by the LLM's own attention and cannot choose from tokens alone: use it as "
-            f"`with {type(self).__name__}(...)(model): model.generate(...)`, or with a session's ask"
-        )
+    if not TYPE_CHECKING:  # to a type checker they are simply not there
 
-    def select(self, visual: VisualTokens, text: TextTokens | None = None) -> NoReturn:
-        """Raises ValueError, as ``choose``."""
-        self.choose(visual, text, 0)
+        def __getattr__(self, name: str) -> NoReturn:
+            """Says of what only methods before the LLM have why it is not there."""
+            if name in ("choose", "select"):
+                raise AttributeError(
+                    f"{self.name} chooses by the LLM's own attention and cannot choose from tokens alone: use it as "
+                    f"`with {type(self).__name__}(...)(model): model.generate(...)`, or with a session's ask"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def mean_tokens_per_layer(self) -> list[float]:
@@ -137,8 +134,3 @@ def require_fractions(**options: Sequence[float]) -> None:
         inside = all(0.0 < value < 1.0 for value in values)  # NaN fails too
         if not values or not inside or any(a >= b for a, b in pairwise(values)):
             raise ValueError(f"{name} must be ascending fractions of the depth, each in (0, 1), got {values!r}")
-
-
-def one_hot(indices: Tensor, total: int) -> Tensor:
-    """(K, N) float32: the weights of tokens that stay as they are."""
-    return torch.nn.functional.one_hot(indices, total).float()

@@ -20,7 +20,7 @@ class FixedMix(ReadsText, Pruner):
         text_span, temperature, special_tokens: as for ``ReadsText``.
     """
 
-    text_span: str = "prompt"  # type: ignore[misc]
+    text_span: str = "turn"  # type: ignore[misc]
     temperature: float = 0.01
     special_tokens: bool = True
 

@@ -24,6 +24,6 @@ class Pool(Pruner):
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Average pooling to exactly ``budget`` tokens, each in the place nearest to its cell's centre."""
-        where, device = visual.geometry, visual.features.device
+        where = visual.geometry
         kept, weights = spatial_pooling(where.view, where.row, where.column, budget)
-        return Choice(kept.to(device, non_blocking=True), weights=weights.to(device, non_blocking=True))
+        return Choice(kept, weights=weights)

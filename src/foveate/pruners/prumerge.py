@@ -83,6 +83,5 @@ class PruMergePlus(PruMerge):
 
     def centres(self, saliency: Tensor, visual: VisualTokens, budget: int) -> Tensor:
         """The salient part, and the rest of the budget on a lattice over what is left of every view."""
-        where, device = visual.geometry, saliency.device
-        view, row, column = (place.to(device, non_blocking=True) for place in (where.view, where.row, where.column))
-        return salient_and_spread(saliency, view, row, column, budget, self.salient)
+        where = visual.geometry
+        return salient_and_spread(saliency, where.view, where.row, where.column, budget, self.salient)

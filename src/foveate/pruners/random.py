@@ -40,6 +40,6 @@ class Random(Pruner):
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The first ``budget`` of a permutation drawn on the CPU."""
         # torch seeds its CPU generator with 32 bits only, so seed and N are hashed into those.
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {len(visual)}".encode()))
-        drawn = torch.randperm(len(visual), generator=generator)[:budget].sort().values
+        generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{self.seed} {len(visual)}".encode()))
+        drawn = torch.randperm(len(visual), generator=generator, device="cpu")[:budget].sort().values
         return Choice(drawn.to(visual.features.device, non_blocking=True))

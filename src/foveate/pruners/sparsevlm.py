@@ -56,5 +56,5 @@ class SparseVLM(InsidePruner):
 
     def cut(self, score: Tensor, hidden: Tensor, budget: int) -> Choice:
         kept, weights, merged = keep_and_recycle(score, hidden, budget, self.recycled, self.clusters)
-        counts = torch.tensor([budget - merged, merged])
+        counts = torch.tensor([budget - merged, merged], device="cpu")
         return Choice(kept, shares={"attention": counts[0], "merged": counts[1]}, weights=weights)

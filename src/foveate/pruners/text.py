@@ -12,16 +12,17 @@ from foveate.functional import text_to_image_attention, top_k
 from foveate.pruners.base import TEXT_TO_IMAGE, Choice, Pruner
 from foveate.tokens import TextTokens, VisualTokens
 
-TEXT_SPANS = ("prompt", "turn")
+TEXT_SPANS = ("turn", "prompt")
 
 
 class ReadsQuestion:
     """Mixed into a ``Pruner`` that reads the question; the dataclass declares these two options itself.
 
     Args:
-        text_span: which text guides the selection. ``"prompt"`` (as released): every token after the image,
-            to the end of the prompt. ``"turn"``: only those of the image's own user turn, so that later
-            turns of a conversation keep the same tokens.
+        text_span: which text guides the selection. ``"turn"`` (default): the text of the image's own user turn, before
+            and after the image, without template marks and role names; later turns of a conversation keep the same
+            tokens. ``"prompt"``, as released: everything after the image to the prompt's end, the template's suffix
+            included.
         special_tokens: False leaves special tokens (BOS, EOS, ...) out. Default True.
 
     Raises:
@@ -41,6 +42,9 @@ class ReadsQuestion:
     def text_mask(self, text: TextTokens) -> Tensor | None:
         """(T,) bool, True for the tokens that count, or None for all. A mask: indexing would need a host sync.
 
+        Who calls the method hands it the tokens of its ``text_span``; here only those go that ``turn`` or ``special``
+        say are none.
+
         Raises:
             ValueError: the options leave no text token (not on an accelerator whose masks lie there too; what the
                 mask leaves then has no finite score, for the caller's ``require_finite``).
@@ -53,7 +57,7 @@ class ReadsQuestion:
         if mask is not None and mask.device.type == "cpu" and not bool(mask.any()):
             raise ValueError(
                 f"text_span={self.text_span!r} with special_tokens={self.special_tokens} leaves none of the "
-                f"{len(text)} text tokens beside this image; put the question after the image, or use "
+                f"{len(text)} text tokens beside this image; put the question into the image's turn, or use "
                 "text_span='prompt', special_tokens=True"
             )
         return mask
@@ -97,7 +101,7 @@ class TextSimilarity(ReadsText, Pruner):
         text_span, temperature, special_tokens: as for ``ReadsText``.
     """
 
-    text_span: str = "prompt"  # type: ignore[misc]
+    text_span: str = "turn"  # type: ignore[misc]
     temperature: float = 0.01
     special_tokens: bool = True
 

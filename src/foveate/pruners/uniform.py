@@ -23,5 +23,4 @@ class Uniform(Pruner):
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The ``budget`` tokens nearest to a lattice over each view."""
         where = visual.geometry
-        kept = uniform_grid(where.view, where.row, where.column, budget)
-        return Choice(kept.to(visual.features.device, non_blocking=True))
+        return Choice(uniform_grid(where.view, where.row, where.column, budget))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foveate.pruners import InsidePruner, Pruner, get_pruner, parse_method
+from foveate.pruners import Pruner, parse_method
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
@@ -106,7 +106,7 @@ class Policy:
             ValueError, TypeError: no such method, or options it does not have.
         """
         kind, own = parse_method(method)
-        if issubclass(kind, InsidePruner):
+        if not issubclass(kind, Pruner):
             raise ValueError(
                 f"{method} prunes between the layers of the LLM, and vLLM runs those itself: serve a method that "
                 "prunes before the LLM"
@@ -116,7 +116,7 @@ class Policy:
         if "text_span" in known and "text_span" not in own:
             given.setdefault("text_span", self.options.get("text_span", TEXT_SPAN))
         try:
-            return get_pruner(method, keep=keep, **given)
+            return kind(keep=keep, **{**own, **given})
         except TypeError as error:
             raise TypeError(f"options of {method} are {', '.join(known) or 'none'}, got {given}: {error}") from None
 
