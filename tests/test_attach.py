@@ -437,7 +437,8 @@ def test_text_only_before_the_image_is_announced(row: Any, model: Any) -> None:
         "input_ids": inputs["input_ids"][:, :last],
         "attention_mask": inputs["attention_mask"][:, :last],
     }
-    with foveate.AdaFV(keep=0.3)(model), pytest.warns(UserWarning, match="no text follows the image"):
+    released = foveate.AdaFV(keep=0.3, text_span="prompt")
+    with released(model), pytest.warns(UserWarning, match="no text follows the image"):
         model.generate(**early, **GREEDY)
 
 
