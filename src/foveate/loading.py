@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,17 @@ BUNDLED = "bundled"
 """The name of the model that ships with the package."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+TORCHVISION = "torchvision"
+OPTIONAL = {
+    TORCHVISION: TORCHVISION,
+    "num2words": "num2words",
+    "sentencepiece": "sentencepiece",
+    "tiktoken": "tiktoken",
+    "mistral_common": "mistral-common",
+    "google.protobuf": "protobuf",
+}
+"""What transformers' processors and tokenizers need beyond its own requirements: module -> its name for pip."""
 
 
 def load(source: str | None = None, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
@@ -26,6 +39,8 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
 
     Raises:
         FileNotFoundError: the folder does not exist or lacks parts, which are named.
+        ModuleNotFoundError: the processor or the weights need a package that is not installed; the message has the pip
+            command that installs it.
         ValueError: an unknown dtype or model family, or a hub id that cannot be loaded, with what to do.
     """
     import torch
@@ -51,9 +66,69 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
         check_family(source, config)
         processor = AutoProcessor.from_pretrained(name, local_files_only=local)
         model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, local_files_only=local)
-    except OSError as error:
-        raise ValueError(_failed(source, error, local)) from error
+    except Exception as error:
+        lacking = missing_package(source, error)
+        if lacking is not None:
+            raise lacking from error
+        if isinstance(error, OSError):
+            raise ValueError(_failed(source, error, local)) from error
+        raise
     return model.to(device).eval(), processor
+
+
+def missing_package(source: str, error: Exception) -> ModuleNotFoundError | None:
+    """The error to raise where loading failed for want of a package; None where it failed for another reason.
+
+    Args:
+        source: what was loaded.
+        error: what transformers raised.
+    """
+    reason = " ".join(str(error).split())
+    package = _named_package(error, reason)
+    if package is not None:
+        return ModuleNotFoundError(
+            f"{source} needs the package {package}, which is not installed: {_pip(package)}", name=package
+        )
+    # Before 5.19, transformers finds no image or video processor without torchvision, and does not say why.
+    if not _installed(TORCHVISION) and re.search(r"(image|video)[ _]?processor|NoneType", reason, re.I):
+        return ModuleNotFoundError(
+            f"the processor of {source} cannot be loaded ({_sentence(reason)}). Most likely it needs the package "
+            f"{TORCHVISION}, which is not installed: {_pip(TORCHVISION)}",
+            name=TORCHVISION,
+        )
+    return None
+
+
+def _named_package(error: Exception, reason: str) -> str | None:
+    """pip's name of the package whose lack an error tells of: by its module, its name or its install command."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return OPTIONAL.get(error.name, error.name.partition(".")[0])
+    for module, package in OPTIONAL.items():
+        if re.search(rf"\b({re.escape(package)}|{re.escape(module)})\b", reason, re.I) and not _installed(module):
+            return package
+    command = re.search(r"pip install (?:(?:-U|--upgrade) )?[\"']?([A-Za-z][\w.-]*\w)", reason)
+    if command is None or not isinstance(error, ImportError) or _installed(command[1].replace("-", "_")):
+        return None
+    return command[1]
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that should hold it
+        return False
+
+
+def _pip(package: str) -> str:
+    command = f"pip install {package}"
+    if package == TORCHVISION:
+        return f"{command} (from where the installed torch came, so that the two go together)"
+    return command
+
+
+def _sentence(text: str) -> str:
+    """The first sentence of an error's text."""
+    return re.split(r"(?<=[.!?:])\s", text, maxsplit=1)[0].rstrip(".:")
 
 
 def check_family(source: str, config: Any) -> None:

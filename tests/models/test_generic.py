@@ -30,8 +30,8 @@ import foveate
 from foveate.loading import check_family, load
 from foveate.models import FAMILIES, family_for
 from tests.tiny import IMAGE, ROWS, SILENT, prompts
+from tests.tiny.generic import cohere2_vision
 from tests.tiny.rows import TEXT, VISION
-from tests.tiny.tiles import cohere2_works
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
 
@@ -68,7 +68,7 @@ def model() -> Any:
 )
 def test_says_what_it_assumes(name: str, said: list[str]) -> None:
     if name not in ROWS:
-        pytest.skip("5.4 cannot make its language model's config")
+        pytest.skip("refused there: test_features_that_are_not_flat_are_refused")
     with pytest.warns(UserWarning, match="no adapter knows.*" + ".*".join(said)):
         foveate.attach(ROWS[name].make("sdpa"), foveate.AdaFV()).remove()
 
@@ -83,7 +83,11 @@ def refused(model: Any, reason: str) -> None:
         assert all(before[name][key] is after[key] for key in after), name
 
 
-@pytest.mark.skipif(not cohere2_works(), reason="5.4 refuses this config's own defaults as well")
+@pytest.mark.skipif("generic-cohere2_vision" in ROWS, reason="this transformers hands Cohere's features over flat")
+def test_features_that_are_not_flat_are_refused() -> None:
+    refused(cohere2_vision("sdpa"), "pooler_output with one .tokens, width. per view")
+
+
 def test_positions_of_three_dimensions_are_refused() -> None:
     config = PaddleOCRVLConfig(
         text_config={**TEXT, "head_dim": 16, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}},

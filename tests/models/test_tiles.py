@@ -21,7 +21,6 @@ from tests.models.test_geometry_tiles import FAMILIES, OcrImages, OvisImages
 from tests.tiny import BOS, END, IMAGE, PAD, ROWS, SIDE, SILENT, START, prompts
 from tests.tiny.tiles import COLUMN, GRID, LINE, TAG, TOKENS, WHOLE, write_lines, write_tagged
 
-needs_aya = pytest.mark.skipif("aya_vision" not in ROWS, reason="this transformers cannot make a Cohere 2 config")
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
 TILE = [IMAGE] * TOKENS
 
@@ -82,14 +81,12 @@ def test_internvl_run_that_is_no_whole_number_of_tiles() -> None:
         generate(model, rewritten(inputs, [START, *[IMAGE] * 11, END]))
 
 
-@needs_aya
 def test_aya_tiles_without_tags() -> None:
     model, inputs = asked("aya_vision")
     with pytest.raises(ValueError, match="every tile needs its tag before it"):
         generate(model, rewritten(inputs, [START, *TILE, *TILE, *TILE, END]))
 
 
-@needs_aya
 def test_aya_prompt_that_breaks_off() -> None:
     model, inputs = asked("aya_vision")
     prompt = torch.tensor([[BOS, START, TAG, *TILE, TAG, *TILE, WHOLE, *TILE]])
@@ -129,7 +126,6 @@ def test_internvl_cannot_arrange_cls() -> None:
         generate(model, inputs, vision_feature_select_strategy="full")
 
 
-@needs_aya
 def test_aya_siglip_has_no_cls_to_drop() -> None:
     model, inputs = asked("aya_vision")
     with pytest.raises(ValueError, match="SigLIP tower has none.*'full'"):
@@ -156,7 +152,6 @@ def test_another_layer_is_read_and_those_after_it_are_skipped(family: str) -> No
     assert recorder.at is tower.attentions[-2]
 
 
-@needs_aya
 def test_marks_are_no_text() -> None:
     """Start, end and tags never guide; the words around an image do."""
     words = [BOS, 5, 6]
@@ -171,7 +166,6 @@ def test_marks_are_no_text() -> None:
     assert [token for token, mark in zip(ids, marks.tolist(), strict=True) if not mark] == [*words, 50, 51, 52]
 
 
-@needs_aya
 def test_marks_of_the_released_aya_vocabulary() -> None:
     model = copy.deepcopy(ROWS["aya_vision"].make("sdpa"))
     assert family_for(model).structure_token_ids == frozenset()

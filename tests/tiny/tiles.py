@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
-    Cohere2Config,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Ovis2Config,
@@ -162,18 +161,8 @@ def ovis2_read(model: Any) -> Any:
     return model.model.vision_tower.transformer.encoder.layers[-1].attention
 
 
-def cohere2_works() -> bool:
-    """In 5.4 its config refuses its own default (use_cache): no Aya Vision can be made or run there."""
-    try:
-        Cohere2Config()
-    except Exception:
-        return False
-    return True
-
-
 ROWS: dict[str, Row] = {
     "internvl": Row(internvl, pixels(False), internvl_read, saliency, write=write_run, streams=streams),
     "ovis2": Row(ovis2, pixels(True), ovis2_read, saliency, write=write_lines, streams=streams, embed=embed_indicators),
+    "aya_vision": Row(aya_vision, pixels(False), aya_read, saliency, write=write_tagged, streams=streams),
 }
-if cohere2_works():
-    ROWS["aya_vision"] = Row(aya_vision, pixels(False), aya_read, saliency, write=write_tagged, streams=streams)

@@ -61,17 +61,16 @@ def load(
 
 def _processor(folder: Path) -> LlavaNextProcessor:
     """The processor, from its parts: left to itself, transformers chooses torchvision's resizing where that is
-    installed, which gives other pixels, and some releases (5.4) find no image processor at all where it is not.
+    installed, which gives other pixels.
     """
     import transformers
 
-    pillow = getattr(transformers, "LlavaNextImageProcessorPil", None) or transformers.LlavaNextImageProcessor
     options = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     options.pop("processor_class", None)
     image_options = options.pop("image_processor")
     image_options.pop("image_processor_type", None)
     return transformers.LlavaNextProcessor(
-        pillow(**image_options),
+        transformers.LlavaNextImageProcessorPil(**image_options),
         transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
         chat_template=(folder / "chat_template.jinja").read_text(encoding="utf-8"),
         **options,
