@@ -223,7 +223,7 @@ def test_refusals_of_tiles(name: str) -> None:
     pixels, mask = inputs["pixel_values"], inputs["pixel_attention_mask"]
     wrong = {
         r"\(prompts, tiles, channels, height, width\)": {"pixel_values": pixels[0]},
-        "tiles of 56x42 pixels.*multiples of 28": {"pixel_values": pixels[..., :42]},
+        "tiles of 56x42 pixels are 4x3 patches: .*multiple of 2": {"pixel_values": pixels[..., :42]},
         r"pixel_attention_mask must be \(1, 8, 56, 56\)": {"pixel_attention_mask": mask[..., :42]},
         "hold 8 runs of 4 image placeholders .2 image.*hold 7 tiles": {
             "pixel_values": pixels[:, :7],

@@ -82,14 +82,15 @@ class Generic(Family):
         read = self.parts.read if request.saliency or request.keys else None
         with recording(Recorder(read, read and self.parts.attention, keys=request.keys)) as record:
             features = request.features(pixel_values=pixels, return_dict=True).pooler_output
-        squares = square_sources(self.seen.patches, self.factor)
+        squares = square_sources((self.seen.patches,) * 2, self.factor)
         found, first = [], 0
         for count in shares:
             stream = torch.cat([*features[first : first + count]])
-            ours = (squares + torch.arange(first, first + count)[:, None, None] * self.seen.patches**2).flatten(0, 1)
+            ours = (squares + torch.arange(first, first + count, device="cpu")[:, None, None] * self.seen.patches**2).flatten(0, 1)
             side, first = self.parts.side, first + count
+            seen = self.seen.patches * (self.parts.patch or side / self.seen.patches)
             grids = [(self.seen.side, self.seen.side)] * count
-            boxes = torch.tensor([[0, n * side, side, (n + 1) * side] for n in range(count)])
+            boxes = torch.tensor([[0, n * side, seen, n * side + seen] for n in range(count)], device="cpu")
             tokens = VisualTokens(
                 features=stream,
                 geometry=grid_geometry(grids, boxes, (count * side, side), stream.device),

@@ -45,8 +45,8 @@ class Llava(TowerFamily):
             )
         sends_cls = self.tower.read == "cls" and reading.strategy == "full"
         geometry = self._geometry(pixels.shape[-2], pixels.shape[-1], pixels.device)
-        patches = torch.arange(len(geometry))
-        slots = torch.cat([torch.tensor([STAYS]), patches]) if sends_cls else patches
+        patches = torch.arange(len(geometry), device="cpu")
+        slots = torch.cat([patches.new_tensor([STAYS]), patches]) if sends_cls else patches
         images = []
         for number, stream in enumerate(output.pooler_output):
             sources = patches + number * len(patches)
@@ -61,5 +61,5 @@ class Llava(TowerFamily):
     def _geometry(self, height: int, width: int, device: torch.device) -> Geometry:
         size = self.config.vision_config.patch_size
         grid = (height // size, width // size)
-        boxes = torch.tensor([[0, 0, grid[1] * size, grid[0] * size]])
+        boxes = torch.tensor([[0, 0, grid[1] * size, grid[0] * size]], device="cpu")
         return grid_geometry([grid], boxes, (height, width), device, cropped=True)

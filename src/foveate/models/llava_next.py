@@ -58,7 +58,7 @@ class LlavaNext(TowerFamily):
                 "LLaVA-NeXT cannot arrange in a grid. Set it to 'default'."
             )
         # A few integers per image, read once for all of them.
-        canvases = [self._canvas((int(h), int(w))) for h, w in torch.as_tensor(sizes).tolist()]
+        canvases = [self._canvas((int(h), int(w))) for h, w in torch.as_tensor(sizes, device="cpu").tolist()]
         with recording(self.tower.recorder(reading, request)) as record:
             output = request.features(
                 pixel_values=pixels,
@@ -81,7 +81,7 @@ class LlavaNext(TowerFamily):
         device = stream.device
         source = self._stream_sources(canvas)
         patch = source >= 0
-        order = source[patch] if full is None else torch.arange(full.shape[0] * full.shape[1])
+        order = source[patch] if full is None else torch.arange(full.shape[0] * full.shape[1], device="cpu")
         tokens = read_tokens(
             record,
             stream[patch.nonzero()[:, 0].to(device)] if full is None else full.flatten(0, 1),
@@ -115,14 +115,14 @@ class LlavaNext(TowerFamily):
         """
         views = 1 + canvas.grid[0] * canvas.grid[1]
         # float64 holds every index exactly
-        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64)
+        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64, device="cpu")
         return self._pack(indices[:, None], canvas, **self.packing)[:, 0].long()
 
     def _pack(self, values: Tensor, canvas: Canvas, **options: Any) -> Tensor:
         """(views * patches, d) to (n, d), as stock packing treats features; newlines become ``NEWLINE``."""
         packed, _ = self.base.pack_image_features(
             [values.view(-1, self.tower.side**2, values.shape[-1])],
-            torch.tensor([canvas.image]),
+            torch.tensor([canvas.image], device="cpu"),
             image_newline=values.new_full(values.shape[-1:], float(NEWLINE)),
             **options,
         )
@@ -152,23 +152,24 @@ class LlavaNext(TowerFamily):
             cells: (n, 4) float64: what the last n stand for, (x0, y0, x1, y1) in patches of the whole canvas; by
                 default each stands for itself.
         """
-        side = self.tower.side
+        side, size = self.tower.side, self.config.vision_config.image_size
         view, place = order // side**2, order % side**2
         row, column = place // side, place % side
         corners = torch.stack([column, row, column + 1, row + 1], dim=1).double()
-        height, width = canvas.image
-        base = corners * torch.tensor([width / side, height / side] * 2, dtype=torch.float64)
+        across, down = canvas.image[::-1]
         crop_row, crop_column = (view - 1) // canvas.grid[1], (view - 1) % canvas.grid[1]
-        shift = torch.stack([crop_column, crop_row, crop_column, crop_row], dim=1) * side
-        places = corners + shift
+        places = corners + torch.stack([crop_column, crop_row, crop_column, crop_row], dim=1) * side
         if cells is not None:
             places = torch.cat([places[: len(places) - len(cells)], cells])
-        pixels = places * self.config.vision_config.patch_size
-        pixels = pixels - torch.tensor([canvas.offset[1], canvas.offset[0]] * 2)
-        crops = pixels * torch.tensor([width / canvas.fitted[1], height / canvas.fitted[0]] * 2, dtype=torch.float64)
+
+        def pair(x: float, y: float) -> Tensor:
+            return torch.tensor([x, y] * 2, dtype=torch.float64, device="cpu")
+
+        base = self._pixels(corners) * pair(across / size, down / size)
+        crops = self._pixels(places) - pair(*canvas.offset[::-1])
+        crops = crops * pair(across / canvas.fitted[1], down / canvas.fitted[0])
         boxes = torch.where((view == 0)[:, None], base, crops)
-        limit = torch.tensor([width, height] * 2, dtype=torch.float64)
-        boxes = boxes.clamp(min=0).minimum(limit).float()
+        boxes = boxes.clamp(min=0).minimum(pair(across, down)).float()
         views = 1 + canvas.grid[0] * canvas.grid[1]
         return Geometry(
             view.to(device),
@@ -178,3 +179,14 @@ class LlavaNext(TowerFamily):
             canvas.image,
             ((side, side),) * views,
         )
+
+    def _pixels(self, cells: Tensor) -> Tensor:
+        """(n, 4) float64 corners in patches of the whole canvas, in its pixels.
+
+        Crops lie ``image_size`` pixels apart, and their patches need not fill them: 27 x 14 of 384 pixels leave 6 at the
+        right and lower edge that no patch sees.
+        """
+        side, vision = self.tower.side, self.config.vision_config
+        cells = cells.round(decimals=6)  # a start that is all but on a border is on it
+        crops = torch.cat([(cells[:, :2] / side).floor(), (cells[:, 2:] / side).ceil() - 1], dim=1)
+        return crops * vision.image_size + (cells - crops * side) * vision.patch_size
