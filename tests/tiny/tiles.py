@@ -1,4 +1,4 @@
-"""InternVL, Aya Vision and Ovis2: tiles of all images in one flat batch."""
+"""InternVL, Aya Vision, Command A Vision and Ovis2: tiles of all images in one flat batch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     Cohere2Config,
+    Cohere2VisionConfig,
+    Cohere2VisionForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Ovis2Config,
@@ -53,6 +55,21 @@ def aya_vision(attention: str) -> Any:
         tie_word_embeddings=False,
     )
     return finish(AyaVisionForConditionalGeneration(config), attention)
+
+
+@cache
+def cohere2_vision(attention: str, config_class: Any = Cohere2VisionConfig) -> Any:
+    torch.manual_seed(0)
+    window = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "logit_scale": 1.0}
+    config = config_class(
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        text_config={"model_type": "cohere2", **TEXT, **window},
+        image_token_id=IMAGE,
+        downsample_factor=2,
+        alignment_intermediate_size=64,
+        tie_word_embeddings=False,
+    )
+    return finish(Cohere2VisionForConditionalGeneration(config), attention)
 
 
 @cache
@@ -129,6 +146,11 @@ def write_tagged(_: int, count: int) -> list[int]:
     return [START, *crops, TAG, WHOLE, *tile, END]
 
 
+def write_breaks(_: int, count: int) -> list[int]:
+    """As Cohere's: a break behind every tile."""
+    return [START, *[*[IMAGE] * TOKENS, LINE] * (count // TOKENS), END]
+
+
 def write_lines(number: int, _: int) -> list[int]:
     """As Ovis2: the whole, then the crops with marks between columns and rows."""
     rows, columns = GRIDS[number]
@@ -153,7 +175,7 @@ def internvl_read(model: Any) -> Any:
     return model.model.vision_tower.encoder.layer[-1].attention
 
 
-def aya_read(model: Any) -> Any:
+def siglip_read(model: Any) -> Any:
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn
 
@@ -176,4 +198,5 @@ ROWS: dict[str, Row] = {
     "ovis2": Row(ovis2, pixels(True), ovis2_read, saliency, write=write_lines, streams=streams, embed=embed_indicators),
 }
 if cohere2_works():
-    ROWS["aya_vision"] = Row(aya_vision, pixels(False), aya_read, saliency, write=write_tagged, streams=streams)
+    ROWS["aya_vision"] = Row(aya_vision, pixels(False), siglip_read, saliency, write=write_tagged, streams=streams)
+    ROWS["cohere2_vision"] = Row(cohere2_vision, pixels(False), siglip_read, saliency, write=write_breaks, streams=streams)

@@ -157,6 +157,12 @@ def read_tokens(
     )
 
 
+def read_sizes(given: Any) -> list[tuple[int, int]]:
+    """(height, width) of every image, from a (images, 2) tensor (one read for all), or a list of pairs as stock takes."""
+    pairs = given.tolist() if torch.is_tensor(given) else given
+    return [(int(height), int(width)) for height, width in pairs]
+
+
 def grid_places(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """(rows * columns,) int64 each, on the CPU: the row and the column of every cell of a grid, row by row."""
     places = torch.arange(rows * columns, device="cpu")

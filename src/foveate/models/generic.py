@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.attention import Recorder, recording
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry
-from foveate.models.pattern import Tokens, parts_of, try_out
+from foveate.models.pattern import LAYERS, Tokens, parts_of, try_out
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tiles import runs_of
 from foveate.patches import Patch
@@ -63,7 +63,8 @@ class Generic(Family):
     def refuse(self, inputs: Mapping[str, Any]) -> None:
         super().refuse(inputs)
         others = inspect.signature(self.base.get_image_features).parameters.keys() - {"pixel_values"}
-        given = sorted(name for name in others if inputs.get(name) is not None)
+        # Both names of the layers: where transformers renamed them, it still takes the other one.
+        given = sorted(name for name in {*others, *LAYERS} if inputs.get(name) is not None)
         if given:
             raise ValueError(
                 f"{self.title} does not know what {', '.join(given)} does to the images: leave it out, or set it in "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.attention import Recorder, recording
-from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_tokens
+from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_sizes, read_tokens
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
@@ -46,28 +46,24 @@ class LlavaNext(TowerFamily):
     """What stock packing is told when it shall move patches, and nothing else."""
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels, sizes = inputs["pixel_values"], inputs.get("image_sizes")
-        if sizes is None:
-            raise ValueError("LLaVA-NeXT needs image_sizes beside pixel_values: pass all that the processor returned")
-        if len(sizes) != len(pixels):
-            raise ValueError(f"{len(pixels)} images in pixel_values, but {len(sizes)} in image_sizes")
+        pixels, sizes = inputs["pixel_values"], self._sizes(inputs)
+        # A few integers per image, read once for all of them.
+        canvases = [self._canvas(size) for size in sizes]
+        views = self._views(pixels, sizes, canvases)
         reading = self.tower.reading(inputs)
         if self.tower.read == "cls" and reading.strategy == "full":
             raise ValueError(
                 "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock "
                 "LLaVA-NeXT cannot arrange in a grid. Set it to 'default'."
             )
-        # A few integers per image, read once for all of them.
-        canvases = [self._canvas((int(h), int(w))) for h, w in torch.as_tensor(sizes, device="cpu").tolist()]
         with recording(self.tower.recorder(reading, request)) as record:
             output = request.features(
                 pixel_values=pixels,
-                image_sizes=sizes,
+                image_sizes=inputs["image_sizes"],
                 vision_feature_layer=inputs.get("vision_feature_layer"),
                 vision_feature_select_strategy=inputs.get("vision_feature_select_strategy"),
                 return_dict=True,
             )
-        views = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
         first = [sum(views[:number]) * self.tower.side**2 for number in range(len(views))]
         released = request.layout == "released"
         projected = torch.cat(record.projected).split(views) if released else [None] * len(views)
@@ -75,6 +71,39 @@ class LlavaNext(TowerFamily):
             self._image(canvas, stream, full, record, start)
             for canvas, stream, full, start in zip(canvases, output.pooler_output, projected, first, strict=True)
         ]
+
+    def _sizes(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """(height, width) of every image."""
+        given = inputs.get("image_sizes")
+        if given is None:
+            raise ValueError(
+                f"{self.title} needs image_sizes beside pixel_values: pass all that the processor returned"
+            )
+        return read_sizes(given)
+
+    def _views(
+        self, pixels: Any, sizes: Sequence[tuple[int, int]], canvases: Sequence[Canvas | None]
+    ) -> list[int]:
+        """How many views every image has (one where it is not cut), checked against the pixels."""
+        if not torch.is_tensor(pixels) or pixels.ndim not in (4, 5):
+            raise ValueError(
+                f"{self.title} takes pixel_values as one tensor (images, views, channels, height, width), or (views of "
+                "all images, channels, height, width), got "
+                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
+            )
+        views = [1 if canvas is None else 1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
+        if pixels.ndim == 5 and len(sizes) != len(pixels):
+            raise ValueError(f"{len(pixels)} images in pixel_values, but {len(sizes)} in image_sizes")
+        if pixels.ndim == 5 and max(views) > pixels.shape[1]:
+            wrong = f"make up to {max(views)} views of an image, and pixel_values hold {pixels.shape[1]}"
+        elif pixels.ndim == 4 and sum(views) != len(pixels):
+            wrong = f"make {sum(views)} views, and pixel_values hold {len(pixels)}"
+        else:
+            return views
+        raise ValueError(
+            f"image_sizes {list(sizes)} {wrong}: they and the model's image_grid_pinpoints (with LLaVA-OneVision, "
+            "batch_num_images too) must come from one processor"
+        )
 
     def _image(self, canvas: Canvas, stream: Tensor, full: Tensor | None, record: Recorder, start: int) -> EncodedImage:
         """One image; ``full`` are the projected patches of all its views for the released layout, else None."""

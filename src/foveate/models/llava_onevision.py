@@ -49,27 +49,10 @@ class LlavaOnevision(LlavaNext):
             )
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels, given = inputs["pixel_values"], inputs.get("image_sizes")
-        if given is None:
-            raise ValueError(
-                f"{self.title} needs image_sizes beside pixel_values: pass all that the processor returned"
-            )
-        if not torch.is_tensor(pixels) or pixels.ndim != 5 or len(given) != len(pixels):
-            raise ValueError(
-                f"{self.title} takes pixel_values as one tensor (images, views, channels, height, width) and "
-                "image_sizes with a height and a width for each, got "
-                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__} with {len(given)} sizes"
-            )
-        cut = self._cut(inputs.get("batch_num_images"), len(pixels))
-        sizes = [(int(h), int(w)) for h, w in torch.as_tensor(given, device="cpu").tolist()]  # one read for all
+        pixels, sizes = inputs["pixel_values"], self._sizes(inputs)
+        cut = self._cut(inputs.get("batch_num_images"), len(sizes))
         canvases = [self._canvas(size) if crops else None for size, crops in zip(sizes, cut, strict=True)]
-        views = [1 if canvas is None else 1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
-        if max(views) > pixels.shape[1]:
-            raise ValueError(
-                f"image_sizes {sizes} make up to {max(views)} views of an image, and pixel_values hold "
-                f"{pixels.shape[1]}: they, batch_num_images and the model's image_grid_pinpoints must come from one "
-                "processor"
-            )
+        views = self._views(pixels, sizes, canvases)
         reading = self.tower.reading(inputs)
         names = ("image_sizes", "batch_num_images", "vision_feature_layer", "vision_feature_select_strategy")
         with recording(self.tower.recorder(reading, request)) as record:
@@ -92,9 +75,9 @@ class LlavaOnevision(LlavaNext):
         """Which images are cut into crops: those that are alone in their prompt, as ``batch_num_images`` says."""
         if numbers is None:
             return [True] * images
-        counts = [int(number) for number in torch.as_tensor(numbers, device="cpu").tolist()]
+        counts = [int(number) for number in (numbers.tolist() if torch.is_tensor(numbers) else numbers)]
         if sum(counts) != images:
-            raise ValueError(f"batch_num_images {counts} speak of {sum(counts)} images, and pixel_values hold {images}")
+            raise ValueError(f"batch_num_images {counts} speak of {sum(counts)} images, and image_sizes of {images}")
         return [count == 1 for count in counts for _ in range(count)]
 
     def _single(self, size: tuple[int, int], stream: Tensor, record: Recorder, sources: Tensor) -> EncodedImage:

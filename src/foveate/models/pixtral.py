@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.attention import recording
 from foveate.models.base import accepted
-from foveate.models.encoded import EncodedImage, Request, grid_geometry, read_tokens
+from foveate.models.encoded import EncodedImage, Request, grid_geometry, read_sizes, read_tokens
 from foveate.models.squares import square_sources
 from foveate.models.towers import Tower
 
@@ -31,13 +31,13 @@ def encode_packed(tower: Tower, inputs: Mapping[str, Any], request: Request, sid
     pixels, given = inputs["pixel_values"], inputs.get("image_sizes")
     if given is None:
         raise ValueError("a Pixtral tower needs image_sizes beside pixel_values: pass all that the processor returned")
-    if not torch.is_tensor(pixels) or pixels.ndim != 4 or len(given) != len(pixels):
+    sizes = read_sizes(given)
+    if not torch.is_tensor(pixels) or pixels.ndim != 4 or len(sizes) != len(pixels):
         found = tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__
         raise ValueError(
             "a Pixtral tower takes pixel_values as one tensor (images, channels, height, width) and image_sizes with "
-            f"a height and a width for each, got {found} with {len(given)} sizes"
+            f"a height and a width for each, got {found} with {len(sizes)} sizes"
         )
-    sizes = [(int(height), int(width)) for height, width in torch.as_tensor(given, device="cpu").tolist()]  # one read for all
     if max(h for h, _ in sizes) > pixels.shape[2] or max(w for _, w in sizes) > pixels.shape[3]:
         raise ValueError(f"image_sizes {sizes} do not fit into pixel_values of shape {tuple(pixels.shape)}")
     patch = tower.config.vision_config.patch_size
