@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.attention import Recorder, recording, tapped_config
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, tile_boxes
+from foveate.models.frame_labels import frame_labels
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tile_marks import tile_grids, tile_marks
 from foveate.patches import Patch
@@ -148,3 +149,7 @@ class SmolVlm(Idefics3):
 
     title = "SmolVLM"
     model_types = ("smolvlm",)
+
+    def marks(self, ids: Tensor) -> Tensor:
+        known = super().marks(ids)
+        return known | frame_labels(ids, self.image_token_id, known)

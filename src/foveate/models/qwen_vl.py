@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.attention import Recorder, beside, recording, tapped_config
 from foveate.models.base import Family, accepted
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, Rope, grid_geometry, grid_places, read_tokens
+from foveate.models.frame_labels import frame_labels
 from foveate.patches import Patch
 
 Grid = tuple[int, int, int]
@@ -137,16 +138,22 @@ class Qwen25Vl(PackedVisionFamily):
 
     def check(self) -> None:
         super().check()
-        if not self.config.vision_config.fullatt_block_indexes:
+        if not self._whole:
             raise ValueError(
-                f"{self.title}: vision_config.fullatt_block_indexes is empty, so no layer sees the whole image and no "
-                "saliency can be read"
+                f"{self.title}: vision_config.fullatt_block_indexes={self.base.visual.fullatt_block_indexes} "
+                f"names none of the {len(self.blocks)} layers, so none sees the whole image and no saliency can be read"
             )
 
     @property
     def read_layer(self) -> int:
         """The last layer that is not confined to windows."""
-        return int(max(self.config.vision_config.fullatt_block_indexes))
+        return max(self._whole)
+
+    @property
+    def _whole(self) -> list[int]:
+        """Layers that see the whole image; stock passes over indexes that no layer has."""
+        named = self.base.visual.fullatt_block_indexes
+        return [layer for layer in range(len(self.blocks)) if layer in named]
 
     def sources(self, grids: Sequence[Grid]) -> Tensor:
         """The encoder sees the merged squares window by window; where each has gone is worked out as it does."""
@@ -170,6 +177,11 @@ class Qwen3Vl(PackedVisionFamily):
     title = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     video_inputs = ("pixel_values_videos", "video_grid_thw")
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """Also the times between a video's frames."""
+        known = super().marks(ids)
+        return known | frame_labels(ids, self.placeholder_ids["video"], known)
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         depth = len(self.base.visual.deepstack_visual_indexes)
