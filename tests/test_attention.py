@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
 from foveate.attention import QUERY_CHUNK, cls_attention, received_attention
 from tests.encoding import encode
-from tests.tiny import IMAGE, prompts
+from tests.tiny import IMAGE, SILENT, prompts
+from tests.tiny import ROWS as ALL_ROWS
 from tests.tiny.llava import ROWS
 
 
@@ -90,6 +93,52 @@ def test_cls_attention_leaves_cls_out() -> None:
     torch.testing.assert_close(cls_attention(query, key, 0.3).double(), row)
 
 
+class Counted:
+    """SDPA under another name, which keeps the modules it ran in."""
+
+    def __init__(self) -> None:
+        self.modules: list[Any] = []
+
+    def __call__(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        self.modules.append(module)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *args, **kwargs)
+
+
+@pytest.mark.parametrize("name", list(ALL_ROWS))
+def test_switching_the_implementation_while_attached(name: str) -> None:
+    """What is set inside the block runs in the tapped modules too, and stays set after it."""
+    row = ALL_ROWS[name]
+    model, eager = copy.deepcopy(row.make("sdpa")), row.make("eager")
+    inputs = prompts(row, model, "one")
+    options = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
+    pruner, wanted = foveate.Saliency(keep=0.5), foveate.Saliency(keep=0.5)
+    with wanted(eager):
+        expected = eager.generate(**inputs, **options)
+    counted = Counted()
+    with pruner(model):
+        # Registered while attached, as a kernel that is fetched only now would be.
+        ALL_ATTENTION_FUNCTIONS.register("counted", counted)
+        try:
+            model.set_attn_implementation("counted")
+            model.generate(**inputs, **options)
+        finally:
+            del ALL_ATTENTION_FUNCTIONS._global_mapping["counted"]
+        model.set_attn_implementation("eager")
+        assert torch.equal(model.generate(**inputs, **options), expected)
+        assert torch.equal(pruner.selections[0].scores["saliency"], wanted.selections[0].scores["saliency"])
+    assert row.read(model) in counted.modules
+    for module in model.modules():
+        if hasattr(module, "config"):
+            assert module.config._attn_implementation == "eager"
+            assert module.config.__class__ in {type(one) for one in configs_of(model.config)}
+
+
+def configs_of(config: Any) -> list[Any]:
+    """A config and all those in it."""
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    return [config, *(one for part in parts if part is not None for one in configs_of(part))]
+
+
 def test_selection_is_the_functions_choice(row: Any) -> None:
     """End to end: what a pruner keeps in a model is what the pure functions keep on the materialised tensors."""
     model = row.make("sdpa")
@@ -114,8 +163,6 @@ def test_selection_is_the_functions_choice(row: Any) -> None:
 def test_on_the_gpu(row: Any, implementation: str) -> None:
     if implementation != "sdpa":
         pytest.importorskip("flash_attn")
-    import copy
-
     model = copy.deepcopy(row.make("sdpa")).to("cuda", torch.bfloat16)
     model.set_attn_implementation(implementation)
     inputs = {name: value.to("cuda") for name, value in prompts(row, row.make("sdpa"), "mixed").items()}

@@ -25,7 +25,7 @@ from tests import checkpoint
 from tests.tiny import IMAGE, ROWS, SILENT, prompts
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
-FEW = ["llava-clip", "qwen2_5_vl", "generic-cohere2_vision"]
+FEW = ["llava-clip", "qwen2_5_vl", "generic-pixel_shuffle"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,13 @@
 """One layer's attention, read while the encoder stays on SDPA or FlashAttention.
 
 ``output_attentions`` would push the whole encoder to eager attention and materialise every (heads, N, N) matrix.
-Instead one layer's attention module gets a copied config that names a tapped attention function: it sees the queries
-and keys (after norms and rotary positions), keeps the one row that is wanted, and calls the real function. The
+Instead one layer's attention module gets another face of its config that names a tapped attention function: it sees the
+queries and keys (after norms and rotary positions), keeps the one row that is wanted, and calls the real function. The
 encoder's output stays bit-identical. Everything here is inert unless the running thread has a ``Recorder`` open.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import itertools
@@ -58,8 +57,9 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     Returns:
         (V, P) float32. Sums to 1 minus what CLS pays to itself. Source: FasterVLM (arXiv 2412.01818), eq. 4.
     """
-    logits = query[:, :, :1].float() @ key.float().transpose(-1, -2) * scaling
-    return logits.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+    query, key = _precise(query[:, :, :1]), _precise(key)
+    logits = query @ key.transpose(-1, -2) * scaling
+    return logits.softmax(dim=-1).mean(dim=1)[:, 0, 1:].float()
 
 
 def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
@@ -82,13 +82,19 @@ def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor 
         if mask.dtype == torch.bool:
             mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
         mask = mask.expand(views, heads, queries, length)
+    key = _precise(key)
     total = torch.zeros(views, length, dtype=torch.float32, device=key.device)
     for part in _chunks(views, heads, queries, length, key.device):
-        logits = (query[part] @ key[part[:2]].transpose(-1, -2)).float().mul_(scaling)
+        logits = (_precise(query[part]) @ key[part[:2]].transpose(-1, -2)).mul_(scaling)
         if mask is not None:
             logits = logits + mask[part]
         total[part[0]] += logits.softmax(dim=-1).sum(dim=(1, 2))
     return total / (heads * queries)
+
+
+def _precise(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _chunks(
@@ -141,7 +147,11 @@ class Recorder:
         self.projected: list[Tensor] = []
 
     def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each."""
+        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too."""
+        with torch.autocast(query.device.type, enabled=False):
+            self._note(query, key, scaling, mask)
+
+    def _note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
         lengths = [query.shape[2]]
         if self.segments is not None and query.shape[2] == sum(self.segments):
             lengths = list(self.segments)
@@ -213,16 +223,45 @@ def open_recorder() -> Recorder | None:
 
 
 def tapped_config(attention: Any) -> Any:
-    """A copy of the attention module's config that routes it through the tap of its own implementation.
+    """The attention module's config, but that it names the tap of whatever implementation is set there.
 
-    The name keeps the implementation's own as a prefix, since modelling code asks it whether it is flash.
+    It is the config's other face: both read and write the same attributes, so that switching the implementation
+    (``model.set_attn_implementation``) reaches the tapped module too.
     """
-    config = copy.copy(attention.config)
-    implementation = attention.config._attn_implementation or "sdpa"
-    name = f"{implementation}_tap"
-    ALL_ATTENTION_FUNCTIONS.register(name, functools.partial(_tapped, implementation))
-    config._attn_implementation_internal = name
-    return config
+    for implementation in ("eager", *ALL_ATTENTION_FUNCTIONS.keys()):  # now: a compiled graph registers nothing
+        _tap_name(implementation)
+    tapped = object.__new__(_tapped_class(type(attention.config)))
+    object.__setattr__(tapped, "__dict__", vars(attention.config))
+    return tapped
+
+
+@functools.cache
+def _tapped_class(kind: type) -> Any:
+    """A subclass of a config's class whose implementation is the tap."""
+    plain: Any = kind._attn_implementation  # type: ignore[attr-defined]
+
+    def implementation(config: Any) -> str:
+        return _tap_name(plain.fget(config) or "eager")  # none set: what stock falls back to
+
+    body = {"_attn_implementation": property(implementation, plain.fset), "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), body)
+
+
+_TAP = "_tap"
+_taps: dict[str, str] = {}
+
+
+def _tap_name(implementation: str) -> str:
+    """The name that an implementation's tap has among the attention functions, where it is put if it is not there yet.
+
+    It begins with the implementation's own, since modelling code asks it whether it is flash.
+    """
+    if implementation not in _taps:
+        if implementation.endswith(_TAP):
+            return implementation
+        _taps[implementation] = implementation + _TAP
+        ALL_ATTENTION_FUNCTIONS.register(implementation + _TAP, functools.partial(_tapped, implementation))
+    return _taps[implementation]
 
 
 def _tapped(

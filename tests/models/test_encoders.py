@@ -53,7 +53,24 @@ def materialised() -> Iterator[Materialised]:
     function = Materialised()
     ALL_ATTENTION_FUNCTIONS.register("materialised", function)
     yield function
-    ALL_ATTENTION_FUNCTIONS._local_mapping.pop("materialised", None)
+    del ALL_ATTENTION_FUNCTIONS._global_mapping["materialised"]
+
+
+class Watched(Materialised):
+    """The same beside SDPA, which gives the output."""
+
+    def __call__(self, module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            super().__call__(module, query, key, value, *args, **kwargs)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    function = Watched()
+    ALL_ATTENTION_FUNCTIONS.register("watched", function)
+    yield function
+    del ALL_ATTENTION_FUNCTIONS._global_mapping["watched"]
 
 
 def double(row: Row) -> Any:
@@ -83,6 +100,49 @@ def test_saliency_equals_materialised_attention(
     assert worst < 1e-6
     assert all(image.tokens.saliency.dtype == torch.float32 for image in encoded)
     assert all(float(image.tokens.saliency.std()) > 0 for image in encoded)
+
+
+def test_float32_under_autocast(row: Row, watched: Watched) -> None:
+    """Autocast's bfloat16 queries and keys are taken as they are; what is made of them is float32."""
+    model = copy.deepcopy(row.make("sdpa"))
+    model.set_attn_implementation("watched")
+    inputs = prompts(row, model, "mixed")
+    plain = encode(model, inputs, row.kind, keys=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = row.streams(model, inputs, row.kind)
+        watched.matrices.clear()
+        watched.keys.clear()
+        encoded = encode(model, inputs, row.kind, keys=True)
+    expected = row.saliency(model, inputs, watched.matrices[id(row.read(model))], encoded)
+    for image, wanted, theirs in zip(encoded, expected, stock, strict=True):
+        assert image.tokens.saliency.dtype == image.tokens.keys.dtype == torch.float32
+        assert float((image.tokens.saliency - wanted).abs().max()) < 1e-6
+        assert torch.equal(image.stream, theirs)
+    for image, whole in zip(encoded, plain, strict=True):
+        torch.testing.assert_close(image.tokens.keys, whole.tokens.keys, atol=0.1, rtol=0.1)
+        assert not torch.equal(image.tokens.keys, whole.tokens.keys)  # they were bfloat16 before the mean
+
+
+def test_under_another_default_device(row: Row) -> None:
+    """Nothing is made where the user happens to make tensors: with "meta", all would be empty."""
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "mixed")
+    plain = encode(model, inputs, row.kind, keys=True)
+    with torch.device("meta"):
+        try:
+            features_of(model, inputs, row.kind)
+        except NotImplementedError as error:
+            pytest.skip(f"stock itself: {error}")
+        encoded = encode(model, inputs, row.kind, keys=True)
+    for image, wanted in zip(encoded, plain, strict=True):
+        geometry, known = image.tokens.geometry, wanted.tokens.geometry
+        for name in ("view", "row", "column", "boxes"):
+            assert torch.equal(getattr(geometry, name), getattr(known, name))
+        for name in ("features", "saliency", "keys"):
+            assert torch.equal(getattr(image.tokens, name), getattr(wanted.tokens, name))
+        assert torch.equal(image.slots, wanted.slots)
+        assert torch.equal(image.stream, wanted.stream)
+        assert (image.lines is None and wanted.lines is None) or torch.equal(image.lines, wanted.lines)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -62,7 +62,7 @@ def model() -> Any:
                 "4x4 tokens",
             ],
         ),
-        ("generic-cohere2_vision", ["mean attention received.*layers.2,", "4x4 patches, and 2x2", "2x2 tokens"]),
+        ("generic-pixel_shuffle", ["mean attention received.*layers.2,", "4x4 patches, and 2x2", "2x2 tokens"]),
         ("generic-deepseek_vl", ["vision_model.*layers.2,", "unbroken run", "one below the other", "adding_a_family"]),
     ],
 )

@@ -171,10 +171,10 @@ def test_refusals() -> None:
     alone = prompts(ROWS["llava_onevision"], model(), "one")
     wrong: list[tuple[dict[str, Any], str]] = [
         ({**inputs, "image_sizes": None}, "needs image_sizes"),
-        ({**inputs, "image_sizes": inputs["image_sizes"][:1]}, "with 1 sizes"),
-        ({**inputs, "pixel_values": pixels[:, 0]}, "images, views, channels, height, width"),
+        ({**inputs, "image_sizes": inputs["image_sizes"][:1]}, "speak of 2 images, and image_sizes of 1"),
+        ({**inputs, "pixel_values": pixels[0, 0]}, "images, views, channels, height, width"),
         ({**inputs, "pixel_values": list(pixels)}, "got list"),
-        ({**inputs, "batch_num_images": torch.tensor([1])}, "speak of 1 images, and pixel_values hold 2"),
+        ({**inputs, "batch_num_images": torch.tensor([1])}, "speak of 1 images, and image_sizes of 2"),
         ({**inputs, "batch_num_images": None}, "make up to 5 views of an image, and pixel_values hold 1"),
         ({**inputs, "batch_num_images": torch.tensor([1, 1])}, "from one processor"),
         ({**alone, "vision_aspect_ratio": "anyres_max_9"}, "set it in the model's and the processor's config"),

@@ -80,7 +80,8 @@ def test_refusals(name: str) -> None:
     inputs = prompts(ROWS[name], model, "several")
     sizes, pixels = inputs["image_sizes"], inputs["pixel_values"]
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"image_sizes": None}, "needs image_sizes"),
+        # Pixtral's own class takes every image for as large as its plane then, which this prompt is not written for.
+        ({"image_sizes": None}, {"mistral3": "needs image_sizes", "llava-pixtral": "hold 28 image placeholders"}[name]),
         ({"image_sizes": sizes[:1]}, "with 1 sizes"),
         ({"pixel_values": pixels[None]}, "images, channels, height, width"),
         ({"pixel_values": list(pixels)}, "got list"),

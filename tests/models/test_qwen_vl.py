@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -207,14 +208,29 @@ def test_refusals(row: Row) -> None:
         foveate.attach(model, foveate.AdaFV(), layout="released")
 
 
-def test_windows_alone_give_no_saliency() -> None:
-    model = ROWS["qwen2_5_vl"].make("sdpa")
-    held, model.config.vision_config.fullatt_block_indexes = model.config.vision_config.fullatt_block_indexes, []
-    try:
-        with pytest.raises(ValueError, match="no layer sees the whole image"):
-            foveate.attach(model, foveate.AdaFV())
-    finally:
-        model.config.vision_config.fullatt_block_indexes = held
+def with_whole_layers(*layers: int) -> Any:
+    model = copy.deepcopy(ROWS["qwen2_5_vl"].make("sdpa"))
+    model.model.visual.fullatt_block_indexes = list(layers)
+    return model
+
+
+@pytest.mark.parametrize("layers", [(), (4, 7)])
+def test_windows_alone_give_no_saliency(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="names none of the 4 layers"):
+        foveate.attach(with_whole_layers(*layers), foveate.AdaFV())
+
+
+def test_whole_layers_beyond_the_depth() -> None:
+    """Stock passes over them: a config of a deeper encoder, cut short, reads the last layer that there is."""
+    row, model = ROWS["qwen2_5_vl"], with_whole_layers(1, 7)
+    inputs = prompts(row, model, "mixed")
+    options = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
+    with foveate.AdaFV(keep=1.0)(model):
+        ours = model.generate(**inputs, **options)
+    assert torch.equal(ours, model.generate(**inputs, **options))
+    for image, wanted in zip(encode(model, inputs), encode(with_whole_layers(1), inputs), strict=True):
+        assert torch.equal(image.tokens.saliency, wanted.tokens.saliency)
+        assert torch.equal(image.stream, wanted.stream)
 
 
 def test_given_positions_are_shortened(name: str, model: Any) -> None:

@@ -140,10 +140,11 @@ def test_padding_inside_a_tile(name: str, attention: str) -> None:
     layer.register_forward_hook(lambda module, args, output: seen.append(output[1]))
     with torch.no_grad():
         stock = eager.get_image_features(pixels, pixel_attention_mask=mask, return_dict=True).pooler_output
+    stock = stock.flatten(0, 1) if torch.is_tensor(stock) else torch.cat(list(stock))  # since 5.23 one per prompt
     (image,) = encode(model, inputs)
     received = seen[0].double().mean((1, 2)).view(3, 2, 2, 2, 2).sum((2, 4)).flatten()
     torch.testing.assert_close(image.tokens.saliency.double(), received, atol=1e-6, rtol=0)
-    torch.testing.assert_close(image.stream, stock.flatten(0, 1))
+    torch.testing.assert_close(image.stream, stock)
     geometry = image.tokens.geometry
     assert geometry.image_size == (56, 84)
     padding = torch.tensor([False, False, False, False, False, True, False, True, False, False, False, False])
@@ -223,7 +224,7 @@ def test_refusals_of_tiles(name: str) -> None:
     pixels, mask = inputs["pixel_values"], inputs["pixel_attention_mask"]
     wrong = {
         r"\(prompts, tiles, channels, height, width\)": {"pixel_values": pixels[0]},
-        "tiles of 56x42 pixels.*multiples of 28": {"pixel_values": pixels[..., :42]},
+        "tiles of 56x42 pixels are 4x3 patches: .*multiple of 2": {"pixel_values": pixels[..., :42]},
         r"pixel_attention_mask must be \(1, 8, 56, 56\)": {"pixel_attention_mask": mask[..., :42]},
         "hold 8 runs of 4 image placeholders .2 image.*hold 7 tiles": {
             "pixel_values": pixels[:, :7],
@@ -277,7 +278,10 @@ def test_a_tower_with_cls_is_refused() -> None:
 def test_paligemma_2(batch: str, attention: str) -> None:
     """Gemma 2 as the language model: layers with a sliding window, which the prompt's own block is exempt from."""
     row = replace(ROWS["paligemma"], make=paligemma2, hidden=windowed_prefix)
-    model = row.make(attention)
+    try:
+        model = row.make(attention)
+    except ValueError as error:
+        pytest.skip(f"stock itself: {error}")  # 5.24: Gemma 2 caps its logits, and SDPA does not
     inputs = prompts(row, model, batch)
     pruner = foveate.AdaFV(keep=0.4)
     for options in ({}, {"use_cache": False}):

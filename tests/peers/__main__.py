@@ -89,7 +89,9 @@ def report(bare: Outcomes, around: Outcomes) -> int:
                 break
         else:
             refused[pattern or ""] += 1
-    print(f"\n{len(passed)} tests pass bare; around a pruner {kept} of them pass too ({pruned} of these pruned images),")
+    print(
+        f"\n{len(passed)} tests pass bare; around a pruner {kept} of them pass too ({pruned} of these pruned images),"
+    )
     print(f"{sum(refused.values())} are refused as documented, {len(new)} are not as they should be.")
     for pattern, count in refused.most_common():
         print(f"  {count:5} {REFUSED[pattern]}\n        {pattern}")

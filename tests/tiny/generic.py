@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import (
     Cohere2VisionConfig,
-    Cohere2VisionForConditionalGeneration,
     DeepseekVLConfig,
     DeepseekVLForConditionalGeneration,
     VipLlavaConfig,
@@ -17,9 +16,10 @@ from transformers import (
 )
 
 from tests.tiny.rows import IMAGE, SIDE, TEXT, VISION, Row, features_of, finish, flat, noise
+from tests.tiny.tiles import cohere2_vision
 
 SIGLIP = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
-# Views of every image of Cohere's, all in one run of placeholders
+# Views of every image of the unknown one, all in one run of placeholders
 VIEWS = [2, 1, 3]
 
 
@@ -36,20 +36,15 @@ def vipllava(attention: str) -> Any:
     return finish(VipLlavaForConditionalGeneration(config), attention)
 
 
-@cache
-def cohere2_vision(attention: str) -> Any:
+class UnknownConfig(Cohere2VisionConfig):
+    """Of a type that no adapter knows."""
+
+    model_type = "unknown_vision"
+
+
+def unknown_vision(attention: str) -> Any:
     """Squares of 2 x 2 patches become tokens."""
-    torch.manual_seed(0)
-    window = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "logit_scale": 1.0}
-    config = Cohere2VisionConfig(
-        vision_config=SIGLIP,
-        text_config={"model_type": "cohere2", **TEXT, **window},
-        image_token_id=IMAGE,
-        downsample_factor=2,
-        alignment_intermediate_size=64,
-        tie_word_embeddings=False,
-    )
-    return finish(Cohere2VisionForConditionalGeneration(config), attention)
+    return cohere2_vision(attention, UnknownConfig)
 
 
 @cache
@@ -64,10 +59,10 @@ def deepseek_vl(attention: str) -> Any:
     return finish(DeepseekVLForConditionalGeneration(config), attention)
 
 
-def cohere2_is_flat() -> bool:
-    """Before 5.15 Cohere 2 Vision's features are squares (views, side, side, D), which the generic adapter refuses."""
+def pixel_shuffle_is_flat() -> bool:
+    """Before 5.15 its features are squares (views, side, side, D), which the generic adapter refuses."""
     pixels = {"pixel_values": torch.zeros(1, 3, SIDE, SIDE)}
-    found: Tensor = features_of(cohere2_vision("sdpa"), pixels, "image").pooler_output
+    found: Tensor = features_of(unknown_vision("sdpa"), pixels, "image").pooler_output
     return found[0].ndim == 2
 
 
@@ -120,7 +115,7 @@ ROWS: dict[str, Row] = {
     "generic-vipllava": _row(vipllava, lambda model: _layers(model.model.vision_tower)[-2].self_attn, [1, 1, 1]),
     "generic-deepseek_vl": _row(deepseek_vl, lambda model: _layers(model.model.vision_model)[-1].self_attn, [1, 1, 1]),
 }
-if cohere2_is_flat():
-    ROWS["generic-cohere2_vision"] = _row(
-        cohere2_vision, lambda model: _layers(model.model.vision_tower)[-1].self_attn, VIEWS
+if pixel_shuffle_is_flat():
+    ROWS["generic-pixel_shuffle"] = _row(
+        unknown_vision, lambda model: _layers(model.model.vision_tower)[-1].self_attn, VIEWS
     )

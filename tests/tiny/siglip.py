@@ -26,24 +26,28 @@ GRIDS = [(1, 2), (0, 0), (3, 2)]
 FENCE, NEWLINE, GLOBAL, TAG = 95, 94, 93, 90
 
 
+# As in SmolVLM-Instruct 2.2B (384, 14, 3): 6 x 6 patches and a rest that none of them sees, 3 x 3 to a token.
+UNEVEN, SCALE = 90, 3
+
+
 @cache
-def idefics3(config_class: Any, model_class: Any, attention: str) -> Any:
+def idefics3(config_class: Any, model_class: Any, attention: str, side: int = SIDE, scale: int = 2) -> Any:
     torch.manual_seed(0)
     config = config_class(
-        vision_config=VISION,
+        vision_config={**VISION, "image_size": side},
         text_config={"model_type": "llama", **TEXT},
         image_token_id=IMAGE,
-        scale_factor=2,
+        scale_factor=scale,
         pad_token_id=PAD,
     )
     return finish(model_class(config), attention)
 
 
-def tiles(numbers: list[list[int]]) -> dict[str, Tensor]:
+def tiles(side: int, numbers: list[list[int]]) -> dict[str, Tensor]:
     """Every prompt's tiles, padded with empty ones to as many as the longest has."""
-    rows = [[_tiles(number) for number in images] for images in numbers]
+    rows = [[_tiles(number, side) for number in images] for images in numbers]
     width = max(1, max(sum(map(len, row)) for row in rows))
-    pixels = torch.zeros(len(rows), width, 3, SIDE, SIDE)
+    pixels = torch.zeros(len(rows), width, 3, side, side)
     for place, row in enumerate(rows):
         if row:
             filled = torch.cat(row)
@@ -52,9 +56,9 @@ def tiles(numbers: list[list[int]]) -> dict[str, Tensor]:
     return {"pixel_values": pixels, "pixel_attention_mask": mask} if flat(numbers) else {}
 
 
-def _tiles(number: int) -> Tensor:
+def _tiles(number: int, side: int) -> Tensor:
     rows, columns = GRIDS[number]
-    return noise(number, rows * columns + 1, 3, SIDE, SIDE)
+    return noise(number, rows * columns + 1, 3, side, side)
 
 
 def write_tiles(number: int, count: int) -> list[int]:
@@ -94,7 +98,8 @@ def by_image(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
 
 def _grids_of(inputs: dict[str, Tensor]) -> list[tuple[int, int]]:
     """Which of ``GRIDS`` the images are: by their first pixel."""
-    first = {float(_tiles(number)[0, 0, 0, 0]): number for number in range(len(GRIDS))}
+    side = inputs["pixel_values"].shape[-1]
+    first = {float(_tiles(number, side)[0, 0, 0, 0]): number for number in range(len(GRIDS))}
     values = inputs["pixel_values"][:, :, 0, 0, 0].flatten().tolist()
     return [GRIDS[first[value]] for value in values if value in first]
 
@@ -125,10 +130,10 @@ def text_model(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, 
     ).last_hidden_state
 
 
-def _idefics3_row(config_class: Any, model_class: Any) -> Row:
+def _idefics3_row(config_class: Any, model_class: Any, side: int = SIDE, scale: int = 2) -> Row:
     return Row(
-        partial(idefics3, config_class, model_class),
-        tiles,
+        partial(idefics3, config_class, model_class, side=side, scale=scale),
+        partial(tiles, side),
         lambda model: model.model.vision_model.encoder.layers[-1].self_attn,
         pooled,
         write=write_tiles,
@@ -269,6 +274,7 @@ def windowed_prefix(model: Any, embeddings: Tensor, mask: Tensor, positions: Ten
 ROWS: dict[str, Row] = {
     "idefics3": _idefics3_row(Idefics3Config, Idefics3ForConditionalGeneration),
     "smolvlm": _idefics3_row(SmolVLMConfig, SmolVLMForConditionalGeneration),
+    "smolvlm-uneven": _idefics3_row(SmolVLMConfig, SmolVLMForConditionalGeneration, UNEVEN, SCALE),
     "gemma3": Row(
         gemma3,
         partial(squares, 2 * SIDE),

@@ -1,4 +1,4 @@
-"""InternVL, Aya Vision and Ovis2: tiles of all images in one flat batch."""
+"""InternVL, Aya Vision, Command A Vision and Ovis2: tiles of all images in one flat batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
+    Cohere2VisionConfig,
+    Cohere2VisionForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Ovis2Config,
@@ -52,6 +54,21 @@ def aya_vision(attention: str) -> Any:
         tie_word_embeddings=False,
     )
     return finish(AyaVisionForConditionalGeneration(config), attention)
+
+
+@cache
+def cohere2_vision(attention: str, config_class: Any = Cohere2VisionConfig) -> Any:
+    torch.manual_seed(0)
+    window = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "logit_scale": 1.0}
+    config = config_class(
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        text_config={"model_type": "cohere2", **TEXT, **window},
+        image_token_id=IMAGE,
+        downsample_factor=2,
+        alignment_intermediate_size=64,
+        tie_word_embeddings=False,
+    )
+    return finish(Cohere2VisionForConditionalGeneration(config), attention)
 
 
 @cache
@@ -128,6 +145,11 @@ def write_tagged(_: int, count: int) -> list[int]:
     return [START, *crops, TAG, WHOLE, *tile, END]
 
 
+def write_breaks(_: int, count: int) -> list[int]:
+    """As Cohere's: a break behind every tile."""
+    return [START, *[*[IMAGE] * TOKENS, LINE] * (count // TOKENS), END]
+
+
 def write_lines(number: int, _: int) -> list[int]:
     """As Ovis2: the whole, then the crops with marks between columns and rows."""
     rows, columns = GRIDS[number]
@@ -152,7 +174,7 @@ def internvl_read(model: Any) -> Any:
     return model.model.vision_tower.encoder.layer[-1].attention
 
 
-def aya_read(model: Any) -> Any:
+def siglip_read(model: Any) -> Any:
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn
 
@@ -164,5 +186,6 @@ def ovis2_read(model: Any) -> Any:
 ROWS: dict[str, Row] = {
     "internvl": Row(internvl, pixels(False), internvl_read, saliency, write=write_run, streams=streams),
     "ovis2": Row(ovis2, pixels(True), ovis2_read, saliency, write=write_lines, streams=streams, embed=embed_indicators),
-    "aya_vision": Row(aya_vision, pixels(False), aya_read, saliency, write=write_tagged, streams=streams),
+    "aya_vision": Row(aya_vision, pixels(False), siglip_read, saliency, write=write_tagged, streams=streams),
+    "cohere2_vision": Row(cohere2_vision, pixels(False), siglip_read, saliency, write=write_breaks, streams=streams),
 }

@@ -159,7 +159,7 @@ class Family(ABC):
     def marks(self, ids: Tensor) -> Tensor:
         """(B, S) bool: which of (B, S) ids on the CPU stand for images or mark them, and so are no text that guides."""
         known = sorted({*self.placeholder_ids.values(), *self.structure_token_ids})
-        return torch.isin(ids, torch.tensor(known, dtype=ids.dtype))
+        return torch.isin(ids, ids.new_tensor(known))
 
     @property
     def special_token_ids(self) -> frozenset[int]:

@@ -66,7 +66,7 @@ class EncodedImage:
     def of_patches(cls, tokens: VisualTokens, planes: tuple[Tensor, ...] = (), kind: Kind = "image") -> EncodedImage:
         """The plain case: every placeholder carries a patch, in order."""
         count = len(tokens)
-        return cls(tokens, count, torch.arange(count), None, tokens.features, planes, kind)
+        return cls(tokens, count, torch.arange(count, device="cpu"), None, tokens.features, planes, kind)
 
     def keep(self, selection: Selection, kept: Tensor, newlines: Newlines) -> Kept:
         """What of this image reaches the LLM.
@@ -78,21 +78,21 @@ class EncodedImage:
         """
         weights = selection.weights
         if self.slots is None or self.stream is None:
-            repeats = torch.zeros(self.placeholders, dtype=torch.int64)
+            repeats = torch.zeros(self.placeholders, dtype=torch.int64, device="cpu")
             repeats[: len(kept)] = 1
             repeats[-1] += max(0, len(kept) - self.placeholders)
             return Kept(selection.gather(self.tokens.features), (), repeats)
         if weights is None and len(kept) == len(self.tokens) and len(torch.unique(kept)) == len(kept):
-            return Kept(self.stream, self.planes, torch.ones(self.placeholders, dtype=torch.int64))
+            return Kept(self.stream, self.planes, torch.ones_like(self.slots))
         counts = torch.bincount(kept, minlength=len(self.tokens))
         patch = self.slots >= 0
         repeats = torch.where(patch, counts[self.slots.clamp(min=0)], (self.slots == STAYS).long())
         if newlines == "rows" and self.lines is not None:
-            alive = torch.zeros(int(self.lines.max()) + 2, dtype=torch.bool)
+            alive = torch.zeros(int(self.lines.max()) + 2, dtype=torch.bool, device="cpu")
             alive[self.lines[patch & (repeats > 0)]] = True  # index -1 is the spare last entry
             alive[-1] = False
             repeats = torch.where(self.slots == NEWLINE, alive[self.lines].long(), repeats)
-        places = torch.repeat_interleave(torch.arange(self.placeholders), repeats)
+        places = torch.repeat_interleave(torch.arange(self.placeholders, device="cpu"), repeats)
         carries = patch[places].nonzero()[:, 0]
 
         def take(stream: Tensor) -> Tensor:
@@ -157,6 +157,31 @@ def read_tokens(
     )
 
 
+def read_sizes(given: Any) -> list[tuple[int, int]]:
+    """(height, width) of every image, from a (images, 2) tensor (one read for all), or a list of pairs as stock takes."""
+    pairs = given.tolist() if torch.is_tensor(given) else given
+    return [(int(height), int(width)) for height, width in pairs]
+
+
+def grid_places(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """(rows * columns,) int64 each, on the CPU: the row and the column of every cell of a grid, row by row."""
+    places = torch.arange(rows * columns, device="cpu")
+    return places // max(1, columns), places % max(1, columns)
+
+
+def tile_boxes(grid: tuple[int, int], size: int, covered: int) -> Tensor:
+    """(rows * columns, 4) float64 on the CPU: where tiles lie that touch each other.
+
+    Args:
+        grid: (rows, columns) of tiles.
+        size: pixels of a tile's side.
+        covered: how many of them, from its left and upper edge, its tokens see.
+    """
+    row, column = grid_places(*grid)
+    corners = torch.stack([column, row], dim=1).double() * size
+    return torch.cat([corners, corners + covered], dim=1)
+
+
 def grid_geometry(
     grids: Sequence[tuple[int, int]], boxes: Tensor, image_size: tuple[int, int], device: torch.device, *,
     cropped: bool = False,
@@ -172,12 +197,11 @@ def grid_geometry(
     """
     views, rows, columns, found = [], [], [], []
     for number, (height, width) in enumerate(grids):
-        row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        row, column = row.flatten(), column.flatten()
+        row, column = grid_places(height, width)
         x0, y0, x1, y1 = boxes[number].tolist()
-        scale = torch.tensor([(x1 - x0) / width, (y1 - y0) / height] * 2, dtype=torch.float64)
+        scale = torch.tensor([(x1 - x0) / width, (y1 - y0) / height] * 2, dtype=torch.float64, device="cpu")
         corners = torch.stack([column, row, column + 1, row + 1], dim=1).double()
-        found.append(corners * scale + torch.tensor([x0, y0] * 2, dtype=torch.float64))
+        found.append(corners * scale + scale.new_tensor([x0, y0] * 2))
         views.append(torch.full_like(row, number))
         rows.append(row)
         columns.append(column)

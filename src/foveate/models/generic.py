@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.attention import Recorder, recording
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry
-from foveate.models.pattern import Tokens, parts_of, try_out
+from foveate.models.pattern import LAYERS, Tokens, parts_of, try_out
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tiles import runs_of
 from foveate.patches import Patch
@@ -63,7 +63,8 @@ class Generic(Family):
     def refuse(self, inputs: Mapping[str, Any]) -> None:
         super().refuse(inputs)
         others = inspect.signature(self.base.get_image_features).parameters.keys() - {"pixel_values"}
-        given = sorted(name for name in others if inputs.get(name) is not None)
+        # Both names of the layers: where transformers renamed them, it still takes the other one.
+        given = sorted(name for name in {*others, *LAYERS} if inputs.get(name) is not None)
         if given:
             raise ValueError(
                 f"{self.title} does not know what {', '.join(given)} does to the images: leave it out, or set it in "
@@ -82,14 +83,17 @@ class Generic(Family):
         read = self.parts.read if request.saliency or request.keys else None
         with recording(Recorder(read, read and self.parts.attention, keys=request.keys)) as record:
             features = request.features(pixel_values=pixels, return_dict=True).pooler_output
-        squares = square_sources(self.seen.patches, self.factor)
+        squares = square_sources((self.seen.patches,) * 2, self.factor)
         found, first = [], 0
         for count in shares:
             stream = torch.cat([*features[first : first + count]])
-            ours = (squares + torch.arange(first, first + count)[:, None, None] * self.seen.patches**2).flatten(0, 1)
+            ours = (
+                squares + torch.arange(first, first + count, device="cpu")[:, None, None] * self.seen.patches**2
+            ).flatten(0, 1)
             side, first = self.parts.side, first + count
+            seen = self.seen.patches * (self.parts.patch or side / self.seen.patches)
             grids = [(self.seen.side, self.seen.side)] * count
-            boxes = torch.tensor([[0, n * side, side, (n + 1) * side] for n in range(count)])
+            boxes = torch.tensor([[0, n * side, seen, n * side + seen] for n in range(count)], device="cpu")
             tokens = VisualTokens(
                 features=stream,
                 geometry=grid_geometry(grids, boxes, (count * side, side), stream.device),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from foveate.attention import Recorder, recording, tapped_config
 from foveate.models.base import Family
-from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, tile_boxes
+from foveate.models.frame_labels import frame_labels
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tile_marks import tile_grids, tile_marks
 from foveate.patches import Patch
@@ -64,10 +65,10 @@ class Idefics3(Family):
         tiles = output.pooler_output
         if not torch.is_tensor(tiles):  # in 5.23 an entry per prompt, its tiles one after the other
             tiles = torch.cat(list(tiles)).unflatten(0, (-1, per_tile))
-        sources = square_sources(side, self.factor)
+        sources = square_sources((side, side), self.factor)
         images, first = [], 0
         for rows, columns in grids:
-            numbers = torch.arange(first, first + rows * columns + 1)
+            numbers = torch.arange(first, first + rows * columns + 1, device="cpu")
             stream = tiles[first : first + len(numbers)].flatten(0, 1)
             ours = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
             tokens = read_tokens(
@@ -91,10 +92,11 @@ class Idefics3(Family):
                 f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
         height, width = pixels.shape[-2:]
-        if height != width or height % (self.patch * self.factor):
+        if height != width or height // self.patch % self.factor or height < self.patch:
             raise ValueError(
-                f"tiles of {height}x{width} pixels: pixel shuffle needs squares whose sides are multiples of "
-                f"{self.patch * self.factor}. Use the processor's own max_image_size."
+                f"tiles of {height}x{width} pixels are {height // self.patch}x{width // self.patch} patches: pixel "
+                f"shuffle needs squares with a multiple of {self.factor} to a side. Use the processor's own "
+                "max_image_size."
             )
         wanted = (*pixels.shape[:2], height, width)
         if mask is not None and tuple(mask.shape) != wanted:
@@ -123,17 +125,20 @@ class Idefics3(Family):
         return grids
 
     def _geometry(self, grid: tuple[int, int], size: int, views: Sequence[View], device: torch.device) -> Geometry:
-        """Tiles are views 1, 2, ... of a canvas without overlap; the whole image is view 0, stretched over it."""
+        """Tiles are views 1, 2, ... of a canvas without overlap; the whole image is view 0, stretched over it.
+
+        Patches cover a tile but for a rest narrower than one (27 x 14 of 384 pixels).
+        """
         rows, columns = grid
+        side = size // self.patch // self.factor
+        covered = side * self.factor * self.patch
         whole = views[-1]
         if rows:  # only the last row and column can be padded
             seen = ((rows - 1) * size + views[-2].height, (columns - 1) * size + views[-2].width)
         else:
             seen = (whole.height, whole.width)
-        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        tiles = torch.cat([place.flip(1), place.flip(1) + 1], dim=1) * size
-        stretched = torch.tensor([[0, 0, size * seen[1] / whole.width, size * seen[0] / whole.height]])
-        side = size // self.patch // self.factor
+        tiles = tile_boxes(grid, size, covered)
+        stretched = tiles.new_tensor([[0, 0, covered * seen[1] / whole.width, covered * seen[0] / whole.height]])
         found = grid_geometry([(side, side)] * len(views), torch.cat([tiles, stretched]), seen, device)
         limit = found.boxes.new_tensor([seen[1], seen[0]] * 2)
         return replace(found, view=(found.view + 1) % len(views), boxes=found.boxes.minimum(limit))
@@ -144,3 +149,7 @@ class SmolVlm(Idefics3):
 
     title = "SmolVLM"
     model_types = ("smolvlm",)
+
+    def marks(self, ids: Tensor) -> Tensor:
+        known = super().marks(ids)
+        return known | frame_labels(ids, self.image_token_id, known)

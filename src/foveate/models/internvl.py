@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from foveate.models.frame_labels import frame_labels
 from foveate.models.tiles import Cut, TiledFamily, runs_of
 from foveate.models.towers import Tower
 
@@ -34,3 +35,7 @@ class InternVl(TiledFamily):
                 )
             found.append(Cut(tiles))
         return found
+
+    def marks(self, ids: Tensor) -> Tensor:
+        known = super().marks(ids)
+        return known | frame_labels(ids, self.image_token_id, known)

@@ -27,9 +27,11 @@ class Llava(TowerFamily):
         self.tower = Tower(self.base, self.config, {**TOWERS, **PIXTRAL})
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        if self.tower.kind in PIXTRAL:
-            return encode_packed(self.tower, inputs, request, side=1)
         pixels = inputs["pixel_values"]
+        if self.tower.kind in PIXTRAL:
+            if inputs.get("image_sizes") is None and torch.is_tensor(pixels):  # as stock: every image fills its plane
+                inputs = {**inputs, "image_sizes": [tuple(pixels.shape[-2:])] * len(pixels)}
+            return encode_packed(self.tower, inputs, request, side=1)
         if not torch.is_tensor(pixels) or pixels.ndim != 4:
             raise ValueError(
                 f"{self.title} takes pixel_values as one tensor (images, channels, height, width), "
@@ -45,8 +47,8 @@ class Llava(TowerFamily):
             )
         sends_cls = self.tower.read == "cls" and reading.strategy == "full"
         geometry = self._geometry(pixels.shape[-2], pixels.shape[-1], pixels.device)
-        patches = torch.arange(len(geometry))
-        slots = torch.cat([torch.tensor([STAYS]), patches]) if sends_cls else patches
+        patches = torch.arange(len(geometry), device="cpu")
+        slots = torch.cat([patches.new_tensor([STAYS]), patches]) if sends_cls else patches
         images = []
         for number, stream in enumerate(output.pooler_output):
             sources = patches + number * len(patches)
@@ -61,5 +63,7 @@ class Llava(TowerFamily):
     def _geometry(self, height: int, width: int, device: torch.device) -> Geometry:
         size = self.config.vision_config.patch_size
         grid = (height // size, width // size)
-        boxes = torch.tensor([[0, 0, grid[1] * size, grid[0] * size]])
-        return grid_geometry([grid], boxes, (height, width), device, cropped=True)
+        boxes = torch.tensor([[0, 0, grid[1] * size, grid[0] * size]], device="cpu")
+        # CLIP's image processor cuts the centre out, SigLIP's stretches the picture to a square.
+        cropped = self.tower.kind == "clip_vision_model"
+        return grid_geometry([grid], boxes, (height, width), device, cropped=cropped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.attention import Recorder, recording
-from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_tokens
+from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_sizes, read_tokens
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry, VisualTokens
 
@@ -46,28 +46,24 @@ class LlavaNext(TowerFamily):
     """What stock packing is told when it shall move patches, and nothing else."""
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels, sizes = inputs["pixel_values"], inputs.get("image_sizes")
-        if sizes is None:
-            raise ValueError("LLaVA-NeXT needs image_sizes beside pixel_values: pass all that the processor returned")
-        if len(sizes) != len(pixels):
-            raise ValueError(f"{len(pixels)} images in pixel_values, but {len(sizes)} in image_sizes")
+        pixels, sizes = inputs["pixel_values"], self._sizes(inputs)
+        # A few integers per image, read once for all of them.
+        canvases = [self._canvas(size) for size in sizes]
+        views = self._views(pixels, sizes, canvases)
         reading = self.tower.reading(inputs)
         if self.tower.read == "cls" and reading.strategy == "full":
             raise ValueError(
                 "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock "
                 "LLaVA-NeXT cannot arrange in a grid. Set it to 'default'."
             )
-        # A few integers per image, read once for all of them.
-        canvases = [self._canvas((int(h), int(w))) for h, w in torch.as_tensor(sizes).tolist()]
         with recording(self.tower.recorder(reading, request)) as record:
             output = request.features(
                 pixel_values=pixels,
-                image_sizes=sizes,
+                image_sizes=inputs["image_sizes"],
                 vision_feature_layer=inputs.get("vision_feature_layer"),
                 vision_feature_select_strategy=inputs.get("vision_feature_select_strategy"),
                 return_dict=True,
             )
-        views = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
         first = [sum(views[:number]) * self.tower.side**2 for number in range(len(views))]
         released = request.layout == "released"
         projected = torch.cat(record.projected).split(views) if released else [None] * len(views)
@@ -76,12 +72,43 @@ class LlavaNext(TowerFamily):
             for canvas, stream, full, start in zip(canvases, output.pooler_output, projected, first, strict=True)
         ]
 
+    def _sizes(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """(height, width) of every image."""
+        given = inputs.get("image_sizes")
+        if given is None:
+            raise ValueError(
+                f"{self.title} needs image_sizes beside pixel_values: pass all that the processor returned"
+            )
+        return read_sizes(given)
+
+    def _views(self, pixels: Any, sizes: Sequence[tuple[int, int]], canvases: Sequence[Canvas | None]) -> list[int]:
+        """How many views every image has (one where it is not cut), checked against the pixels."""
+        if not torch.is_tensor(pixels) or pixels.ndim not in (4, 5):
+            raise ValueError(
+                f"{self.title} takes pixel_values as one tensor (images, views, channels, height, width), or (views of "
+                "all images, channels, height, width), got "
+                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
+            )
+        views = [1 if canvas is None else 1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
+        if pixels.ndim == 5 and len(sizes) != len(pixels):
+            raise ValueError(f"{len(pixels)} images in pixel_values, but {len(sizes)} in image_sizes")
+        if pixels.ndim == 5 and max(views) > pixels.shape[1]:
+            wrong = f"make up to {max(views)} views of an image, and pixel_values hold {pixels.shape[1]}"
+        elif pixels.ndim == 4 and sum(views) != len(pixels):
+            wrong = f"make {sum(views)} views, and pixel_values hold {len(pixels)}"
+        else:
+            return views
+        raise ValueError(
+            f"image_sizes {list(sizes)} {wrong}: they and the model's image_grid_pinpoints (with LLaVA-OneVision, "
+            "batch_num_images too) must come from one processor"
+        )
+
     def _image(self, canvas: Canvas, stream: Tensor, full: Tensor | None, record: Recorder, start: int) -> EncodedImage:
         """One image; ``full`` are the projected patches of all its views for the released layout, else None."""
         device = stream.device
         source = self._stream_sources(canvas)
         patch = source >= 0
-        order = source[patch] if full is None else torch.arange(full.shape[0] * full.shape[1])
+        order = source[patch] if full is None else torch.arange(full.shape[0] * full.shape[1], device="cpu")
         tokens = read_tokens(
             record,
             stream[patch.nonzero()[:, 0].to(device)] if full is None else full.flatten(0, 1),
@@ -115,14 +142,14 @@ class LlavaNext(TowerFamily):
         """
         views = 1 + canvas.grid[0] * canvas.grid[1]
         # float64 holds every index exactly
-        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64)
+        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64, device="cpu")
         return self._pack(indices[:, None], canvas, **self.packing)[:, 0].long()
 
     def _pack(self, values: Tensor, canvas: Canvas, **options: Any) -> Tensor:
         """(views * patches, d) to (n, d), as stock packing treats features; newlines become ``NEWLINE``."""
         packed, _ = self.base.pack_image_features(
             [values.view(-1, self.tower.side**2, values.shape[-1])],
-            torch.tensor([canvas.image]),
+            torch.tensor([canvas.image], device="cpu"),
             image_newline=values.new_full(values.shape[-1:], float(NEWLINE)),
             **options,
         )
@@ -152,23 +179,24 @@ class LlavaNext(TowerFamily):
             cells: (n, 4) float64: what the last n stand for, (x0, y0, x1, y1) in patches of the whole canvas; by
                 default each stands for itself.
         """
-        side = self.tower.side
+        side, size = self.tower.side, self.config.vision_config.image_size
         view, place = order // side**2, order % side**2
         row, column = place // side, place % side
         corners = torch.stack([column, row, column + 1, row + 1], dim=1).double()
-        height, width = canvas.image
-        base = corners * torch.tensor([width / side, height / side] * 2, dtype=torch.float64)
+        across, down = canvas.image[::-1]
         crop_row, crop_column = (view - 1) // canvas.grid[1], (view - 1) % canvas.grid[1]
-        shift = torch.stack([crop_column, crop_row, crop_column, crop_row], dim=1) * side
-        places = corners + shift
+        places = corners + torch.stack([crop_column, crop_row, crop_column, crop_row], dim=1) * side
         if cells is not None:
             places = torch.cat([places[: len(places) - len(cells)], cells])
-        pixels = places * self.config.vision_config.patch_size
-        pixels = pixels - torch.tensor([canvas.offset[1], canvas.offset[0]] * 2)
-        crops = pixels * torch.tensor([width / canvas.fitted[1], height / canvas.fitted[0]] * 2, dtype=torch.float64)
+
+        def pair(x: float, y: float) -> Tensor:
+            return torch.tensor([x, y] * 2, dtype=torch.float64, device="cpu")
+
+        base = self._pixels(corners) * pair(across / size, down / size)
+        crops = self._pixels(places) - pair(*canvas.offset[::-1])
+        crops = crops * pair(across / canvas.fitted[1], down / canvas.fitted[0])
         boxes = torch.where((view == 0)[:, None], base, crops)
-        limit = torch.tensor([width, height] * 2, dtype=torch.float64)
-        boxes = boxes.clamp(min=0).minimum(limit).float()
+        boxes = boxes.clamp(min=0).minimum(pair(across, down)).float()
         views = 1 + canvas.grid[0] * canvas.grid[1]
         return Geometry(
             view.to(device),
@@ -178,3 +206,14 @@ class LlavaNext(TowerFamily):
             canvas.image,
             ((side, side),) * views,
         )
+
+    def _pixels(self, cells: Tensor) -> Tensor:
+        """(n, 4) float64 corners in patches of the whole canvas, in its pixels.
+
+        Crops lie ``image_size`` pixels apart, and their patches need not fill them: 27 x 14 of 384 pixels leave 6 at the
+        right and lower edge that no patch sees.
+        """
+        side, vision = self.tower.side, self.config.vision_config
+        cells = cells.round(decimals=6)  # a start that is all but on a border is on it
+        crops = torch.cat([(cells[:, :2] / side).floor(), (cells[:, 2:] / side).ceil() - 1], dim=1)
+        return crops * vision.image_size + (cells - crops * side) * vision.patch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.attention import Recorder, recording
-from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry
+from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry, grid_places
 from foveate.models.llava_next import Canvas, LlavaNext
 from foveate.models.towers import Tower
 from foveate.tokens import Geometry, VisualTokens
@@ -48,27 +49,10 @@ class LlavaOnevision(LlavaNext):
             )
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels, given = inputs["pixel_values"], inputs.get("image_sizes")
-        if given is None:
-            raise ValueError(
-                f"{self.title} needs image_sizes beside pixel_values: pass all that the processor returned"
-            )
-        if not torch.is_tensor(pixels) or pixels.ndim != 5 or len(given) != len(pixels):
-            raise ValueError(
-                f"{self.title} takes pixel_values as one tensor (images, views, channels, height, width) and "
-                "image_sizes with a height and a width for each, got "
-                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__} with {len(given)} sizes"
-            )
-        cut = self._cut(inputs.get("batch_num_images"), len(pixels))
-        sizes = [(int(h), int(w)) for h, w in torch.as_tensor(given).tolist()]  # one read for all
+        pixels, sizes = inputs["pixel_values"], self._sizes(inputs)
+        cut = self._cut(inputs.get("batch_num_images"), len(sizes))
         canvases = [self._canvas(size) if crops else None for size, crops in zip(sizes, cut, strict=True)]
-        views = [1 if canvas is None else 1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
-        if max(views) > pixels.shape[1]:
-            raise ValueError(
-                f"image_sizes {sizes} make up to {max(views)} views of an image, and pixel_values hold "
-                f"{pixels.shape[1]}: they, batch_num_images and the model's image_grid_pinpoints must come from one "
-                "processor"
-            )
+        views = self._views(pixels, sizes, canvases)
         reading = self.tower.reading(inputs)
         names = ("image_sizes", "batch_num_images", "vision_feature_layer", "vision_feature_select_strategy")
         with recording(self.tower.recorder(reading, request)) as record:
@@ -77,7 +61,7 @@ class LlavaOnevision(LlavaNext):
             )
         images, first = [], 0
         for size, canvas, count, stream in zip(sizes, canvases, views, output.pooler_output, strict=True):
-            sources = torch.arange(first, first + count * self.tower.side**2)
+            sources = torch.arange(first, first + count * self.tower.side**2, device="cpu")
             first += len(sources)
             images.append(
                 self._single(size, stream, record, sources)
@@ -91,9 +75,9 @@ class LlavaOnevision(LlavaNext):
         """Which images are cut into crops: those that are alone in their prompt, as ``batch_num_images`` says."""
         if numbers is None:
             return [True] * images
-        counts = [int(number) for number in torch.as_tensor(numbers).tolist()]
+        counts = [int(number) for number in (numbers.tolist() if torch.is_tensor(numbers) else numbers)]
         if sum(counts) != images:
-            raise ValueError(f"batch_num_images {counts} speak of {sum(counts)} images, and pixel_values hold {images}")
+            raise ValueError(f"batch_num_images {counts} speak of {sum(counts)} images, and image_sizes of {images}")
         return [count == 1 for count in counts for _ in range(count)]
 
     def _single(self, size: tuple[int, int], stream: Tensor, record: Recorder, sources: Tensor) -> EncodedImage:
@@ -101,10 +85,11 @@ class LlavaOnevision(LlavaNext):
         height, width = size
         longest, side = max(size), self.tower.side
         top, left = (longest - height) // 2, (longest - width) // 2
-        box = torch.tensor([[-left, -top, longest - left, longest - top]])
+        seen = longest * self.tower.covered / self.config.vision_config.image_size
+        box = torch.tensor([[-left, -top, seen - left, seen - top]], device="cpu")
         whole = grid_geometry([(side, side)], box, size, stream.device)
         boxes = whole.boxes.clamp(min=0).minimum(whole.boxes.new_tensor([width, height] * 2))
-        geometry = Geometry(whole.view, whole.row, whole.column, boxes, size, whole.grids)
+        geometry = replace(whole, boxes=boxes)
         return self._ended(
             geometry, stream, record.saliency(sources, stream.device), record.keys_of(sources, stream.device)
         )
@@ -115,8 +100,9 @@ class LlavaOnevision(LlavaNext):
         """Patches with one newline after all of them: it ends the whole as if it were one line."""
         count = len(geometry)
         tokens = VisualTokens(stream[:-1], geometry, saliency, full_grid=True, keys=keys)
-        slots = torch.cat([torch.arange(count), torch.tensor([NEWLINE])])
-        return EncodedImage(tokens, count + 1, slots, torch.zeros(count + 1, dtype=torch.int64), stream, (), kind)
+        slots = torch.arange(count + 1, device="cpu")
+        slots[-1] = NEWLINE
+        return EncodedImage(tokens, count + 1, slots, torch.zeros_like(slots), stream, (), kind)
 
     def _cropped(self, canvas: Canvas, stream: Tensor, record: Recorder, sources: Tensor) -> EncodedImage:
         device = stream.device
@@ -145,26 +131,26 @@ class LlavaOnevision(LlavaNext):
         """(n,) bool: which placeholders of an image in crops end a row."""
         patches = (1 + canvas.grid[0] * canvas.grid[1]) * self.tower.side**2
         ratio = self.config.vision_aspect_ratio
-        return self._pack(torch.zeros(patches, 1), canvas, vision_aspect_ratio=ratio)[:, 0] == NEWLINE
+        return self._pack(torch.zeros(patches, 1, device="cpu"), canvas, vision_aspect_ratio=ratio)[:, 0] == NEWLINE
 
     def _place(self, canvas: Canvas, rows: int, placeholders: int, device: torch.device) -> Geometry:
         """The base view's patches, then ``rows`` rows of tokens laid over what is not padding of the canvas."""
         side = self.tower.side
+        base = torch.arange(side**2, device="cpu")
         if placeholders - rows == side**2:  # a picture so long and thin that unpadding leaves nothing of its crops
-            return self._geometry(canvas, torch.arange(side**2), device)
+            return self._geometry(canvas, base, device)
         columns = (placeholders - side**2) // rows - 1
         whole = self._stream_sources(canvas)
         unpadded = whole[side**2 :].view(int((whole == NEWLINE).sum()), -1)[:, :-1]
         height, width = unpadded.shape[0] / rows, unpadded.shape[1] / columns  # of a token, in patches
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        row, column = row.flatten().double(), column.flatten().double()
+        row, column = (place.double() for place in grid_places(rows, columns))
         middle = unpadded[((row + 0.5) * height).long(), ((column + 0.5) * width).long()]
         view, place = divmod(int(unpadded[0, 0]), side**2)
         top = (view - 1) // canvas.grid[1] * side + place // side
         left = (view - 1) % canvas.grid[1] * side + place % side
         cells = torch.stack([column * width, row * height, (column + 1) * width, (row + 1) * height], dim=1)
-        cells += torch.tensor([left, top] * 2)
-        return self._geometry(canvas, torch.cat([torch.arange(side**2), middle]), device, cells)
+        cells += cells.new_tensor([left, top] * 2)
+        return self._geometry(canvas, torch.cat([base, middle]), device, cells)
 
     def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels = inputs["pixel_values_videos"]
@@ -181,7 +167,7 @@ class LlavaOnevision(LlavaNext):
         frames, side = pixels.shape[1], self.tower.side
         pooled = math.ceil(side / 2)
         size = (pixels.shape[3], pixels.shape[4])
-        boxes = torch.tensor([[0, 0, size[1], size[0]]]).expand(frames, -1)
+        boxes = torch.tensor([[0, 0, *[self.tower.covered] * 2]], device="cpu").expand(frames, -1)
         geometry = grid_geometry([(pooled, pooled)] * frames, boxes, size, pixels.device)
 
         def through(values: Tensor | None) -> Tensor | None:
@@ -198,7 +184,7 @@ class LlavaOnevision(LlavaNext):
                     f"{self.title}: this version of transformers puts the newline after a video by itself, so videos "
                     "cannot be pruned: update it (5.18 and newer do not), or pass frames as images"
                 )
-            sources = torch.arange(frames * side**2) + number * frames * side**2
+            sources = torch.arange(frames * side**2, device="cpu") + number * frames * side**2
             saliency = through(record.saliency(sources, stream.device))
             keys = through(record.keys_of(sources, stream.device))
             videos.append(self._ended(geometry, stream, saliency, keys, "video"))

@@ -84,7 +84,7 @@ class Ovis2(TiledFamily):
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         """With the embeddings of the indicator tokens, which come from the visual vocabulary too."""
         table = self.base.visual_embeddings_table
-        words = torch.arange(table.num_embeddings - len(self.indicators), table.num_embeddings)
+        words = torch.arange(table.num_embeddings - len(self.indicators), table.num_embeddings, device="cpu")
         output = beside(self.base, "BaseModelOutputWithVisualIndicatorFeatures")
         return output(
             pooler_output=super().package(kept, kind).pooler_output,

@@ -35,6 +35,7 @@ class Parts:
         attention: its attention module.
         cls: whether the tower puts a class token before the patches.
         side: pixels of a view's side.
+        patch: of a patch's, where the config says.
         channels: of a view.
     """
 
@@ -44,6 +45,7 @@ class Parts:
     attention: Any
     cls: bool
     side: int
+    patch: int | None
     channels: int
 
     @property
@@ -108,7 +110,9 @@ def parts_of(model: Any) -> Parts:
         raise ValueError(f"vision_config.image_size={size} does not say how large a square view is")
     cls = any(name.rpartition(".")[2] in CLS for name, _ in tower.named_parameters())
     channels = int(getattr(vision, "num_channels", 3))
-    return Parts(tower, f"{path}.{read}", layers[read], attention, cls, sides.pop(), channels)
+    patch = getattr(vision, "patch_size", None)
+    patch = patch if isinstance(patch, int) else None
+    return Parts(tower, f"{path}.{read}", layers[read], attention, cls, sides.pop(), patch, channels)
 
 
 def _first(owner: Any, names: Sequence[str], otherwise: str) -> tuple[str, Any]:
@@ -145,10 +149,10 @@ def try_out(base: Any, parts: Parts) -> Tokens:
     Raises:
         ValueError: the pattern does not hold, with what was seen.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     turned: list[Tensor] = []
     weight = next(one for one in parts.tower.parameters() if one.is_floating_point())
-    pixels = torch.randn(1, parts.channels, parts.side, parts.side, generator=generator).to(weight.dtype)
+    pixels = torch.randn(1, parts.channels, parts.side, parts.side, generator=generator, device="cpu").to(weight.dtype)
     pixels = pixels.expand(3, -1, -1, -1).to("cpu" if weight.is_meta else weight.device)  # offloaded: hooks move it
     forward, mine = parts.layer.forward, threading.get_ident()
 
@@ -157,7 +161,7 @@ def try_out(base: Any, parts: Parts) -> Tokens:
         if threading.get_ident() != mine:
             return output
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        patches = torch.randperm(hidden.shape[1] - parts.cls, generator=generator)
+        patches = torch.randperm(hidden.shape[1] - parts.cls, generator=generator, device="cpu")
         turned.append(patches[: max(1, len(patches) // 8)])
         hidden[2, turned[0] + parts.cls] *= -1
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -184,7 +188,7 @@ def try_out(base: Any, parts: Parts) -> Tokens:
         )
     changed, noise = (features[2] - features[0]).float().norm(dim=-1), (features[1] - features[0]).float().norm(dim=-1)
     differs = (changed > 4 * noise.max() + 1e-3 * changed.max()).cpu()
-    expected = torch.isin(square_sources(across, across // tokens), turned[0]).any(dim=1)
+    expected = torch.isin(square_sources((across, across), across // tokens), turned[0]).any(dim=1)
     if not torch.equal(differs, expected):
         raise ValueError(
             f"negating {len(turned[0])} patches as they leave {parts.name} changed {int(differs.sum())} of "

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foveate.attention import recording
 from foveate.models.base import accepted
-from foveate.models.encoded import EncodedImage, Request, grid_geometry, read_tokens
+from foveate.models.encoded import EncodedImage, Request, grid_geometry, read_sizes, read_tokens
+from foveate.models.squares import square_sources
 from foveate.models.towers import Tower
 
 
@@ -30,13 +31,13 @@ def encode_packed(tower: Tower, inputs: Mapping[str, Any], request: Request, sid
     pixels, given = inputs["pixel_values"], inputs.get("image_sizes")
     if given is None:
         raise ValueError("a Pixtral tower needs image_sizes beside pixel_values: pass all that the processor returned")
-    if not torch.is_tensor(pixels) or pixels.ndim != 4 or len(given) != len(pixels):
+    sizes = read_sizes(given)
+    if not torch.is_tensor(pixels) or pixels.ndim != 4 or len(sizes) != len(pixels):
         found = tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__
         raise ValueError(
             "a Pixtral tower takes pixel_values as one tensor (images, channels, height, width) and image_sizes with "
-            f"a height and a width for each, got {found} with {len(given)} sizes"
+            f"a height and a width for each, got {found} with {len(sizes)} sizes"
         )
-    sizes = [(int(height), int(width)) for height, width in torch.as_tensor(given).tolist()]  # one read for all
     if max(h for h, _ in sizes) > pixels.shape[2] or max(w for _, w in sizes) > pixels.shape[3]:
         raise ValueError(f"image_sizes {sizes} do not fit into pixel_values of shape {tuple(pixels.shape)}")
     patch = tower.config.vision_config.patch_size
@@ -49,11 +50,11 @@ def encode_packed(tower: Tower, inputs: Mapping[str, Any], request: Request, sid
         )
     images, start = [], 0
     for size, (rows, columns), stream in zip(sizes, grids, output.pooler_output, strict=True):
-        sources = start + merged(rows, columns, side)
+        sources = start + square_sources((rows, columns), side)
         start += rows * columns
         grid = (rows // side, columns // side)
         # What is left over at the right and lower border goes into no token.
-        box = torch.tensor([[0, 0, grid[1] * side * patch, grid[0] * side * patch]])
+        box = torch.tensor([[0, 0, grid[1] * side * patch, grid[0] * side * patch]], device="cpu")
         tokens = read_tokens(record, stream, grid_geometry([grid], box, size, stream.device), sources)
         images.append(EncodedImage.of_patches(tokens))
     return images
@@ -75,10 +76,3 @@ def row_marks(ids: Tensor, image: int) -> Tensor:
     between = after & placeholder.roll(-1, dims=1)
     between[:, -1] = False
     return after & between.any(dim=1, keepdim=True)
-
-
-def merged(rows: int, columns: int, side: int) -> Tensor:
-    """(N, side * side) int64: the patches of each square of a grid whose patches stand row by row."""
-    places = torch.arange(rows * columns).view(rows, columns)
-    squares = places.unfold(0, side, side).unfold(1, side, side)
-    return squares.reshape(-1, side * side)

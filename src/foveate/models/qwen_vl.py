@@ -11,7 +11,8 @@ from torch import Tensor
 
 from foveate.attention import Recorder, beside, recording, tapped_config
 from foveate.models.base import Family, accepted
-from foveate.models.encoded import EncodedImage, Kept, Kind, Request, Rope, grid_geometry, read_tokens
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, Rope, grid_geometry, grid_places, read_tokens
+from foveate.models.frame_labels import frame_labels
 from foveate.patches import Patch
 
 Grid = tuple[int, int, int]
@@ -52,7 +53,7 @@ class PackedVisionFamily(Family):
             raise ValueError(
                 f"{self.title} needs {grid_name} beside {pixels_name}: pass all that the processor returned"
             )
-        grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(given).tolist()]  # one read for all
+        grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(given, device="cpu").tolist()]  # one read for all
         patches = sum(t * h * w for t, h, w in grids)
         if pixels.ndim != 2 or len(pixels) != patches:
             raise ValueError(
@@ -80,7 +81,7 @@ class PackedVisionFamily(Family):
             seen = (grid[1] * size, grid[2] * size)
             ours = sources[start : start + len(stream)]
             start += len(stream)
-            boxes = torch.tensor([[0, 0, seen[1], seen[0]]]).expand(frames, -1)
+            boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(frames, -1)
             tokens = read_tokens(
                 record, stream, grid_geometry([(rows, columns)] * frames, boxes, seen, stream.device), ours
             )
@@ -90,14 +91,14 @@ class PackedVisionFamily(Family):
     def sources(self, grids: Sequence[Grid]) -> Tensor:
         """(N, m) int64: which of the encoder's patches each token is merged from. The processor puts them together."""
         unit = self.side**2
-        return torch.arange(sum(t * h * w for t, h, w in grids)).view(-1, unit)
+        return torch.arange(sum(t * h * w for t, h, w in grids), device="cpu").view(-1, unit)
 
     def copies(self, arguments: Mapping[str, Any], kind: Kind) -> int:
         return len(arguments[self.inputs_of(kind)[0]])
 
     def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
         grids = {
-            name: torch.as_tensor(arguments[name]).cpu()
+            name: torch.as_tensor(arguments[name], device="cpu")
             for name in ("image_grid_thw", "video_grid_thw")
             if arguments.get(name) is not None
         }
@@ -137,16 +138,22 @@ class Qwen25Vl(PackedVisionFamily):
 
     def check(self) -> None:
         super().check()
-        if not self.config.vision_config.fullatt_block_indexes:
+        if not self._whole:
             raise ValueError(
-                f"{self.title}: vision_config.fullatt_block_indexes is empty, so no layer sees the whole image and no "
-                "saliency can be read"
+                f"{self.title}: vision_config.fullatt_block_indexes={self.base.visual.fullatt_block_indexes} "
+                f"names none of the {len(self.blocks)} layers, so none sees the whole image and no saliency can be read"
             )
 
     @property
     def read_layer(self) -> int:
         """The last layer that is not confined to windows."""
-        return int(max(self.config.vision_config.fullatt_block_indexes))
+        return max(self._whole)
+
+    @property
+    def _whole(self) -> list[int]:
+        """Layers that see the whole image; stock passes over indexes that no layer has."""
+        named = self.base.visual.fullatt_block_indexes
+        return [layer for layer in range(len(self.blocks)) if layer in named]
 
     def sources(self, grids: Sequence[Grid]) -> Tensor:
         """The encoder sees the merged squares window by window; where each has gone is worked out as it does."""
@@ -155,15 +162,13 @@ class Qwen25Vl(PackedVisionFamily):
         order, first = [], 0
         for frames, height, width in grids:
             rows, columns = height // self.side, width // self.side
-            frame, row, column = torch.meshgrid(
-                torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij"
-            )
-            window = (frame * rows + row // across) * columns + column // across
-            order.append(first + window.flatten().argsort(stable=True))
+            line, column = grid_places(frames * rows, columns)
+            window = (line // rows * rows + line % rows // across) * columns + column // across
+            order.append(first + window.argsort(stable=True))
             first += window.numel()
         place = torch.cat(order).argsort()
         unit = self.side**2
-        return place[:, None] * unit + torch.arange(unit)
+        return place[:, None] * unit + torch.arange(unit, device="cpu")
 
 
 class Qwen3Vl(PackedVisionFamily):
@@ -172,6 +177,11 @@ class Qwen3Vl(PackedVisionFamily):
     title = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     video_inputs = ("pixel_values_videos", "video_grid_thw")
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """Also the times between a video's frames."""
+        known = super().marks(ids)
+        return known | frame_labels(ids, self.placeholder_ids["video"], known)
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         depth = len(self.base.visual.deepstack_visual_indexes)

@@ -14,14 +14,14 @@ from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geome
 from foveate.models.towers import Reading, Tower, TowerFamily
 
 
-def square_sources(side: int, factor: int) -> Tensor:
+def square_sources(grid: tuple[int, int], factor: int) -> Tensor:
     """(n, m) int64: the patches of every token where squares of ``factor`` x ``factor`` of them become one, row by row.
 
     Args:
-        side: patches per side of the whole square. What does not fill a square at its right and lower edge is in none.
+        grid: (rows, columns) of patches. What does not fill a square at the right and lower edge is in none.
         factor: patches per side of a token.
     """
-    places = torch.arange(side**2).view(side, side)
+    places = torch.arange(grid[0] * grid[1], device="cpu").view(grid)
     return places.unfold(0, factor, factor).unfold(1, factor, factor).reshape(-1, factor**2)
 
 
@@ -59,10 +59,11 @@ class SquareFamily(TowerFamily):
         reading = Reading(len(self.tower.layers) - 1, "full")
         with recording(self.tower.recorder(reading, request)) as record:
             output = request.features(pixel_values=pixels, return_dict=True)
-        sources = square_sources(self.tower.side, self.factor)
+        sources = square_sources((self.tower.side,) * 2, self.factor)
         side = self.tower.side // self.factor
-        seen = torch.tensor([[0, 0, 1, 1]]) * side * self.factor * self.config.vision_config.patch_size
-        geometry = grid_geometry([(side, side)], seen, (size, size), pixels.device)
+        seen = side * self.factor * self.config.vision_config.patch_size
+        boxes = torch.tensor([[0, 0, seen, seen]], device="cpu")
+        geometry = grid_geometry([(side, side)], boxes, (size, size), pixels.device)
         images = []
         for number, stream in enumerate(output.pooler_output):
             ours = sources + number * self.tower.side**2

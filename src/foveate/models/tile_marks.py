@@ -69,7 +69,7 @@ def tile_marks(ids: Tensor, token: int) -> Tensor:
     for row, line in zip(ids, found, strict=True):
         starts, ends, fences, between = runs(row, token)
         line |= fences
-        opened = torch.where(fences, torch.arange(len(row)), -1).cummax(dim=0).values[starts].tolist()
+        opened = torch.where(fences, torch.arange(len(row), device="cpu"), -1).cummax(dim=0).values[starts].tolist()
         for number, (first, start) in enumerate(zip(opened, starts.tolist(), strict=True)):  # one step per tile
             if first >= 0:
                 line[first:start] = True

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from foveate.attention import Recorder, recording
 from foveate.models.base import accepted
-from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, tile_boxes
 from foveate.models.squares import square_sources, stacked
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry
@@ -83,19 +83,20 @@ class TiledFamily(TowerFamily):
                 f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
         patch = self.config.vision_config.patch_size
-        side, rest = divmod(pixels.shape[-1], patch if isinstance(patch, int) else patch[0])
-        if rest or side % self.factor:
+        patch = patch if isinstance(patch, int) else patch[0]
+        side, rest = divmod(pixels.shape[-1] // patch, self.factor)
+        if rest or not side:
             raise ValueError(
                 f"{self.title}: tiles of {pixels.shape[-1]} pixels are not a whole number of {self.factor}x"
                 f"{self.factor} squares of patches of {patch} pixels; use the checkpoint's own image processor"
             )
-        side //= self.factor
+        covered = side * self.factor * patch
         cuts = self._read(request.prompt, side**2, len(pixels))
         with recording(self.recorder(inputs, request)) as record:
             options = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
             output = request.features(pixels, **accepted(request.features, options), return_dict=True)
-        squares = square_sources(side * self.factor, self.factor)
-        sources = squares + torch.arange(len(pixels))[:, None, None] * (side * self.factor) ** 2
+        squares = square_sources((side * self.factor,) * 2, self.factor)
+        sources = squares + torch.arange(len(pixels), device="cpu")[:, None, None] * (side * self.factor) ** 2
         tiles = [cut.tiles for cut in cuts]
         grids = self._grids(cuts, pixels.split(tiles))
         images = []
@@ -104,7 +105,7 @@ class TiledFamily(TowerFamily):
             tokens = read_tokens(
                 record,
                 stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
-                self._geometry(grid, len(stream), side, pixels.shape[-1], stream.device),
+                self._geometry(grid, len(stream), side, pixels.shape[-1], covered, stream.device),
                 ours,
             )
             images.append(EncodedImage.of_patches(tokens))
@@ -142,13 +143,14 @@ class TiledFamily(TowerFamily):
         choice = dict(zip(asked, torch.stack(best).tolist() if best else [], strict=True))  # one read for all
         return [known[choice.get(number, 0)] for number, known in enumerate(options)]
 
-    def _geometry(self, grid: tuple[int, int], tiles: int, side: int, pixels: int, device: torch.device) -> Geometry:
-        """View 0 is the whole image, wherever it comes; a tile's pixels are the unit."""
+    def _geometry(
+        self, grid: tuple[int, int], tiles: int, side: int, pixels: int, covered: int, device: torch.device
+    ) -> Geometry:
+        """View 0 is the whole image, wherever it comes; a tile's pixels are the unit, and ``covered`` of them seen."""
         rows, columns = grid
         whole = (rows * pixels, columns * pixels)
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        crops = torch.stack([column, row, column + 1, row + 1], dim=-1).view(-1, 4) * pixels
-        boxes = torch.cat([torch.tensor([[0, 0, whole[1], whole[0]]]), crops])[:tiles]
+        crops = tile_boxes(grid, pixels, covered)
+        boxes = torch.cat([crops.new_tensor([[0, 0, columns * covered, rows * covered]]), crops])[:tiles]
         geometry = grid_geometry([(side, side)] * tiles, boxes, whole, device)
         if self.whole_first:
             return geometry

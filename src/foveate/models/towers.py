@@ -39,6 +39,9 @@ class Tower:
         config: the model's config.
         known: the towers that the family takes, and what is read of each.
 
+    ``side`` is how many patches a view of the configured size has along a side, ``covered`` how many pixels these see:
+    all, or all but a rest at the right and lower edge that is narrower than a patch.
+
     Raises:
         ValueError: the tower is none of them.
     """
@@ -61,7 +64,9 @@ class Tower:
         named = "attention" if self.kind in ("pixtral", "internvl_vision") else "self_attn"
         self.attentions = [getattr(layer, named) for layer in self.layers]
         size, patch = config.vision_config.image_size, config.vision_config.patch_size
-        self.side: int = (size if isinstance(size, int) else size[0]) // (patch if isinstance(patch, int) else patch[0])
+        patch = patch if isinstance(patch, int) else patch[0]
+        self.side: int = (size if isinstance(size, int) else size[0]) // patch
+        self.covered: int = self.side * patch
 
     def reading(self, inputs: Mapping[str, Any]) -> Reading:
         """Which layer and strategy this call reads: the call's own arguments before the config's.

@@ -1,0 +1,63 @@
+"""Released checkpoints' geometry: one bright patch in a black picture changes the token whose box was painted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.encoding import encode
+
+real = pytest.importorskip("tests.tiny.real", reason="image processors without torchvision came with 5.10")
+
+
+def painted(size: tuple[int, int], box: Tensor) -> tuple[Image.Image, Tensor]:
+    """The picture, and what of it is bright: (x0, y0, x1, y1) in whole pixels."""
+    left, top, right, bottom = (int(value) for value in box.round().tolist())
+    left, top = min(left, size[1] - 1), min(top, size[0] - 1)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    pixels = np.zeros((*size, 3), dtype=np.uint8)
+    pixels[top:bottom, left:right] = 255
+    return Image.fromarray(pixels), torch.tensor([left, top, right, bottom])
+
+
+def speckled(size: tuple[int, int]) -> Image.Image:
+    coarse = np.random.default_rng(5).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+# Stock Mistral 3 itself fails on an image of one token.
+CASES = [(name, size) for name in real.REAL for size in real.SIZES if (name, size) != ("mistral3", (28, 28))]
+
+
+@pytest.mark.parametrize("name, size", CASES, ids=[f"{name}-{height}x{width}" for name, (height, width) in CASES])
+def test_boxes(name: str, size: tuple[int, int]) -> None:
+    row = real.REAL[name]
+    model = row.make()
+    inputs = row.inputs(model, speckled(size))
+    (image,) = encode(model, inputs, saliency=False)
+    assert size not in row.counts or image.placeholders == row.counts[size]
+    geometry, patches = image.tokens.geometry, image.slots >= 0
+    boxes = geometry.boxes_in(*size)
+    black, white = (
+        row.features(model, row.process(Image.new("RGB", size[::-1], colour)))[patches] for colour in ("black", "white")
+    )
+    span = (white - black).norm(dim=1)
+    checked = 0
+    for token in real.spots(geometry, 2 if size[0] > 2000 else 3):
+        sides = boxes[token, 2:] - boxes[token, :2]
+        if sides.max() <= 0:  # nothing but padding
+            continue
+        picture, bright = painted(size, boxes[token])
+        light = (row.features(model, row.process(picture))[patches] - black).norm(dim=1) / span
+        light[geometry.view != geometry.view[token]] = 0
+        found = int(light.argmax())
+        if sides.min() >= 6:
+            assert found == token
+        else:  # a pixel or two: as near as their rounding allows
+            near = boxes[found].view(2, 2).mean(0) - bright.view(2, 2).double().mean(0)
+            assert (near.abs() <= sides / 2 + 1).all()
+        checked += 1
+    assert checked > 2
