@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import foveate
 from foveate import serving
 from tests.vllm import checkpoints
-from tests.vllm.engines import Engine, Prompt, Told, looker
+from tests.vllm.engines import Engine, Prompt, Told, embedder
 
 NEW = 8
 TOLERANCE = 1e-3
@@ -150,23 +150,23 @@ def agree(told: Told, answer: Answer) -> None:
 
 def watch(llm: Any) -> None:
     """From now on keeps what is chosen."""
-    looking = looker(llm)
-    looking.seen = []
-    choose = looking._choose
+    ours = embedder(llm)
+    ours.seen = []
+    choose = ours._choose
 
-    def noted(image: Any, asked: Any, text: Any) -> Any:
-        features, selection = choose(image, asked, text)
-        looking.seen.append((looking.policy.names[asked.method], asked.keep, tuple(selection.indices.tolist())))
+    def noted(image: Any, request: Any, text: Any) -> Any:
+        features, selection = choose(image, request, text)
+        ours.seen.append((ours.policy.names[request.method], request.keep.value, tuple(selection.indices.tolist())))
         return features, selection
 
-    looking._choose = noted
+    ours._choose = noted
 
 
 def seen(llm: Any) -> set[Any]:
     """What was chosen since the last time: (method, keep, indices)."""
-    looking = looker(llm)
-    found = set(looking.seen)
-    looking.seen.clear()
+    ours = embedder(llm)
+    found = set(ours.seen)
+    ours.seen.clear()
     return found
 
 
@@ -177,26 +177,26 @@ def forget(llm: Any, mib: int | None = None) -> None:
     assert llm.reset_prefix_cache()
     llm.llm_engine.reset_encoder_cache()
     llm.reset_mm_cache()
-    looking = looker(llm)
-    looking.forget()
-    looking.seen.clear()
+    ours = embedder(llm)
+    ours.forget()
+    ours.seen.clear()
     if mib is not None:
-        looking.cache = FeatureCache(mib << 20, looking.device)
-    looking.cache.hits = looking.cache.misses = 0
+        ours.cache = FeatureCache(mib << 20, ours.device)
+    ours.cache.hits = ours.cache.misses = 0
 
 
 def lookups(llm: Any) -> tuple[int, int]:
     """(hits, misses) of the features' cache."""
-    return looker(llm).cache.hits, looker(llm).cache.misses
+    return embedder(llm).cache.hits, embedder(llm).cache.misses
 
 
 def break_next(llm: Any) -> None:
     """The next pictures' saliency is no number."""
-    looking = looker(llm)
-    encode = looking._encode
+    ours = embedder(llm)
+    encode = ours._encode
 
     def broken(*args: Any) -> Any:
-        looking._encode = encode
+        ours._encode = encode
         return [
             dataclasses.replace(
                 image, tokens=dataclasses.replace(image.tokens, saliency=image.tokens.saliency * np.nan)
@@ -204,12 +204,12 @@ def break_next(llm: Any) -> None:
             for image in encode(*args)
         ]
 
-    looking._encode = broken
+    ours._encode = broken
 
 
-def forget_places(llm: Any) -> None:
+def forget_indices(llm: Any) -> None:
     """Of M-RoPE: what was chosen is worked out again."""
-    looker(llm)._places.clear()
+    embedder(llm)._indices.clear()
 
 
 def profile(llm: Any) -> None:
@@ -336,7 +336,7 @@ def test_prefix_cache(family: Served) -> None:
     agree(second, family.expected(CASES["talk"], "adafv", 0.75))
     assert first.cached == 0
     assert second.cached >= first.prompt // BLOCK * BLOCK > 0
-    family.engine.call(forget_places)
+    family.engine.call(forget_indices)
     (again,) = family.ask([CASES["talk"]], {"keep": 0.75})
     assert again.cached >= second.cached
     agree(again, family.expected(CASES["talk"], "adafv", 0.75))

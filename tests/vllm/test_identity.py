@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoProcessor
 
 from foveate import bundled, serving
-from tests.vllm.engines import Engine, Prompt, looker
+from tests.vllm.engines import Engine, Prompt, embedder
 from tests.vllm.pictures import asked, ids_of, keeping, reference
 
 BLOCK = 32
@@ -37,13 +37,13 @@ def stock():
 
 def counters(llm):
     """Hits and misses of the feature cache."""
-    return tuple(looker(llm).counters.values[:2].tolist())
+    return tuple(embedder(llm).counters.values[:2].tolist())
 
 
 def forget(llm):
     """Empties every cache but vLLM's blocks and processor cache, as a restart would."""
     llm.reset_prefix_cache()
-    looker(llm).forget()
+    embedder(llm).forget()
 
 
 def share_identities(llm, shared):
@@ -52,7 +52,7 @@ def share_identities(llm, shared):
 
     if shared:
         ProcessorMixin.honest = ProcessorMixin._identity
-        ProcessorMixin._identity = lambda self, ask: "0" * 8 + ask.image[:56]
+        ProcessorMixin._identity = lambda self, request: "0" * 8 + request.picture[:56]
     else:
         ProcessorMixin._identity = ProcessorMixin.honest
 

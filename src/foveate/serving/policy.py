@@ -12,9 +12,6 @@ from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
 """The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
-TEXT_SPAN = "turn"
-"""Which text guides the selection unless told otherwise: the image's own turn, so that later turns of a conversation
-leave the image's tokens, and with them the cached prefix, as they are."""
 FROM_REQUEST = ("keep", "method")
 
 
@@ -41,8 +38,8 @@ class Policy:
         keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
         max_keep: the most a request may ask for, likewise. Default 1.0: everything.
         methods: further methods that a request may name. Default none.
-        options: of the method, by name, such as ``{"min_share": 0.3}``; methods that read the question have
-            ``text_span="turn"`` unless told otherwise. ``methods`` run with their defaults, and with this text span.
+        options: of the method, by name, such as ``{"min_share": 0.3}``. ``methods`` run with their defaults, but for
+            ``text_span``, which holds for all that read the question.
         feature_cache_mib: memory for encoded images that wait for further questions, MiB, allocated when the model is
             loaded, so that vLLM's memory profile counts it. Default 512; 0 turns the cache off.
         image_cache_mib: memory of every API server process for pictures that a request named with a UUID, MiB, so that
@@ -113,8 +110,8 @@ class Policy:
             )
         given = dict(self.options) if method == self.method else {}
         known = [one.name for one in dataclasses.fields(kind) if one.name != "keep"]
-        if "text_span" in known and "text_span" not in own:
-            given.setdefault("text_span", self.options.get("text_span", TEXT_SPAN))
+        if "text_span" in self.options and "text_span" in known and "text_span" not in own:
+            given["text_span"] = self.options["text_span"]
         try:
             return get_pruner(method, keep=keep, **given)
         except TypeError as error:
