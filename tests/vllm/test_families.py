@@ -83,6 +83,8 @@ CASES = {
     "two": Case(((3, 90, 200), (4, 160, 150)), (user("", "", SIGN),)),
     "between": Case(((5, 333, 77), (6, 120, 120)), (user("", CAT, "", CARD),)),
     "talk": Case(((7, 280, 200),), TALK),
+    "first": Case(((1, 300, 110),), (user(CARD, ""),)),
+    "alone": Case(((12, 200, 250),), (user(""), ("assistant", ("a red car",)), user(SIGN))),
     "three": Case(((8, 60, 70), (9, 280, 290), (10, 130, 64)), (user("", "", "", CARD),)),
 }
 
@@ -120,9 +122,8 @@ class Served:
         pruner: Any = None
         attached: Any = contextlib.nullcontext()
         if method is not None:
-            options = {"text_span": "turn"} if method == "adafv" else {}
-            pruner = foveate.get_pruner(method, keep=keep, **options)
-            attached = pruner(self.model, turn_end=foveate.turn_end(self.processor))
+            pruner = foveate.get_pruner(method, keep=keep)
+            attached = pruner(self.model)
         with torch.no_grad(), attached:
             output = self.model.generate(
                 **inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=None,
@@ -288,15 +289,17 @@ def test_pruned(family: Served, method: str, keep: float | int) -> None:
     """All cases in one batch: answers, their logprobs, and the very tokens that are kept."""
     family.engine.call(forget)
     told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
-    chosen = set()
-    for one, case in zip(told, CASES.values(), strict=True):
+    chosen, by_case = set(), {}
+    for one, (name, case) in zip(told, CASES.items(), strict=True):
         answer = family.expected(case, method, keep)
         agree(one, answer)
+        by_case[name] = answer.chosen
         chosen |= {(method, keep, indices) for indices in answer.chosen}
         full = family.expected(case, None)
         assert full.prompt > answer.prompt
         assert max(abs(a - b) for a, b in zip(full.logprobs, one.logprobs, strict=True)) > DIFFERENCE
     assert family.engine.call(seen) == chosen
+    assert by_case["first"] == by_case["one"]  # wherever the question stands
     assert len(chosen) > len(CASES)  # one for each picture, where not two small ones keep the same
 
 
