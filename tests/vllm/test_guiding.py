@@ -20,6 +20,7 @@ from vllm.plugins import load_general_plugins
 
 from foveate import bundled, serving
 from foveate.serving.requests import guiding_texts
+from foveate.serving.server import arguments
 from tests.vllm import checkpoints
 
 PICTURE = Image.new("RGB", (120, 90), "red")
@@ -91,9 +92,10 @@ class Front:
         return hashes
 
 
-def front_of(folder: Any) -> Front:
+def front_of(folder: Any, **options: Any) -> Front:
     load_general_plugins()
-    config = EngineArgs(str(folder), dtype="float32", hf_overrides=serving.options(keep=0.25)).create_model_config()
+    overrides = serving.options(keep=0.25, **options)
+    config = EngineArgs(str(folder), dtype="float32", hf_overrides=overrides).create_model_config()
     return Front(AutoProcessor.from_pretrained(folder), MULTIMODAL_REGISTRY.create_processor(config))
 
 
@@ -178,6 +180,26 @@ def test_without_a_template_turns_end_with_the_model_s_own_tokens(tmp_path: Any)
     image = bare.ours.info.family.image_token_id
     prompt = [*bare.ids(f"<s> {CAT}"), image, *bare.ids(f"</s> red </s> {DOG}")]
     assert bare.guiding(prompt) == [bare.ids(CAT)]
+
+
+def test_a_template_of_the_server_s_own(tmp_path: Any) -> None:
+    """``--chat-template`` writes the prompts, so it says where their turns are."""
+    template = (
+        "{% for message in messages %}dog {{ message['role'] }} : {% if message['content'] is string %}"
+        "{{ message['content'] }}{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+        "{% endif %} cat sign {% endfor %}{% if add_generation_prompt %}dog assistant :{% endif %}"
+    )
+    folder = checkpoints.write("qwen2_5_vl", tmp_path / "model")
+    (tmp_path / "template.jinja").write_text(template)
+    for given in (template, str(tmp_path / "template.jinja")):
+        parsed = arguments(str(folder), ["--chat-template", given], {"keep": 0.25})
+        assert parsed.hf_overrides["foveate"]["chat_template"] == template
+    ours, stock = front_of(folder, chat_template=template), front_of(folder)
+    image = ours.ours.info.family.image_token_id
+    prompt = [*ours.ids(f"dog user : {CAT}"), image, *ours.ids("cat sign dog assistant :")]
+    assert ours.guiding(prompt) == [ours.ids(CAT)]
+    assert stock.guiding(prompt) != [ours.ids(CAT)]
+    assert "dog" not in ours.ours.info.get_hf_processor().chat_template  # which vLLM has for itself
 
 
 def test_the_bundled_model() -> None:

@@ -47,6 +47,7 @@ class Policy:
         trust_request_mm_kwargs: whether requests may bring other ``mm_processor_kwargs`` than Foveate's own, and
             ``media_io_kwargs``: what vLLM's option of that name says. Default False.
         stats: folder of the counters that worker processes share with the API server; None: they log them.
+        chat_template: the text of the template that prompts are written with, where it is not the checkpoint's own.
 
     Raises:
         TypeError, ValueError: an unknown method or option, a method that prunes inside the LLM, ``keep`` above
@@ -62,6 +63,7 @@ class Policy:
     image_cache_mib: int = 256
     trust_request_mm_kwargs: bool = False
     stats: str | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.methods, str):
@@ -207,20 +209,21 @@ def options(
     image_cache_mib: int = 256,
     trust_request_mm_kwargs: bool = False,
     stats: str | None = None,
+    chat_template: str | None = None,
     **method_options: Any,
 ) -> dict[str, Any]:
     """``hf_overrides`` that switch pruning on: ``vllm.LLM(model, hf_overrides=foveate.serving.options(keep=0.1))``.
 
     Args:
         method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
-        method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats: see
-            ``Policy``.
+        method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats,
+            chat_template: see ``Policy``.
 
     Raises:
         TypeError, ValueError: see ``Policy``.
     """
     policy = Policy(
         method, keep, max_keep, tuple(methods), method_options, feature_cache_mib, image_cache_mib,
-        trust_request_mm_kwargs, stats,
+        trust_request_mm_kwargs, stats, chat_template,
     )  # fmt: skip
     return {CONFIG_KEY: policy.as_dict()}

@@ -5,6 +5,7 @@ The mixins go in front of whatever vLLM uses for a model (``mixed``), and call i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import threading
@@ -59,8 +60,12 @@ class InfoMixin:
     @functools.cached_property
     def turns(self: Any) -> Turns:
         """How user turns are written, as the chat template says; without one, they end with the model's end tokens."""
+        processor = self.get_hf_processor()
+        if self.foveate.chat_template is not None:
+            processor = copy.copy(processor)  # vLLM has one for all
+            processor.chat_template = self.foveate.chat_template
         try:
-            turns = turns_of(self.get_hf_processor())
+            turns = turns_of(processor)
         except ValueError:
             turns = Turns(ends=self.family.turn_end_ids)
         return dataclasses.replace(turns, special=turns.special | self.family.special_token_ids)
