@@ -102,7 +102,7 @@ def test_an_engine_that_did_not_prune_is_caught(items: tuple[Path, list[Question
 def test_options_that_no_request_can_carry_are_refused() -> None:
     made = engine(lambda keep: 1)
     made.require("adafv", [foveate.AdaFV(keep=0.1), foveate.AdaFV(keep=0.1)])
-    for pruner in (foveate.AdaFV(keep=0.1, text_span="turn"), foveate.get_pruner("saliency", keep=0.1)):
+    for pruner in (foveate.AdaFV(keep=0.1, text_span="prompt"), foveate.get_pruner("saliency", keep=0.1)):
         with pytest.raises(ValueError, match="mine: a request to vLLM carries a method's name"):
             made.require("mine", [pruner])
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.serving.features import PAGE, FeatureCache
-from foveate.serving.recent import Recent
 
 
 def group(seed: int, tokens: int) -> list[torch.Tensor | None]:
@@ -90,18 +89,6 @@ def test_any_order_of_calls(calls):
             assert found is None or same(found[0], known[key])
         assert cache.used <= 6 * PAGE
         assert len(cache.buffer) == 6
-
-
-def test_recent_forgets_the_oldest():
-    recent = Recent(2)
-    recent.put("a", 1)
-    recent.put("b", 2)
-    assert recent.get("a") == 1
-    recent.put("c", 3)
-    assert [recent.get(key) for key in "abc"] == [1, None, 3]
-    assert len(recent) == 2
-    recent.clear()
-    assert (len(recent), recent.get("a")) == (0, None)
 
 
 def test_a_key_that_is_put_again_takes_no_second_place():

@@ -24,12 +24,14 @@ def test_options_survive_json_and_a_config():
     assert given[CONFIG_KEY] == policy.as_dict()
 
 
-def test_methods_that_read_the_question_read_the_turn():
+def test_methods_that_read_the_question_read_the_same_text():
     policy = Policy("adafv", methods=["text", "saliency"], options={"min_share": 0.3})
     assert (policy.pruner("adafv", 0.1).text_span, policy.pruner("adafv", 0.1).min_share) == ("turn", 0.3)
     assert policy.pruner("text", 0.1).text_span == "turn"
-    assert policy.pruner("saliency", 0.1).text_span == "prompt"  # the class's own, which nobody reads
-    assert Policy(options={"text_span": "prompt"}).pruner("adafv", 1).text_span == "prompt"
+    released = Policy("adafv", methods=["text", "text:text_span=turn", "saliency"], options={"text_span": "prompt"})
+    spans = [released.pruner(name, 0.1).text_span for name in ("adafv", "text", "text:text_span=turn")]
+    assert spans == ["prompt", "prompt", "turn"]
+    assert released.pruner("saliency", 0.1).keep == 0.1  # which has no such option
 
 
 def test_options_behind_a_name():

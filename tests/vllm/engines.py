@@ -119,7 +119,7 @@ class Engine:
             self.process.kill()
 
 
-def looker(llm: Any) -> Any:
+def embedder(llm: Any) -> Any:
     """What prunes in an engine that runs in this process."""
     return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model.foveate
 

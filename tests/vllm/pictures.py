@@ -23,18 +23,36 @@ def asked(count: int, seed: int = 0) -> Iterator[tuple[Image.Image, str]]:
         yield sample.picture, sample.questions[index % len(sample.questions)].text
 
 
+FIRST = "<s>user: {} <image> assistant:"
+"""The bundled model's prompt with the question before the picture, where its own template never puts it."""
+
+
 def ids_of(processor: Any, question: str, images: int = 1) -> list[int]:
     """A prompt's ids, with one placeholder per image."""
-    prompt = question_prompt(processor, question, images)
+    return written(processor, question_prompt(processor, question, images))
+
+
+def written(processor: Any, prompt: str) -> list[int]:
+    """The ids of a prompt as it is."""
     found: list[int] = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     return found
 
 
 def reference(
-    model: Any, processor: Any, pictures: list[Image.Image], question: str, pruner: Any, tokens: int = 8
+    model: Any,
+    processor: Any,
+    pictures: list[Image.Image],
+    question: str,
+    pruner: Any,
+    tokens: int = 8,
+    prompt: str | None = None,
 ) -> tuple[tuple[int, ...], int]:
-    """What transformers with Foveate generates, up to the end token, and the length of the pruned prompt."""
-    prompt = question_prompt(processor, question, len(pictures))
+    """What transformers with Foveate generates, up to the end token, and the length of the pruned prompt.
+
+    Args:
+        prompt: as it is, in place of the template's around the question.
+    """
+    prompt = question_prompt(processor, question, len(pictures)) if prompt is None else prompt
     inputs = processor(images=pictures, text=prompt, return_tensors="pt", add_special_tokens=False)
     with torch.no_grad(), pruner(model):
         output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True)

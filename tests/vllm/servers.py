@@ -106,14 +106,15 @@ def chat(
     *,
     uuid: str | None = None,
     tokens: int = 8,
+    first: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """The body of a chat completion about pictures, greedy."""
+    """The body of a chat completion about pictures, greedy; ``first``: with the question before them."""
     content: list[dict[str, Any]] = []
     for url in urls:
         part: dict[str, Any] = {"type": "image_url", "image_url": None if url is None else {"url": url}}
         content.append(part if uuid is None else {**part, "uuid": uuid})
-    content.append({"type": "text", "text": question})
+    content.insert(0 if first else len(content), {"type": "text", "text": question})
     body = {
         "model": "bundled", "messages": [{"role": "user", "content": content}], "max_tokens": tokens, "temperature": 0,
         **more,

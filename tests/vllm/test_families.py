@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import foveate
 from foveate import serving
 from tests.vllm import checkpoints
-from tests.vllm.engines import Engine, Prompt, Told, looker
+from tests.vllm.engines import Engine, Prompt, Told, embedder
 
 NEW = 8
 TOLERANCE = 1e-3
@@ -83,6 +83,8 @@ CASES = {
     "two": Case(((3, 90, 200), (4, 160, 150)), (user("", "", SIGN),)),
     "between": Case(((5, 333, 77), (6, 120, 120)), (user("", CAT, "", CARD),)),
     "talk": Case(((7, 280, 200),), TALK),
+    "first": Case(((1, 300, 110),), (user(CARD, ""),)),
+    "alone": Case(((12, 200, 250),), (user(""), ("assistant", ("a red car",)), user(SIGN))),
     "three": Case(((8, 60, 70), (9, 280, 290), (10, 130, 64)), (user("", "", "", CARD),)),
 }
 
@@ -120,9 +122,8 @@ class Served:
         pruner: Any = None
         attached: Any = contextlib.nullcontext()
         if method is not None:
-            options = {"text_span": "turn"} if method == "adafv" else {}
-            pruner = foveate.get_pruner(method, keep=keep, **options)
-            attached = pruner(self.model, turn_end=foveate.turn_end(self.processor))
+            pruner = foveate.get_pruner(method, keep=keep)
+            attached = pruner(self.model)
         with torch.no_grad(), attached:
             output = self.model.generate(
                 **inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=None,
@@ -150,23 +151,23 @@ def agree(told: Told, answer: Answer) -> None:
 
 def watch(llm: Any) -> None:
     """From now on keeps what is chosen."""
-    looking = looker(llm)
-    looking.seen = []
-    choose = looking._choose
+    ours = embedder(llm)
+    ours.seen = []
+    choose = ours._choose
 
-    def noted(image: Any, asked: Any, text: Any) -> Any:
-        features, selection = choose(image, asked, text)
-        looking.seen.append((looking.policy.names[asked.method], asked.keep, tuple(selection.indices.tolist())))
+    def noted(image: Any, request: Any, text: Any) -> Any:
+        features, selection = choose(image, request, text)
+        ours.seen.append((ours.policy.names[request.method], request.keep.value, tuple(selection.indices.tolist())))
         return features, selection
 
-    looking._choose = noted
+    ours._choose = noted
 
 
 def seen(llm: Any) -> set[Any]:
     """What was chosen since the last time: (method, keep, indices)."""
-    looking = looker(llm)
-    found = set(looking.seen)
-    looking.seen.clear()
+    ours = embedder(llm)
+    found = set(ours.seen)
+    ours.seen.clear()
     return found
 
 
@@ -177,26 +178,26 @@ def forget(llm: Any, mib: int | None = None) -> None:
     assert llm.reset_prefix_cache()
     llm.llm_engine.reset_encoder_cache()
     llm.reset_mm_cache()
-    looking = looker(llm)
-    looking.forget()
-    looking.seen.clear()
+    ours = embedder(llm)
+    ours.forget()
+    ours.seen.clear()
     if mib is not None:
-        looking.cache = FeatureCache(mib << 20, looking.device)
-    looking.cache.hits = looking.cache.misses = 0
+        ours.cache = FeatureCache(mib << 20, ours.device)
+    ours.cache.hits = ours.cache.misses = 0
 
 
 def lookups(llm: Any) -> tuple[int, int]:
     """(hits, misses) of the features' cache."""
-    return looker(llm).cache.hits, looker(llm).cache.misses
+    return embedder(llm).cache.hits, embedder(llm).cache.misses
 
 
 def break_next(llm: Any) -> None:
     """The next pictures' saliency is no number."""
-    looking = looker(llm)
-    encode = looking._encode
+    ours = embedder(llm)
+    encode = ours._encode
 
     def broken(*args: Any) -> Any:
-        looking._encode = encode
+        ours._encode = encode
         return [
             dataclasses.replace(
                 image, tokens=dataclasses.replace(image.tokens, saliency=image.tokens.saliency * np.nan)
@@ -204,12 +205,12 @@ def break_next(llm: Any) -> None:
             for image in encode(*args)
         ]
 
-    looking._encode = broken
+    ours._encode = broken
 
 
-def forget_places(llm: Any) -> None:
+def forget_indices(llm: Any) -> None:
     """Of M-RoPE: what was chosen is worked out again."""
-    looker(llm)._places.clear()
+    embedder(llm)._indices.clear()
 
 
 def profile(llm: Any) -> None:
@@ -288,15 +289,17 @@ def test_pruned(family: Served, method: str, keep: float | int) -> None:
     """All cases in one batch: answers, their logprobs, and the very tokens that are kept."""
     family.engine.call(forget)
     told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
-    chosen = set()
-    for one, case in zip(told, CASES.values(), strict=True):
+    chosen, by_case = set(), {}
+    for one, (name, case) in zip(told, CASES.items(), strict=True):
         answer = family.expected(case, method, keep)
         agree(one, answer)
+        by_case[name] = answer.chosen
         chosen |= {(method, keep, indices) for indices in answer.chosen}
         full = family.expected(case, None)
         assert full.prompt > answer.prompt
         assert max(abs(a - b) for a, b in zip(full.logprobs, one.logprobs, strict=True)) > DIFFERENCE
     assert family.engine.call(seen) == chosen
+    assert by_case["first"] == by_case["one"]  # wherever the question stands
     assert len(chosen) > len(CASES)  # one for each picture, where not two small ones keep the same
 
 
@@ -336,7 +339,7 @@ def test_prefix_cache(family: Served) -> None:
     agree(second, family.expected(CASES["talk"], "adafv", 0.75))
     assert first.cached == 0
     assert second.cached >= first.prompt // BLOCK * BLOCK > 0
-    family.engine.call(forget_places)
+    family.engine.call(forget_indices)
     (again,) = family.ask([CASES["talk"]], {"keep": 0.75})
     assert again.cached >= second.cached
     agree(again, family.expected(CASES["talk"], "adafv", 0.75))

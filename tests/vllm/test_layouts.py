@@ -14,7 +14,7 @@ from vllm.plugins import load_general_plugins
 from foveate import serving
 from foveate.models.encoded import NEWLINE
 from foveate.serving import towers
-from foveate.serving.outline import outline
+from foveate.serving.family import family_of
 from tests.vllm import checkpoints
 
 # (height, width), odd ones and extreme ones among them
@@ -80,10 +80,10 @@ def test_refused(name: str, changes: dict[str, Any], batches: str | None, words:
     if batches is None:
         config.vision_config.fullatt_block_indexes = []
         with pytest.raises(ValueError, match=words):
-            outline(config)
+            family_of(config)
         return
     with pytest.raises(ValueError, match=words):
-        getattr(towers, batches)(outline(config))
+        getattr(towers, batches)(family_of(config))
 
 
 @pytest.mark.parametrize("name, words", [("llava-pixtral", "Pixtral"), ("llava-full", "'full' sends CLS")])

@@ -14,7 +14,7 @@ from vllm.config import CompilationConfig, LoRAConfig, MultiModalConfig, Paralle
 
 from foveate import bundled, serving
 from foveate.serving import hooks
-from tests.vllm.engines import Engine, Prompt, looker
+from tests.vllm.engines import Engine, Prompt, embedder
 from tests.vllm.pictures import asked, ids_of, keeping, reference
 
 CHUNK = 48
@@ -112,7 +112,7 @@ def overflow(llm, broken):
         bias.data.fill_(float("nan"))
     else:
         bias.data.copy_(overflow.bias)
-    looker(llm).forget()
+    embedder(llm).forget()
 
 
 def test_scores_that_are_no_numbers_do_not_end_the_engine(small, stock):
@@ -129,11 +129,11 @@ def profiled(llm):
     """What vLLM's memory measurement has the vision tower encode: visual tokens per call, and what is kept of an image;
     what it may at most; and what the feature cache holds afterwards."""
     runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    look, calls = looker(llm), []
-    look.forget()
-    encode = look._encode
-    look._encode = lambda stock, plain, places: (
-        calls.append([look.batches.sizes(plain)[place] for place in places]) or encode(stock, plain, places)
+    ours, calls = embedder(llm), []
+    ours.forget()
+    encode = ours._encode
+    ours._encode = lambda stock, plain, places: (
+        calls.append([ours.batches.sizes(plain)[place] for place in places]) or encode(stock, plain, places)
     )
     outputs = []
     embed = runner.model.embed_multimodal
@@ -141,8 +141,8 @@ def profiled(llm):
     try:
         runner.profile_run()
     finally:
-        del look._encode, runner.model.embed_multimodal
-    return calls, [len(one) for output in outputs for one in output], look.most, look.cache.used
+        del ours._encode, runner.model.embed_multimodal
+    return calls, [len(one) for output in outputs for one in output], ours.most, ours.cache.used
 
 
 def test_memory_is_measured_with_the_largest_budget(small):

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoProcessor
 
 from foveate import bundled, serving
-from tests.vllm.engines import Engine, Prompt
-from tests.vllm.pictures import asked, ids_of, keeping, reference
+from tests.vllm.engines import Engine, Prompt, embedder
+from tests.vllm.pictures import FIRST, asked, ids_of, keeping, reference, written
 
 COUNT = 200
 KEEPS = (1.0, 0.25, 0.1)
@@ -21,6 +21,25 @@ def engine():
     started = Engine(str(bundled.path()), hf_overrides=options, limit_mm_per_prompt={"image": 3})
     yield started
     started.close()
+
+
+def watch(llm):
+    """From now on keeps what is chosen, and why."""
+    ours = embedder(llm)
+    ours.seen, choose = [], type(ours)._choose
+
+    def noted(image, request, text):
+        features, selection = choose(ours, image, request, text)
+        ours.seen.append((request, tuple(selection.indices.tolist())))
+        return features, selection
+
+    ours._choose = noted
+
+
+def seen(llm):
+    """What was chosen since."""
+    del embedder(llm)._choose
+    return embedder(llm).seen
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +59,27 @@ def test_scenes(engine, stock, keep):
     assert [one.prompt for one in told] == [length for _, length in expected]
     assert [one.tokens for one in told] == [tokens for tokens, _ in expected]
     assert len({one.tokens for one in told}) >= 15  # the answers tell scenes apart
+
+
+@pytest.mark.parametrize("method", ["adafv", "text", "cdpruner"])
+def test_the_question_in_front(engine, stock, method):
+    """It chooses as with transformers, and keeps what it keeps from behind: its own words choose, and no others."""
+    scenes = list(asked(60, seed=4))
+    asks = {"keep": 0.1, "method": method}
+    prompts = [
+        Prompt(written(stock[1], prompt.format(question)), [picture], asks)
+        for prompt in (FIRST, "<s>user: <image> {} assistant:") for picture, question in scenes
+    ]  # fmt: skip
+    engine.call(watch)
+    told = engine.generate(prompts)
+    kept = engine.call(seen)
+    for one, (picture, question) in zip(told, scenes, strict=False):
+        prompt = FIRST.format(question)
+        assert (one.tokens, one.prompt) == reference(*stock, [picture], question, keeping(method, 0.1), prompt=prompt)
+    assert kept
+    # By picture and guiding text: the same from either side.
+    assert len({(request.picture, request.text) for request, _ in kept}) == len(scenes)
+    assert len(set(kept)) == len(scenes)
 
 
 @pytest.mark.parametrize("method", OTHERS)

@@ -14,6 +14,8 @@ import pytest
 from transformers import AutoProcessor
 
 from foveate import bundled
+from foveate.evaluation.metrics import is_correct
+from foveate.evaluation.scenes.files import make_sample
 from tests.vllm.pictures import asked, keeping, reference
 from tests.vllm.servers import Server, chat, data_url
 
@@ -23,6 +25,7 @@ QUESTIONS = (
 )  # fmt: skip
 CACHE_MIB = 2
 """Some six pictures, so that in a crowd of them one is always thrown out for another."""
+SCENES = 200
 SOAK = 3000
 AT_ONCE = 16
 HANG_UP = 0.2
@@ -71,6 +74,20 @@ def test_the_openai_client(client, stock):
             )
             answer = (told.choices[0].message.content.strip(), told.usage.prompt_tokens)
             assert answer == expected(stock, [picture], question, keep, method)
+
+
+def test_the_question_in_front(server):
+    """As OpenAI's own examples write it: text, then picture. Accuracy on the scenes is that of the question behind."""
+    scenes = [make_sample("test", 40, index) for index in range(SCENES)]
+    questions = [(one.picture, one.questions[number % len(one.questions)]) for number, one in enumerate(scenes)]
+    accuracy = {}
+    for first in (True, False):
+        bodies = [chat([data_url(picture)], asked.text, {"keep": 0.1}, first=first) for picture, asked in questions]
+        told = answers_of(server, bodies, AT_ONCE)
+        right = [is_correct(answer, asked.answers) for (answer, _), (_, asked) in zip(told, questions, strict=True)]
+        accuracy[first] = sum(right) / len(right)
+    assert abs(accuracy[True] - accuracy[False]) <= 0.005, accuracy
+    assert min(accuracy.values()) > 0.7
 
 
 def test_streams_and_several_pictures(client, stock):

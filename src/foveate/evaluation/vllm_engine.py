@@ -37,10 +37,10 @@ class Vllm:
     mixes = True
 
     def __init__(self, llm: Any, processor: Any, policy: Policy, fingerprint: str) -> None:
-        from foveate.serving.outline import outline
+        from foveate.serving.family import family_of
 
         self.llm, self.processor, self.policy, self.fingerprint = llm, processor, policy, fingerprint
-        self.family = outline(llm.llm_engine.vllm_config.model_config.hf_config)
+        self.family = family_of(llm.llm_engine.vllm_config.model_config.hf_config)
         self._totals: dict[Path, int] = {}
 
     @classmethod
@@ -198,10 +198,8 @@ def overrides(methods: Sequence[str]) -> dict[str, Any]:
                 f"{name} draws anew for every picture, and requests to vLLM carry no seed: leave it out, or use "
                 "--engine transformers"
             )
-    # The method with a text span comes first: it is the one whose options the others share.
-    ranked = sorted(methods, key=lambda name: not _has(name, "text_span")) or ["uniform"]
-    spans: dict[str, Any] = {"text_span": "prompt"} if _has(ranked[0], "text_span") else {}
-    return options(ranked[0], methods=ranked[1:], **spans)
+    first, *others = methods or ["uniform"]
+    return options(first, methods=others)
 
 
 def servable(name: str) -> bool:

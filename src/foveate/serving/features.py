@@ -89,7 +89,7 @@ class FeatureCache:
         while len(self._free) < needed:
             self._drop()
         numbers = [self._free.pop() for _ in range(needed)]
-        pages = torch.tensor(numbers, dtype=torch.int64).to(self.buffer.device, non_blocking=True)
+        pages = torch.tensor(numbers, dtype=torch.int64, device="cpu").to(self.buffer.device, non_blocking=True)
         flat = self.buffer.new_empty(needed * PAGE)
         for one, part in zip(tensors, parts, strict=True):
             if one is not None and part is not None and part.size:

@@ -152,6 +152,18 @@ def parse_server_options(given: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
+def chat_template_of(parsed: argparse.Namespace) -> str | None:
+    """The text of the template that ``--chat-template`` names or holds; None without.
+
+    Raises:
+        ValueError: no such file, and no template.
+    """
+    from vllm.renderers.chat_utils import load_chat_template
+
+    found: str | None = load_chat_template(parsed.chat_template)
+    return found
+
+
 def run_server(parsed: argparse.Namespace) -> None:
     """vLLM's ``serve``, until it is stopped: one API server or several, with engines of their own or without."""
     from vllm.entrypoints.cli.serve import ServeSubcommand

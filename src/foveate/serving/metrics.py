@@ -1,4 +1,4 @@
-"""What a server counts: kept and dropped tokens in the API server, looks at pictures in the workers.
+"""What a server counts: kept and dropped tokens in the API server, encoded pictures in the workers.
 
 The API server's ``/metrics`` page shows all of it. Workers are other processes: they write their counters into small
 files of a folder on the same machine, or log them where there is none.
@@ -64,8 +64,8 @@ class Counters:
             return counters
         return cls(Path(policy.stats) / f"worker-{os.getpid()}.f64", device)
 
-    def looked(self, hits: int, misses: int, used: int) -> None:
-        """Counts pictures that were known, those that were not, and notes the bytes in use."""
+    def count_pictures(self, hits: int, misses: int, used: int) -> None:
+        """Counts pictures that the feature cache had, those that it had not, and notes its bytes in use."""
         self.values[0] += hits
         self.values[1] += misses
         self.values[2] = used

@@ -97,7 +97,7 @@ class Pruned:
         policy = Policy.of(vllm_config.model_config.hf_config)
         if policy is None:
             return
-        from foveate.serving import looking, towers
+        from foveate.serving import embedder, towers
 
         hooks.require_version()
         reason = hooks.unhonoured(vllm_config, rope=self.rope)
@@ -105,7 +105,7 @@ class Pruned:
             raise ValueError(f"foveate: {reason}")
         most = hooks.encoder_budget(vllm_config)
         batches = getattr(towers, self.batches)
-        self.foveate = looking.Looker(self, policy, batches, most, vllm_config.device_config.device)
+        self.foveate = embedder.ImageEmbedder(self, policy, batches, most, vllm_config.device_config.device)
         if not hooks.hides_steps(vllm_config):
             self.foveate.counters.times(self, "language_seconds")
 

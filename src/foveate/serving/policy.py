@@ -12,9 +12,6 @@ from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
 """The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
-TEXT_SPAN = "turn"
-"""Which text guides the selection unless told otherwise: the image's own turn, so that later turns of a conversation
-leave the image's tokens, and with them the cached prefix, as they are."""
 FROM_REQUEST = ("keep", "method")
 
 
@@ -41,8 +38,8 @@ class Policy:
         keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
         max_keep: the most a request may ask for, likewise. Default 1.0: everything.
         methods: further methods that a request may name. Default none.
-        options: of the method, by name, such as ``{"min_share": 0.3}``; methods that read the question have
-            ``text_span="turn"`` unless told otherwise. ``methods`` run with their defaults, and with this text span.
+        options: of the method, by name, such as ``{"min_share": 0.3}``. ``methods`` run with their defaults, but for
+            ``text_span``, which holds for all that read the question.
         feature_cache_mib: memory for encoded images that wait for further questions, MiB, allocated when the model is
             loaded, so that vLLM's memory profile counts it. Default 512; 0 turns the cache off.
         image_cache_mib: memory of every API server process for pictures that a request named with a UUID, MiB, so that
@@ -50,6 +47,7 @@ class Policy:
         trust_request_mm_kwargs: whether requests may bring other ``mm_processor_kwargs`` than Foveate's own, and
             ``media_io_kwargs``: what vLLM's option of that name says. Default False.
         stats: folder of the counters that worker processes share with the API server; None: they log them.
+        chat_template: the text of the template that prompts are written with, where it is not the checkpoint's own.
 
     Raises:
         TypeError, ValueError: an unknown method or option, a method that prunes inside the LLM, ``keep`` above
@@ -65,6 +63,7 @@ class Policy:
     image_cache_mib: int = 256
     trust_request_mm_kwargs: bool = False
     stats: str | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.methods, str):
@@ -113,8 +112,8 @@ class Policy:
             )
         given = dict(self.options) if method == self.method else {}
         known = [one.name for one in dataclasses.fields(kind) if one.name != "keep"]
-        if "text_span" in known and "text_span" not in own:
-            given.setdefault("text_span", self.options.get("text_span", TEXT_SPAN))
+        if "text_span" in self.options and "text_span" in known and "text_span" not in own:
+            given["text_span"] = self.options["text_span"]
         try:
             return kind(keep=keep, **{**own, **given})
         except TypeError as error:
@@ -210,20 +209,21 @@ def options(
     image_cache_mib: int = 256,
     trust_request_mm_kwargs: bool = False,
     stats: str | None = None,
+    chat_template: str | None = None,
     **method_options: Any,
 ) -> dict[str, Any]:
     """``hf_overrides`` that switch pruning on: ``vllm.LLM(model, hf_overrides=foveate.serving.options(keep=0.1))``.
 
     Args:
         method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
-        method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats: see
-            ``Policy``.
+        method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats,
+            chat_template: see ``Policy``.
 
     Raises:
         TypeError, ValueError: see ``Policy``.
     """
     policy = Policy(
         method, keep, max_keep, tuple(methods), method_options, feature_cache_mib, image_cache_mib,
-        trust_request_mm_kwargs, stats,
+        trust_request_mm_kwargs, stats, chat_template,
     )  # fmt: skip
     return {CONFIG_KEY: policy.as_dict()}

@@ -58,7 +58,8 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     if CONFIG_KEY in overrides:
         raise ValueError(f"--hf-overrides sets {CONFIG_KEY!r} already: give foveate serve's own options instead")
     trusts = bool(parsed.trust_request_mm_kwargs)
-    parsed.hf_overrides = {**overrides, **options(**pruning, trust_request_mm_kwargs=trusts)}
+    template = hooks.chat_template_of(parsed)
+    parsed.hf_overrides = {**overrides, **options(**pruning, trust_request_mm_kwargs=trusts, chat_template=template)}
     # vLLM would refuse Foveate's own as well; the processor refuses all others unless they are trusted.
     parsed.trust_request_mm_kwargs = True
     parsed.model_tag = parsed.model = model

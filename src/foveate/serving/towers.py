@@ -103,7 +103,7 @@ class Onevision(Views):
     def inputs(self, given: Arguments) -> tuple[dict[str, Any], Tensor | None]:
         views = [len(pixels) for pixels in given["pixel_values"]]
         # The pixels themselves go to vLLM's tower; the adapter asks how many views there are.
-        shape = torch.empty(len(views), max(views), 0, 0, 0)
+        shape = torch.empty(len(views), max(views), 0, 0, 0, device="cpu")
         return {"pixel_values": shape, "image_sizes": given["image_sizes"]}, None
 
     def unserved(self) -> str | None:
@@ -143,7 +143,7 @@ class Tiles(Batches):
         ids: list[int] = []
         for size in self.sizes(given):
             ids += [self.family.image_token_id] * size + [-1]
-        return {"pixel_values": given["pixel_values"]}, torch.tensor([ids])
+        return {"pixel_values": given["pixel_values"]}, torch.tensor([ids], device="cpu")
 
     def outputs(self, streams: Sequence[Tensor]) -> Tensor:
         """(tiles of all images, tokens of one, D)."""

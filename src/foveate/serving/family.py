@@ -12,7 +12,7 @@ from foveate.models import FAMILIES
 from foveate.models.base import Family
 
 
-def outline(config: Any) -> Family:
+def family_of(config: Any) -> Family:
     """The adapter of the transformers model of a config, built on the meta device: no memory, a second at most.
 
     Raises:

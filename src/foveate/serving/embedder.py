@@ -1,7 +1,7 @@
 """In the worker: an image is encoded once, and for every question its tokens are chosen as they are with transformers.
 
 The family adapters of ``foveate.models`` do the work. Where they would call a transformers model's vision tower, they
-call vLLM's (``Looker._encode``); a hook on the attention of one of its layers tells them the rest.
+call vLLM's (``ImageEmbedder._encode``); a hook on the attention of one of its layers tells them the rest.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from foveate.attention import open_recorder
 from foveate.models.encoded import NEWLINE, EncodedImage, Request
 from foveate.pruners import Pruner, Uniform
 from foveate.serving import hooks
+from foveate.serving.family import family_of
 from foveate.serving.features import FeatureCache
-from foveate.serving.fields import FIELDS, Asked, unpack
+from foveate.serving.image_request import FIELDS, ImageRequest, unpack
 from foveate.serving.metrics import Counters, logger
-from foveate.serving.outline import outline
 from foveate.serving.policy import Policy
-from foveate.serving.recent import Recent
 from foveate.serving.towers import Batches
 from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
 
-PLACES = 1 << 14
-"""Selections whose positions are remembered, by identity, for M-RoPE."""
+SELECTIONS = 1 << 14
+"""Images whose kept indices are cached, by identity, for M-RoPE."""
 
 
-class Looker:
+class ImageEmbedder:
     """What stands behind a pruned model's ``embed_multimodal``.
 
     Args:
@@ -46,15 +46,15 @@ class Looker:
         self.policy = policy
         self.most = most
         self.device = device
-        self.family = outline(model.config)
+        self.family = family_of(model.config)
         self.batches = batches(self.family)
         self.width = self.family.config.get_text_config().hidden_size
         self.cache = FeatureCache(policy.feature_cache_mib << 20, device)
         self.counters = Counters.of_worker(policy, device, hooks.rank())
-        self._places = Recent(PLACES)
+        self._indices: LRUCache[str, Tensor] = LRUCache(SELECTIONS)
         if policy.reads_saliency or policy.reads_keys:
             attention = hooks.vision_attention(self.batches.attention(model))
-            attention.register_forward_pre_hook(_tell, with_kwargs=True)
+            attention.register_forward_pre_hook(_record, with_kwargs=True)
 
     def embed(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Any:
         """(kept, D) features of every image of a batch, in order.
@@ -75,67 +75,67 @@ class Looker:
             identity: the image's, as the API server gave it.
             item: the image as vLLM's processor made it.
         """
-        known: Tensor | None = self._places.get(identity)
+        known: Tensor | None = self._indices.get(identity)
         if known is None:
             _, selection = next(self._kept(stock, hooks.batch_of(item, self.device)))
             known = selection.indices.cpu()
-            self._places.put(identity, known)
+            self._indices[identity] = known
         return known
 
     def forget(self) -> None:
         """Forgets everything that was encoded."""
         self.cache.clear()
-        self._places.clear()
+        self._indices.clear()
 
     def _kept(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[Tensor, Selection]]:
-        asked = unpack(given)
+        requests = unpack(given)
         plain = {name: value for name, value in given.items() if name not in FIELDS}
-        embedded = self._texts([ask.text for ask in asked])
+        texts = self._embedded([one.text for one in requests])
         kept: dict[int, tuple[Tensor, Selection]] = {}
-        for places, image in self._images(stock, plain, asked):
+        for places, image in self._images(stock, plain, requests):
             with self.counters.timed("select_seconds"):
                 for place in places:
-                    kept[place] = self._choose(image, asked[place], embedded[place])
-        for place in range(len(asked)):
+                    kept[place] = self._choose(image, requests[place], texts[place])
+        for place in range(len(requests)):
             yield kept[place]
 
-    def _choose(self, image: EncodedImage, asked: Asked, text: Tensor) -> tuple[Tensor, Selection]:
-        pruner: Pruner = self.policy.pruner(self.policy.names[asked.method], asked.keep)
+    def _choose(self, image: EncodedImage, request: ImageRequest, text: Tensor) -> tuple[Tensor, Selection]:
+        pruner: Pruner = self.policy.pruner(self.policy.names[request.method], request.keep.value)
         # The API server has sent the text that counts and no other.
-        every = torch.ones(len(text), dtype=torch.bool)
+        every = torch.ones(len(text), dtype=torch.bool, device="cpu")
         try:
             selection = pruner.select(image.tokens, TextTokens(text, every, ~every) if pruner.reads_text else None)
         except ValueError as error:
             # Scores that are no numbers (checked on the CPU alone): weights that are broken, or float16 that overflowed
             # on one picture. Whatever the LLM makes of it, a picture must not end the engine and all its requests.
             logger.error("foveate: %s; the tokens of this image were taken evenly", error)
-            selection = Uniform(keep=asked.keep).select(image.tokens)
+            selection = Uniform(keep=request.keep.value).select(image.tokens)
         selection = dataclasses.replace(selection, indices=hooks.from_first_rank(selection.indices))
-        if len(selection) == len(image.tokens) and selection.weights is None:
+        if len(selection) == len(image.tokens):
             assert image.stream is not None
             return torch.cat([image.stream, *image.planes], dim=-1), selection
         planes = (image.tokens.features, *image.planes)
         return torch.cat([selection.gather(plane) for plane in planes], dim=-1), selection
 
-    def _texts(self, texts: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _embedded(self, texts: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
         """(T, D) input embeddings of every text, looked up at once."""
-        ids = torch.cat(list(texts))
+        ids = torch.tensor([one for text in texts for one in text], dtype=torch.int64, device="cpu")
         if not len(ids):
             return [torch.empty(0, self.width, device=self.device)] * len(texts)
         rows: Tensor = hooks.embedding_table(self.model.language_model)(ids.to(self.device, non_blocking=True))
         return rows.split([len(text) for text in texts])
 
     def _images(
-        self, stock: Callable[..., Any], plain: Mapping[str, Any], asked: Sequence[Asked]
+        self, stock: Callable[..., Any], plain: Mapping[str, Any], requests: Sequence[ImageRequest]
     ) -> Iterator[tuple[list[int], EncodedImage]]:
         """Every image once, with the places in the batch that ask about it."""
         fresh: dict[Any, list[int]] = {}
-        for place, ask in enumerate(asked):
-            fresh.setdefault(place if ask.image is None else ask.image, []).append(place)
+        for place, one in enumerate(requests):
+            fresh.setdefault(one.picture or place, []).append(place)
         for key, places in list(fresh.items()):
-            image = None if asked[places[0]].image is None else self._known(key)
+            image = self._cached(key) if requests[places[0]].picture else None
             hits = len(places) - (image is None)
-            self.counters.looked(hits, len(places) - hits, self.cache.used)
+            self.counters.count_pictures(hits, len(places) - hits, self.cache.used)
             if image is not None:
                 del fresh[key]
                 yield places, image
@@ -148,8 +148,8 @@ class Looker:
                 with self.counters.timed("encode_seconds"):
                     images = self._encode(stock, plain, [fresh[one][0] for one in pending])
                 for one, image in zip(pending, images, strict=True):
-                    if asked[fresh[one][0]].image is not None:
-                        self._remember(one, image)
+                    if requests[fresh[one][0]].picture:
+                        self._put(one, image)
                     yield fresh[one], image
                 pending, waiting = [], 0
             pending.append(key)
@@ -170,7 +170,7 @@ class Looker:
         request = Request(features, self.policy.reads_saliency, self.policy.reads_keys, prompt=prompt)
         return self.family.encode(inputs, request)
 
-    def _remember(self, key: Any, image: EncodedImage) -> None:
+    def _put(self, key: Any, image: EncodedImage) -> None:
         tokens, place = image.tokens, image.tokens.geometry
         note = dataclasses.replace(
             image,
@@ -186,7 +186,7 @@ class Looker:
         ]
         self.cache.put(key, tensors, note)
 
-    def _known(self, key: Any) -> EncodedImage | None:
+    def _cached(self, key: Any) -> EncodedImage | None:
         found = self.cache.get(key)
         if found is None:
             return None
@@ -201,7 +201,7 @@ class Looker:
 
 
 _PLACES = ("view", "row", "column", "boxes")
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 def _placed(geometry: Geometry, values: Sequence[Any]) -> Geometry:
@@ -218,7 +218,7 @@ class _Features:
     deepstack_features: Any
 
 
-def _tell(attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _record(attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Before the attention of the layer that is read: its queries and keys, for whoever has a recorder open."""
     record = open_recorder()
     if record is None:

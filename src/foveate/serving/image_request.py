@@ -1,0 +1,60 @@
+"""What the API server tells the worker about an image, beside its pixels: tensors among vLLM's multi-modal fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from foveate.tokens import Keep
+
+TEXT = "foveate_text_ids"
+KEEP = "foveate_keep"
+METHOD = "foveate_method"
+PICTURE = "foveate_picture"
+FIELDS = (TEXT, KEEP, METHOD, PICTURE)
+DIGITS = 15
+"""Hexadecimal digits of a hash that one int64 holds without its sign."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What a request asks of one image.
+
+    Args:
+        text: ids of the text that guides the selection; empty for a method that reads none.
+        keep: what stays of the image.
+        method: which of ``Policy.names``.
+        picture: hexadecimal hash of the picture alone, by which its features are cached: the worker gets the first 30
+            digits. Empty: they are not cached.
+    """
+
+    text: tuple[int, ...]
+    keep: Keep
+    method: int
+    picture: str
+
+
+def pack(requests: Sequence[ImageRequest]) -> dict[str, Any]:
+    """The fields for some images, one entry each. A budget says by its second number whether it counts tokens."""
+    keeps = [[float(one.keep.value), float(isinstance(one.keep.value, int))] for one in requests]
+    halves = [[int(one.picture[i : i + DIGITS] or "0", 16) for i in (0, DIGITS)] for one in requests]
+    return {
+        TEXT: [torch.tensor(one.text, dtype=torch.int64, device="cpu") for one in requests],
+        KEEP: torch.tensor(keeps, dtype=torch.float64, device="cpu"),
+        METHOD: torch.tensor([one.method for one in requests], dtype=torch.int64, device="cpu"),
+        PICTURE: torch.tensor(halves, dtype=torch.int64, device="cpu"),
+    }
+
+
+def unpack(given: Mapping[str, Any]) -> list[ImageRequest]:
+    """Reads what ``pack`` wrote, as vLLM batches it: stacked where the entries are alike, else listed."""
+    found = []
+    for text, keep, method, picture in zip(*(given[name] for name in FIELDS), strict=True):
+        value, counts = keep.tolist()
+        halves = picture.tolist()
+        name = "".join(f"{half:0{DIGITS}x}" for half in halves) if any(halves) else ""
+        found.append(ImageRequest(tuple(text.tolist()), Keep(int(value) if counts else value), int(method), name))
+    return found

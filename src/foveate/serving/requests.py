@@ -1,0 +1,88 @@
+"""What a request says about its images, before vLLM processes it: what is refused, and which text guides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from foveate.guiding import Guide, ImageSpan
+from foveate.models.base import Family
+from foveate.pruners import Pruner
+from foveate.serving.policy import CONFIG_KEY, Policy
+from foveate.turns import Turns
+
+
+def refuse_unserved(inputs: Any, policy: Policy, media_io_kwargs: Any) -> None:
+    """Raises ValueError for what would go through unpruned, and for options that only trusted requests may bring.
+
+    Args:
+        inputs: vLLM's ``ProcessorInputs``, Foveate's own options taken out.
+        policy: of the server.
+        media_io_kwargs: the server's own.
+    """
+    if not policy.trust_request_mm_kwargs:
+        if inputs.hf_processor_mm_kwargs:
+            raise ValueError(
+                f"a request may set {CONFIG_KEY!r} in mm_processor_kwargs, not "
+                f"{', '.join(map(str, inputs.hf_processor_mm_kwargs))}: this server was started without "
+                "--trust-request-mm-kwargs (in Python: trust_request_mm_kwargs=True)"
+            )
+        given = inputs.media_io_kwargs or {}
+        if any(value and value != media_io_kwargs.get(name) for name, value in given.items()):
+            raise ValueError(
+                "media_io_kwargs of a request are not taken: this server was started without --trust-request-mm-kwargs"
+            )
+    others = [name for name, items in inputs.mm_data_items.items() if items and name != "image"]
+    if others:
+        raise ValueError(
+            f"this server prunes images, and would send {' and '.join(others)} through unpruned: send frames as "
+            "images, or use a server without foveate"
+        )
+    images = inputs.mm_data_items.get("image")
+    if images and images.get_passthrough_data():
+        raise ValueError(
+            "image embeddings say nothing of saliency or of where their tokens lie: send pictures, or use a server "
+            "without foveate"
+        )
+
+
+def guiding_texts(
+    prompt: Sequence[int], images: int, pruner: Pruner, family: Family, turns: Turns
+) -> list[tuple[int, ...]]:
+    """For every image of a prompt the ids of the text that guides its selection: ``foveate.guiding`` says which.
+
+    Args:
+        prompt: ids, one placeholder per image.
+        images: how many there are.
+        pruner: a method that reads text.
+        family: the model's adapter.
+        turns: how the model's prompts write user turns.
+
+    Raises:
+        ValueError: the prompt has no text, none that the method's options leave, or placeholders for more or fewer
+            images.
+    """
+    ids = torch.tensor([list(prompt)], dtype=torch.int64, device="cpu")
+    spots = (ids[0] == family.image_token_id).nonzero()[:, 0]
+    if len(spots) != images:
+        raise ValueError(
+            f"the prompt holds {len(spots)} image placeholders for {images} image(s): put one image token into it for "
+            "each image, or use the chat template"
+        )
+    # Not the family's own ``marks``: that reads expanded prompts, where each image's marks stand beside its tokens.
+    text = ~Family.marks(family, ids)
+    guide = Guide(ids, text, turns, pruner.text_span)
+    worded = bool((text & ~guide.special).any())
+    found = []
+    for spot in spots if worded else ():
+        guiding = guide.of(ImageSpan(0, spot[None]))
+        words = guiding.ids if getattr(pruner, "special_tokens", True) else guiding.ids[~guiding.special]
+        found.append(tuple(words.tolist()))
+    if not worded or not all(found):
+        raise ValueError(
+            f"{pruner.name} reads the question, and there is no text for an image of this prompt: add one, or use a "
+            "method that does not read it (saliency, uniform, random)"
+        )
+    return found

@@ -1,0 +1,34 @@
+"""What travels from the API server to the worker, as vLLM batches it."""
+
+from __future__ import annotations
+
+import torch
+
+from foveate.serving.image_request import FIELDS, ImageRequest, pack, unpack
+from foveate.tokens import Keep
+
+REQUESTS = [
+    ImageRequest((5, 6, 7), Keep(0.1), 0, "ab" * 32),
+    ImageRequest((), Keep(1), 1, ""),
+    ImageRequest((9,), Keep(1.0), 0, "0" * 29 + "1" * 35),
+]
+
+
+def test_there_and_back():
+    found = unpack(pack(REQUESTS))
+    assert [one.text for one in found] == [(5, 6, 7), (), (9,)]
+    assert [(one.keep.value, type(one.keep.value)) for one in found] == [(0.1, float), (1, int), (1.0, float)]
+    assert [one.method for one in found] == [0, 1, 0]
+    assert [one.picture for one in found] == ["ab" * 15, "", "0" * 29 + "1"]
+
+
+def test_pictures_are_told_apart():
+    names = [f"{number:064x}"[::-1] for number in range(1, 200)]
+    keys = {one.picture for one in unpack(pack([ImageRequest((), Keep(0.1), 0, name) for name in names]))}
+    assert len(keys) == len(names)
+
+
+def test_stacked_or_listed():
+    packed = pack([REQUESTS[0], REQUESTS[0]])
+    stacked = {name: torch.stack(list(packed[name])) for name in FIELDS}
+    assert [one.text for one in unpack(stacked)] == [(5, 6, 7)] * 2
