@@ -461,10 +461,11 @@ REAL: dict[str, Real] = {
         _by(Glm4vImageProcessorPil(size={"shortest_edge": 12544, "longest_edge": 9633792})),
         counts=_counts(144, 999, 6030, 781, 9),
     ),
+    "aya-vision": Real(_finished(_aya), _by(_tiles(364, 12)), _write_tagged),
+    # Its own image processor needs torchvision; tiles of the same sides, put together in the same way.
+    "command-a-vision": Real(_finished(_cohere2_vision), _by(_tiles(512, 12)), _write_breaks),
 }
-REAL["aya-vision"] = Real(_finished(_aya), _by(_tiles(364, 12)), _write_tagged)
-# Its own image processor needs torchvision; tiles of the same sides, put together in the same way.
-REAL["command-a-vision"] = Real(_finished(_cohere2_vision), _by(_tiles(512, 12)), _write_breaks)
+
 
 def spots(geometry: Any, few: int) -> Sequence[int]:
     """Tokens to look at: the corners and the middle of the first, the second and the last view."""
