@@ -60,4 +60,4 @@ def test_boxes(name: str, size: tuple[int, int]) -> None:
             near = boxes[found].view(2, 2).mean(0) - bright.view(2, 2).double().mean(0)
             assert (near.abs() <= sides / 2 + 1).all()
         checked += 1
-    assert checked > 2
+    assert checked > 1

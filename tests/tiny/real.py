@@ -139,7 +139,9 @@ def seeing_only_its_own(model: Any) -> Any:
     convolution = next(one for one in tower.modules() if isinstance(one, (nn.Conv2d, nn.Conv3d)))
     scale = 1e-4 / convolution.weight[0].numel()
     row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1)).double()
-    convolution.weight.data.copy_((row * scale).view(-1, *[1] * (convolution.weight.ndim - 1)).expand_as(convolution.weight))
+    convolution.weight.data.copy_(
+        (row * scale).view(-1, *[1] * (convolution.weight.ndim - 1)).expand_as(convolution.weight)
+    )
     return model
 
 
@@ -208,9 +210,7 @@ def _onevision() -> Any:
 
 def _idefics3(size: int, patch: int, scale: int, smol: bool = True) -> Any:
     config, model = (
-        (SmolVLMConfig, SmolVLMForConditionalGeneration)
-        if smol
-        else (Idefics3Config, Idefics3ForConditionalGeneration)
+        (SmolVLMConfig, SmolVLMForConditionalGeneration) if smol else (Idefics3Config, Idefics3ForConditionalGeneration)
     )
     vision = {**_WIDTHS, "image_size": size, "patch_size": patch}
     return model(config(vision_config=vision, text_config=_llama(), image_token_id=IMAGE, scale_factor=scale))
@@ -219,9 +219,7 @@ def _idefics3(size: int, patch: int, scale: int, smol: bool = True) -> Any:
 def _gemma3() -> Any:
     text = {**_TEXT, "head_dim": 16, "query_pre_attn_scalar": 16, "layer_types": ["full_attention"]}
     return Gemma3ForConditionalGeneration(
-        Gemma3Config(
-            vision_config=_siglip(896), text_config=text, mm_tokens_per_image=256, image_token_index=IMAGE
-        )
+        Gemma3Config(vision_config=_siglip(896), text_config=text, mm_tokens_per_image=256, image_token_index=IMAGE)
     )
 
 

@@ -199,4 +199,6 @@ ROWS: dict[str, Row] = {
 }
 if cohere2_works():
     ROWS["aya_vision"] = Row(aya_vision, pixels(False), siglip_read, saliency, write=write_tagged, streams=streams)
-    ROWS["cohere2_vision"] = Row(cohere2_vision, pixels(False), siglip_read, saliency, write=write_breaks, streams=streams)
+    ROWS["cohere2_vision"] = Row(
+        cohere2_vision, pixels(False), siglip_read, saliency, write=write_breaks, streams=streams
+    )

@@ -87,7 +87,9 @@ class Generic(Family):
         found, first = [], 0
         for count in shares:
             stream = torch.cat([*features[first : first + count]])
-            ours = (squares + torch.arange(first, first + count, device="cpu")[:, None, None] * self.seen.patches**2).flatten(0, 1)
+            ours = (
+                squares + torch.arange(first, first + count, device="cpu")[:, None, None] * self.seen.patches**2
+            ).flatten(0, 1)
             side, first = self.parts.side, first + count
             seen = self.seen.patches * (self.parts.patch or side / self.seen.patches)
             grids = [(self.seen.side, self.seen.side)] * count

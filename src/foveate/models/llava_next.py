@@ -81,9 +81,7 @@ class LlavaNext(TowerFamily):
             )
         return read_sizes(given)
 
-    def _views(
-        self, pixels: Any, sizes: Sequence[tuple[int, int]], canvases: Sequence[Canvas | None]
-    ) -> list[int]:
+    def _views(self, pixels: Any, sizes: Sequence[tuple[int, int]], canvases: Sequence[Canvas | None]) -> list[int]:
         """How many views every image has (one where it is not cut), checked against the pixels."""
         if not torch.is_tensor(pixels) or pixels.ndim not in (4, 5):
             raise ValueError(
