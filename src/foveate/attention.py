@@ -146,7 +146,8 @@ def tapped_config(attention: Any) -> Any:
     """
     for implementation in ("eager", *ALL_ATTENTION_FUNCTIONS.keys()):  # now: a compiled graph registers nothing
         _tap_name(implementation)
-    tapped = object.__new__(_tapped_class(type(attention.config)))
+    kind: Any = type(attention.config)
+    tapped = object.__new__(_tapped_class(kind))
     object.__setattr__(tapped, "__dict__", vars(attention.config))
     return tapped
 

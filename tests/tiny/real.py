@@ -1,4 +1,4 @@
-"""Models whose geometry is that of released checkpoints (sides, patch sizes, pinpoints, scales, tiles), with tiny widths.
+"""Models with the geometry of released checkpoints (sides, patch sizes, pinpoints, scales, tiles) and tiny widths.
 
 Each comes with the image processor that its checkpoint names, in the form that works on PIL alone, and with the sizes
 from the checkpoint's own preprocessor config.
@@ -139,9 +139,8 @@ def seeing_only_its_own(model: Any) -> Any:
     convolution = next(one for one in tower.modules() if isinstance(one, (nn.Conv2d, nn.Conv3d)))
     scale = 1e-4 / convolution.weight[0].numel()
     row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1)).double()
-    convolution.weight.data.copy_(
-        (row * scale).view(-1, *[1] * (convolution.weight.ndim - 1)).expand_as(convolution.weight)
-    )
+    weight = convolution.weight
+    weight.data.copy_((row * scale).view(-1, *[1] * (weight.ndim - 1)).expand_as(weight))
     return model
 
 
@@ -323,7 +322,7 @@ def _glm4v() -> Any:
     )
 
 
-def _by(processor: Any, *kept: str, **options: Any) -> Callable[[Image.Image], dict[str, Any]]:
+def _by(processor: Any, **options: Any) -> Callable[[Image.Image], dict[str, Any]]:
     def process(picture: Image.Image) -> dict[str, Any]:
         return dict(processor(picture, return_tensors="pt", **options))
 

@@ -198,7 +198,8 @@ ROWS: dict[str, Row] = {
     "ovis2": Row(ovis2, pixels(True), ovis2_read, saliency, write=write_lines, streams=streams, embed=embed_indicators),
 }
 if cohere2_works():
-    ROWS["aya_vision"] = Row(aya_vision, pixels(False), siglip_read, saliency, write=write_tagged, streams=streams)
-    ROWS["cohere2_vision"] = Row(
-        cohere2_vision, pixels(False), siglip_read, saliency, write=write_breaks, streams=streams
-    )
+    for name, make, write in (
+        ("aya_vision", aya_vision, write_tagged),
+        ("cohere2_vision", cohere2_vision, write_breaks),
+    ):
+        ROWS[name] = Row(make, pixels(False), siglip_read, saliency, write=write, streams=streams)
