@@ -117,12 +117,11 @@ class Real:
 
 
 def seeing_only_its_own(model: Any) -> Any:
-    """The model in float64, with an encoder whose tokens know of their own patches' brightness and nothing else.
+    """The model, with an encoder whose tokens know of their own patches' brightness and nothing else.
 
     Layers pass on what they get, and what a patch brings is small beside what its place does, so that a token changes
     as much as its patches do.
     """
-    model = model.double()
     tower = next(
         getattr(model.model, name)
         for name in ("vision_tower", "vision_model", "visual")
@@ -138,7 +137,7 @@ def seeing_only_its_own(model: Any) -> Any:
         layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
     convolution = next(one for one in tower.modules() if isinstance(one, (nn.Conv2d, nn.Conv3d)))
     scale = 1e-4 / convolution.weight[0].numel()
-    row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1)).double()
+    row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1))
     weight = convolution.weight
     weight.data.copy_((row * scale).view(-1, *[1] * (weight.ndim - 1)).expand_as(weight))
     return model

@@ -197,9 +197,7 @@ ROWS: dict[str, Row] = {
     "internvl": Row(internvl, pixels(False), internvl_read, saliency, write=write_run, streams=streams),
     "ovis2": Row(ovis2, pixels(True), ovis2_read, saliency, write=write_lines, streams=streams, embed=embed_indicators),
 }
+COHERE = {"aya_vision": (aya_vision, write_tagged), "cohere2_vision": (cohere2_vision, write_breaks)}
 if cohere2_works():
-    for name, make, write in (
-        ("aya_vision", aya_vision, write_tagged),
-        ("cohere2_vision", cohere2_vision, write_breaks),
-    ):
+    for name, (make, write) in COHERE.items():
         ROWS[name] = Row(make, pixels(False), siglip_read, saliency, write=write, streams=streams)
