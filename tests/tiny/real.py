@@ -1,4 +1,4 @@
-"""Models whose geometry is that of released checkpoints (sides, patch sizes, pinpoints, scales, tiles), with tiny widths.
+"""Models with the geometry of released checkpoints (sides, patch sizes, pinpoints, scales, tiles) and tiny widths.
 
 Each comes with the image processor that its checkpoint names, in the form that works on PIL alone, and with the sizes
 from the checkpoint's own preprocessor config.
@@ -117,12 +117,11 @@ class Real:
 
 
 def seeing_only_its_own(model: Any) -> Any:
-    """The model in float64, with an encoder whose tokens know of their own patches' brightness and nothing else.
+    """The model, with an encoder whose tokens know of their own patches' brightness and nothing else.
 
     Layers pass on what they get, and what a patch brings is small beside what its place does, so that a token changes
     as much as its patches do.
     """
-    model = model.double()
     tower = next(
         getattr(model.model, name)
         for name in ("vision_tower", "vision_model", "visual")
@@ -138,10 +137,9 @@ def seeing_only_its_own(model: Any) -> Any:
         layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
     convolution = next(one for one in tower.modules() if isinstance(one, (nn.Conv2d, nn.Conv3d)))
     scale = 1e-4 / convolution.weight[0].numel()
-    row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1)).double()
-    convolution.weight.data.copy_(
-        (row * scale).view(-1, *[1] * (convolution.weight.ndim - 1)).expand_as(convolution.weight)
-    )
+    row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1))
+    weight = convolution.weight
+    weight.data.copy_((row * scale).view(-1, *[1] * (weight.ndim - 1)).expand_as(weight))
     return model
 
 
@@ -323,7 +321,7 @@ def _glm4v() -> Any:
     )
 
 
-def _by(processor: Any, *kept: str, **options: Any) -> Callable[[Image.Image], dict[str, Any]]:
+def _by(processor: Any, **options: Any) -> Callable[[Image.Image], dict[str, Any]]:
     def process(picture: Image.Image) -> dict[str, Any]:
         return dict(processor(picture, return_tensors="pt", **options))
 

@@ -158,7 +158,7 @@ def read_tokens(
 
 
 def read_sizes(given: Any) -> list[tuple[int, int]]:
-    """(height, width) of every image, from a (images, 2) tensor (one read for all), or a list of pairs as stock takes."""
+    """(height, width) of every image: from an (images, 2) tensor (one read for all), or a list as stock takes it."""
     pairs = given.tolist() if torch.is_tensor(given) else given
     return [(int(height), int(width)) for height, width in pairs]
 

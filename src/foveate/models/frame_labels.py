@@ -1,4 +1,4 @@
-"""What processors write before every frame of a video ("Frame3: ", "Frame from 00:07:", "<4.5 seconds>"), known by ids alone.
+"""What processors write before a video's frames ("Frame3: ", "Frame from 00:07:", "<4.5 seconds>"), known by ids alone.
 
 No config names these tokens. They are told by their repetition: between three or more equally long runs of placeholders
 stands the same text each time, but for a few tokens in one place (a number, a time). Two frames repeat once, which any
@@ -8,6 +8,7 @@ two sentences may, so their label stays text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor) -> Tensor:
     for row, known, line in zip(ids, marks, found, strict=True):
         runs = runs_of(row, token)
         text = (row >= 0) & ~known
-        places = [(text[a[1] : b[0]].nonzero()[:, 0] + a[1]).tolist() for a, b in zip(runs, runs[1:], strict=False)]
+        places = [(text[a[1] : b[0]].nonzero()[:, 0] + a[1]).tolist() for a, b in pairwise(runs)]
         gaps = [row[place].tolist() for place in places]
         lengths = [end - first for first, end in runs]
         start = 0

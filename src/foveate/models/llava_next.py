@@ -210,8 +210,8 @@ class LlavaNext(TowerFamily):
     def _pixels(self, cells: Tensor) -> Tensor:
         """(n, 4) float64 corners in patches of the whole canvas, in its pixels.
 
-        Crops lie ``image_size`` pixels apart, and their patches need not fill them: 27 x 14 of 384 pixels leave 6 at the
-        right and lower edge that no patch sees.
+        Crops lie ``image_size`` pixels apart, and their patches need not fill them: 27 x 14 of 384 pixels leave 6 at
+        the right and lower edge that no patch sees.
         """
         side, vision = self.tower.side, self.config.vision_config
         cells = cells.round(decimals=6)  # a start that is all but on a border is on it

@@ -93,9 +93,6 @@ class PackedVisionFamily(Family):
         unit = self.side**2
         return torch.arange(sum(t * h * w for t, h, w in grids), device="cpu").view(-1, unit)
 
-    def copies(self, arguments: Mapping[str, Any], kind: Kind) -> int:
-        return len(arguments[self.inputs_of(kind)[0]])
-
     def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
         grids = {
             name: torch.as_tensor(arguments[name], device="cpu")
