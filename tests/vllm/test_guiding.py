@@ -172,6 +172,18 @@ def test_identity_covers_the_guiding_text_and_nothing_more(front: Front) -> None
     assert len(set(found)) == len(found)
 
 
+def test_labels_of_frames_are_no_question(tmp_path: Any) -> None:
+    """A video that is sent as pictures, as InternVL's own code writes it; two alike words are no labels."""
+    front = front_of(checkpoints.write("internvl", tmp_path))
+    for tail in ((CAT,), ()):
+        frames = [part for number in range(4) for part in (f" sign {number} : ", IMAGE)]
+        head = () if tail else (CAT,)
+        found = front.guiding(front.prompt((user(*head, *frames, *tail),)), 4)
+        assert found == [front.ids(CAT)] * 4
+    words = front.prompt((user("sign 1 : ", IMAGE, "sign 2 : ", IMAGE, CAT),))
+    assert front.guiding(words, 2) == [front.ids(f"sign 1 : sign 2 : {CAT}")] * 2
+
+
 def test_without_a_template_turns_end_with_the_model_s_own_tokens(tmp_path: Any) -> None:
     folder = checkpoints.write("qwen2_5_vl", tmp_path / "model")
     (folder / "chat_template.jinja").unlink()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foveate.guiding import Guide, ImageSpan
 from foveate.models.base import Family
@@ -71,8 +72,7 @@ def guiding_texts(
             f"the prompt holds {len(spots)} image placeholders for {images} image(s): put one image token into it for "
             "each image, or use the chat template"
         )
-    # Not the family's own ``marks``: that reads expanded prompts, where each image's marks stand beside its tokens.
-    text = ~Family.marks(family, ids)
+    text = ~_marks(ids, family)
     guide = Guide(ids, text, turns, pruner.text_span)
     worded = bool((text & ~guide.special).any())
     found = []
@@ -86,3 +86,16 @@ def guiding_texts(
             "method that does not read it (saliency, uniform, random)"
         )
     return found
+
+
+def _marks(ids: Tensor, family: Family) -> Tensor:
+    """(1, S) bool: the family's marks in a prompt of one placeholder per image.
+
+    The family reads expanded prompts, where an image's own marks may stand right beside its tokens. Here nothing does:
+    an unknown token on either side takes their place.
+    """
+    image = (ids[0] == family.image_token_id).long()
+    places = torch.arange(len(image), device="cpu") + 2 * image.cumsum(0) - image
+    spread = torch.full((1, len(image) + 2 * int(image.sum())), -1, dtype=ids.dtype, device="cpu")
+    spread[0, places] = ids[0]
+    return family.marks(spread)[:, places]
