@@ -54,7 +54,7 @@ def outcomes(folder: Path, around: bool, arguments: list[str]) -> Outcomes:
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
         }
         command = [sys.executable, "-m", "pytest", "-p", "around", "-p", "no:cacheprovider", "-p", "no:warnings"]
-        command += ["-c", os.devnull, "--rootdir", str(folder if checkout else ROOT), "-q", "--tb=line", "--no-summary"]
+        command += ["-c", os.devnull, "--rootdir", str(folder if checkout else ROOT), "-q", "--tb=line", "-rE"]
         command += ["-n", os.environ.get("WORKERS", "auto"), "--dist", "worksteal"]
         print(f"==> {'around a pruner' if around else 'bare'}: {len(files)} file(s) of {folder.name}", flush=True)
         done = subprocess.run(
@@ -89,7 +89,9 @@ def report(bare: Outcomes, around: Outcomes) -> int:
                 break
         else:
             refused[pattern or ""] += 1
-    print(f"\n{len(passed)} tests pass bare; around a pruner {kept} of them pass too ({pruned} of these pruned images),")
+    print(
+        f"\n{len(passed)} tests pass bare; around a pruner {kept} of them pass too ({pruned} of these pruned images),"
+    )
     print(f"{sum(refused.values())} are refused as documented, {len(new)} are not as they should be.")
     for pattern, count in refused.most_common():
         print(f"  {count:5} {REFUSED[pattern]}\n        {pattern}")
