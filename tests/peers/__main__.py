@@ -54,7 +54,7 @@ def outcomes(folder: Path, around: bool, arguments: list[str]) -> Outcomes:
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
         }
         command = [sys.executable, "-m", "pytest", "-p", "around", "-p", "no:cacheprovider", "-p", "no:warnings"]
-        command += ["-c", os.devnull, "--rootdir", str(folder if checkout else ROOT), "-q", "--tb=line", "--no-summary"]
+        command += ["-c", os.devnull, "--rootdir", str(folder if checkout else ROOT), "-q", "--tb=line", "-rE"]
         command += ["-n", os.environ.get("WORKERS", "auto"), "--dist", "worksteal"]
         print(f"==> {'around a pruner' if around else 'bare'}: {len(files)} file(s) of {folder.name}", flush=True)
         done = subprocess.run(

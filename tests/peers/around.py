@@ -1,7 +1,7 @@
-"""A pytest plugin: every supported class generates and runs forward around ``AdaFV(keep=1.0)``, and outcomes are written.
+"""A pytest plugin: supported classes generate and run forward around ``AdaFV(keep=1.0)``, and outcomes are written.
 
-It imports nothing of ``tests``, a name that transformers' checkout uses itself. ``FOVEATE_AROUND=1`` wraps; without it the
-same tests run bare. ``FOVEATE_OUTCOMES`` is the file that gets one JSON line per test that passed, failed or was skipped.
+It imports nothing of ``tests``, a name that transformers' checkout uses itself. ``FOVEATE_AROUND=1`` wraps; without it
+the same tests run bare. ``FOVEATE_OUTCOMES`` is the file that gets one JSON line per test: passed, failed or skipped.
 """
 
 from __future__ import annotations

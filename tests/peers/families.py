@@ -1,7 +1,7 @@
 """transformers' common model tests over the tiny models of ``tests.tiny``: one class per supported family.
 
 The source distribution of transformers brings the common tests, but neither the testers of the families nor the tests
-of generation; its folder comes as ``FOVEATE_PEERS``. Not collected by itself: ``python -m tests.peers`` names this file.
+of generation; its folder comes as ``FOVEATE_PEERS``. Not collected by itself: ``python -m tests.peers`` names it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGE = "transformers_tests"
 
 
 class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for the modules of transformers' tests that its source distribution lacks: any name is an empty class."""
+    """Stands in for the modules of transformers' tests that are not in the folder: any name is an empty class."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if not name.startswith(f"{PACKAGE}."):
