@@ -22,13 +22,13 @@ from foveate.arguments import (
     shorten_per_token,
     wanted_logits,
 )
-from foveate.delivery import Delivery, delivering, outside
+from foveate.delivery import Delivery, delivering
 from foveate.positions import following, position_ids
 from foveate.prompts import Plan, Prompt, cached_length, make_plan, remember, whole_plan
 from foveate.pruned_call import PrunedCall, Rows, require_scores_finite
 from foveate.pruners.base import Pruner
 from foveate.tokens import Selection
-from foveate.views import PromptView, SeeingStreamer
+from foveate.views import PromptView
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Call(PrunedCall[Pruner]):
         arguments = bind(original, args, kwargs)
         key = "inputs" if arguments.get("inputs") is not None else "input_ids"
         if self.is_text_only(arguments, arguments.get(key)):
-            return self.bare(original, arguments)
+            return self.bare(original, arguments, arguments.get(key))
         ids: Tensor = arguments[key]
         refuse_generation(self.model, arguments)
         mask = arguments.get("attention_mask")
@@ -71,16 +71,15 @@ class Call(PrunedCall[Pruner]):
         self.visual_tokens = [
             sum(len(one.features) for kept in short.rows.values() for one in kept[row]) for row in range(len(ids))
         ]
-        view = PromptView(ids, short_ids.shape[1], outside)
-        if arguments.get("streamer") is not None:
-            arguments["streamer"] = SeeingStreamer(arguments["streamer"], view)
+        view = self.view(arguments, ids, short_ids.shape[1])
         with delivering(self._delivery(arguments, short, view)):
             result = original(**arguments)
         for cache in (cache_in(arguments), cache_of(result)):
             remember(cache, plan, following(self.family, plan))
         if torch.is_tensor(result):
             return restore(result, ids, short_ids)
-        result.sequences = restore(result.sequences, ids, short_ids)
+        if hasattr(result, "sequences"):  # a custom_generate may return what it likes
+            result.sequences = restore(result.sequences, ids, short_ids)
         return result
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

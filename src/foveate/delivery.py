@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from foveate.arguments import cache_in
 from foveate.attention import suspended, untraced
 from foveate.models.base import Family, is_stock
 from foveate.models.encoded import Kept, Kind
+from foveate.prompts import cached_length, is_remembered
 from foveate.views import PromptView
 
 REMEDY = "docs/adding_a_family.md says how to write an adapter for such a class."
@@ -32,6 +33,7 @@ class Delivery:
             missing is not delivered: the model's own function answers for it.
         pixels: by kind, the pixels that the call brought, and what generate made of them for beams: what comes with
             others is no part of it.
+        cache: the call's KV cache; None without.
         copies: by kind, the length along which generate may repeat them; see ``Family.copies``.
         stock: by kind, what the model's own function gave, where all of it is kept.
         view: how the caller's own code sees the prompt; None in a forward, which runs none.
@@ -43,6 +45,7 @@ class Delivery:
     family: Family
     rows: Mapping[Kind, Sequence[Sequence[Kept]]] = field(default_factory=dict)
     pixels: Mapping[Kind, list[Any]] = field(default_factory=dict)
+    cache: Any = None
     copies: Mapping[Kind, int] = field(default_factory=dict)
     stock: Mapping[Kind, Any] = field(default_factory=dict)
     view: PromptView | None = None
@@ -59,13 +62,37 @@ class Delivery:
                 f"there. {REMEDY}"
             )
 
-    def holds(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the images that come with a call are this delivery's, or none come."""
-        for kind in self.family.placeholder_ids:
-            brought = arguments.get(self.family.inputs_of(kind)[0])
-            if brought is not None and not any(_same(brought, ours) for ours in self.pixels.get(kind, ())):
-                return False
-        return True
+    def holds(self, arguments: Mapping[str, Any], whole: bool = False) -> bool:
+        """Whether a call of the model is part of the running one: its images, where any come, are this delivery's, the
+        prompt has places for what is left of them, and its cache is no other call's.
+
+        Args:
+            arguments: the call's.
+            whole: it brings a prompt also where it brings no images (``generate``).
+        """
+        cache = cache_in(arguments)
+        if cache is not self.cache and is_remembered(cache):
+            return False
+        brought = [kind for kind in self.family.placeholder_ids if self.family.has(arguments, kind)]
+        if not all(self.brings(kind, arguments) for kind in brought):
+            return False
+        if not whole and not brought:
+            return True
+        ids = arguments.get("input_ids" if arguments.get("inputs") is None else "inputs")
+        return ids is None or (whole and cached_length(cache) > 0) or self._fits(ids)
+
+    def brings(self, kind: Kind, arguments: Mapping[str, Any]) -> bool:
+        """Whether the images of a kind among some arguments are this delivery's."""
+        brought = arguments.get(self.family.inputs_of(kind)[0])
+        return any(_same(brought, ours) for ours in self.pixels.get(kind, ()))
+
+    def _fits(self, ids: torch.Tensor) -> bool:
+        places: dict[int, int] = {}
+        for kind, rows in self.rows.items():
+            token = self.family.placeholder_ids[kind]
+            kept = sum(len(one.features) for row in rows for one in row)
+            places[token] = places.get(token, 0) + kept * (len(ids) // len(rows))
+        return all(int((ids == token).sum()) == count for token, count in places.items())
 
     def repeated(self, arguments: Mapping[str, Any]) -> None:
         """Takes note of pixels that generate has repeated for beams or several returns."""
@@ -126,6 +153,16 @@ def delivering(delivery: Delivery) -> Iterator[None]:
 
 
 @contextmanager
+def assisting(delivery: Delivery) -> Iterator[None]:
+    """Runs a ``generate`` that is part of the running one: what it is given sees the caller's prompt already."""
+    token = _delivery.set(replace(delivery, view=None))
+    try:
+        yield
+    finally:
+        _delivery.reset(token)
+
+
+@contextmanager
 def outside() -> Iterator[None]:
     """Runs code that is not the model's: what it asks of any model is a call of its own."""
     token = _delivery.set(None)
@@ -144,9 +181,9 @@ def _same(brought: Any, ours: Any) -> bool:
         return len(brought) == len(ours) and all(_same(one, other) for one, other in zip(brought, ours, strict=True))
     if not torch.is_tensor(brought) or not torch.is_tensor(ours) or brought.shape != ours.shape:
         return False
-    if brought.device != ours.device or brought.dtype != ours.dtype:
-        return False
-    return brought.data_ptr() == ours.data_ptr() or torch.equal(brought, ours)
+    if brought.device == ours.device and brought.dtype == ours.dtype and brought.data_ptr() == ours.data_ptr():
+        return True
+    return torch.equal(brought, ours.to(brought.device, brought.dtype))  # hooks may have moved it
 
 
 def checked(features: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,7 +227,8 @@ def deliver(features: Callable[..., Any], kind: Kind, family: Family) -> Callabl
         delivery = running(family)
         if delivery is None or kind not in delivery.rows:
             return features(*args, **kwargs)
-        return delivery.hand_out(kind, signature.bind(*args, **kwargs).arguments)
+        arguments = signature.bind(*args, **kwargs).arguments
+        return delivery.hand_out(kind, arguments) if delivery.brings(kind, arguments) else features(*args, **kwargs)
 
     return delivered
 

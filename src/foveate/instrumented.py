@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from foveate.arguments import bind
 from foveate.attention import untraced
 from foveate.call import Call
-from foveate.delivery import Delivery, checked, deliver, fill_mask, outside, running
+from foveate.delivery import Delivery, assisting, checked, deliver, fill_mask, outside, running
 from foveate.inside import InsideCall
 from foveate.models import Family, family_for, stock_model
 from foveate.models.encoded import EncodedImage, Kind
@@ -138,27 +138,34 @@ class InstrumentedModel:
         original = self.originals[name]
 
         @untraced
-        def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Attachment | None, Delivery | None]:
+        def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Attachment | None, Delivery | None, bool]:
+            """The pruner that applies, or the running call that this is part of; whether it is apart from all."""
             delivery = running(self.family)
-            if delivery is not None and delivery.holds(bind(original, args, kwargs) if args else kwargs):
-                return None, delivery
+            given = bind(original, args, kwargs) if args else kwargs
+            if delivery is not None and delivery.holds(given, whole=name == "generate"):
+                return None, delivery, name == "generate"
             if not self.patches.users:
                 self._refuse_late(name, kwargs)
-                return None, None
-            return self.current(), None
+                return None, None, False
+            attachment = self.current()
+            return attachment, None, attachment is not None or delivery is not None
 
         @untraced
-        def pruned(attachment: Attachment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            with outside():
+        def apart(
+            attachment: Attachment | None, delivery: Delivery | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            with outside() if delivery is None else assisting(delivery):
+                if attachment is None:
+                    return original(*args, **kwargs)
                 return self._prune(name, attachment, *args, **kwargs)
 
         # generate() inspects forward's signature; what torch.compile left on it is not true of this one
         @functools.wraps(original, updated=())
         def routed(*args: Any, **kwargs: Any) -> Any:
-            attachment, delivery = asked(args, kwargs)
-            if attachment is not None:
-                return pruned(attachment, args, kwargs)
-            if delivery is not None and name == "forward":
+            attachment, delivery, other = asked(args, kwargs)
+            if other:
+                return apart(attachment, delivery, args, kwargs)
+            if delivery is not None:
                 kwargs = fill_mask(delivery, kwargs)
             return original(*args, **kwargs)
 
@@ -179,9 +186,12 @@ class InstrumentedModel:
 
         @untraced
         def check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            if running(self.family) is not None or not self.patches.users:
+            if not self.patches.users:
                 return
             given = bind(forward, args, kwargs) if args else kwargs
+            delivery = running(self.family)
+            if delivery is not None and delivery.holds(given):
+                return
             images = any(self.family.has(given, kind) for kind in self.features) or given.get("mm_encoder_outputs")
             if images and self.current() is not None:
                 raise ValueError(

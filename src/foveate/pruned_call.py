@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.arguments import IGNORED, cache_in
-from foveate.delivery import Delivery, delivering
+from foveate.delivery import Delivery, delivering, outside
 from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images
 from foveate.models.base import Family
@@ -18,7 +18,7 @@ from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
 from foveate.pruners.base import Method
 from foveate.tokens import Selection, TextTokens
-from foveate.views import PromptView
+from foveate.views import PromptView, SeeingStreamer
 
 Located = Sequence[tuple[EncodedImage, ImageSpan]]
 Rows = Mapping[Kind, Sequence[Sequence[Kept]]]
@@ -92,10 +92,24 @@ class PrunedCall(Generic[_Method]):
                     )
         return True
 
-    def bare(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The model's own answer to text alone."""
-        with delivering(Delivery(self.family)):
+    def bare(self, original: Callable[..., Any], arguments: dict[str, Any], ids: Tensor | None = None) -> Any:
+        """The model's own answer to text alone.
+
+        Args:
+            original: the model's own function.
+            arguments: the call's.
+            ids: its prompt, where the caller's code may run beside it (``generate``).
+        """
+        view = None if ids is None else self.view(arguments, ids, ids.shape[1])
+        with delivering(Delivery(self.family, cache=cache_in(arguments), view=view)):
             return original(**arguments)
+
+    def view(self, arguments: dict[str, Any], ids: Tensor, short: int) -> PromptView:
+        """How the caller's code sees a prompt of which ``short`` tokens are left; the streamer gets it right away."""
+        view = PromptView(ids, short, outside)
+        if arguments.get("streamer") is not None:
+            arguments["streamer"] = SeeingStreamer(arguments["streamer"], view)
+        return view
 
     def whole_prompt(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, only_new: bool = False) -> Prompt:
         """The prompt as the user knows it, cached part included."""
@@ -160,6 +174,7 @@ class PrunedCall(Generic[_Method]):
             self.family,
             rows={kind: rows[kind] for kind in given},
             pixels={kind: [arguments[self.family.inputs_of(kind)[0]]] for kind in given},
+            cache=cache_in(arguments),
             copies={kind: self.family.copies(arguments, kind) for kind in given},
             # Pictures of one prompt are handed over together where stock beam search would mix them up.
             stock=self.stock if whole and not self.family.joins_rows else {},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.arguments import bind, cache_in, cache_of, infer_mask, refuse_generation
 from foveate.attention import recording
-from foveate.delivery import delivering, outside
+from foveate.delivery import delivering
 from foveate.guiding import Guide, ImageSpan
 from foveate.inside.layers import ImageInLayers, PrunedLayers, watching
 from foveate.inside.supported import check_inside, language_layers, refuse_modes
@@ -19,7 +19,6 @@ from foveate.prompts import mark_uneven
 from foveate.pruned_call import PrunedCall, require_scores_finite
 from foveate.pruners.inside import InsidePruner
 from foveate.tokens import Selection
-from foveate.views import PromptView, SeeingStreamer
 
 
 class InsideCall(PrunedCall[InsidePruner]):
@@ -37,7 +36,7 @@ class InsideCall(PrunedCall[InsidePruner]):
         arguments = bind(original, args, kwargs)
         key = "inputs" if arguments.get("inputs") is not None else "input_ids"
         if self.is_text_only(arguments, arguments.get(key)):
-            return self.bare(original, arguments)
+            return self.bare(original, arguments, arguments.get(key))
         ids: Tensor = arguments[key]
         refuse_generation(self.model, arguments)
         mask = arguments.get("attention_mask")
@@ -58,9 +57,7 @@ class InsideCall(PrunedCall[InsidePruner]):
         self.visual_tokens = [
             sum(len(one.span.positions) for one in images if one.span.row == row) for row in range(len(ids))
         ]
-        view = PromptView(ids, ids.shape[1], outside)
-        if arguments.get("streamer") is not None:
-            arguments["streamer"] = SeeingStreamer(arguments["streamer"], view)
+        view = self.view(arguments, ids, ids.shape[1])
         every = [torch.arange(len(image.tokens), device="cpu") for image, _ in located]
         kept = [
             image.keep(Selection(indices, image.tokens.geometry), indices, "drop")
