@@ -682,9 +682,7 @@ def test_calls_from_inside_a_method_that_prunes_inside(name: str, inner: str, wh
     with own(model):
         wanted = model.generate(**several, **NEW)
         got = []
-        result = model.generate(
-            **inputs, **NEW, **asking(where, lambda: got.append(model.generate(**several, **NEW)))
-        )
+        result = model.generate(**inputs, **NEW, **asking(where, lambda: got.append(model.generate(**several, **NEW))))
     assert torch.equal(result, outer.output) and torch.equal(got[0], wanted)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from foveate.inputs import process
 from foveate.models import family_for
 from foveate.pruners import Method
-from foveate.session import process
 from foveate.tokens import Selection
 
 

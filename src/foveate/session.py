@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from foveate.attachment import check_model
+from foveate.inputs import image_mark, input_device, picture_list, process, question_prompt
 from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
@@ -48,26 +49,6 @@ class Answer:
     prompt_tokens: int
     sequence: Tensor = field(repr=False)
     new_tokens: int
-
-
-def question_prompt(processor: Any, question: str, images: int) -> str:
-    """The text for a processor: its chat template around the images and the question, else a plain one.
-
-    Raises:
-        ValueError: the question is empty.
-    """
-    if not question.strip():
-        raise ValueError("the question is empty")
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        rendered: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return rendered
-    if type(processor).__name__ == "PaliGemmaProcessor":  # trained on images and then the bare task
-        return image_mark(processor) * images + question
-    marks = f"{image_mark(processor)}\n" * images
-    return f"USER: {marks}{question} ASSISTANT:"
 
 
 class Session:
@@ -116,7 +97,7 @@ class Session:
 
     def prompt(self, question: str) -> str:
         """The text for the processor: see ``question_prompt``."""
-        return question_prompt(self.processor, question, len(self.pictures))
+        return question_prompt(self.processor, question, len(self.pictures), self.model)
 
     def ask(self, question: str, pruner: Method | None = None, **options: Any) -> Answer:
         """Answers one question. See ``ask_many``."""
@@ -220,41 +201,6 @@ class Session:
         return found
 
 
-def image_mark(processor: Any) -> str:
-    """What stands for an image in a prompt's text: the processor's mark, else its placeholder."""
-    return str(getattr(processor, "boi_token", None) or processor.image_token)
-
-
-def input_device(model: Any) -> torch.device:
-    """Where a model takes its inputs: where its first weights are, or, offloaded, where accelerate's hook runs it."""
-    device: torch.device = model.device
-    if device.type != "meta":
-        return device
-    where = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
-    return torch.device("cpu" if where is None else where)
-
-
-def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequence[Image]) -> dict[str, Tensor]:
-    """The processor's inputs for several prompts about the same pictures, padded on the left, for the model's device.
-
-    Pixels get the model's dtype.
-    """
-    inputs = processor(
-        text=list(prompts),
-        images=[list(pictures) for _ in prompts],
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=adds_special_tokens(processor, prompts[0]),
-    )
-    device = input_device(model)
-    return {
-        name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
-        for name, value in inputs.items()
-        if torch.is_tensor(value)
-    }
-
-
 def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout: Layout = "stock") -> Session:
     """Runs the vision tower over one or several images and keeps what it gave, so that many questions can be asked.
 
@@ -274,28 +220,11 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     check_model(model)
     if hasattr(processor, "generate"):
         raise TypeError("expected the model's processor, got a model: look(model, processor, images)")
-    pictures = _pictures(images)
-    inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures))], pictures)
+    pictures = picture_list(images)
+    inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures), model)], pictures)
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as instrumented, torch.no_grad():
         Options(layout=layout).check(instrumented.family)
         request = Request(instrumented.features["image"], keys=True, layout=layout, prompt=torch.where(mask, ids, -1))
         encoded = instrumented.family.encode(inputs, request)
     return Session(model, processor, pictures, encoded, inputs, layout)
-
-
-def _pictures(images: Any) -> list[Image]:
-    """The pictures as a list, checked."""
-    single = isinstance(images, (Image, str, bytes)) or not isinstance(images, Iterable)
-    pictures: list[Any] = [images] if single else list(images)
-    if not pictures:
-        raise ValueError("no image to look at")
-    for one in pictures:
-        if isinstance(one, (str, bytes)) or hasattr(one, "__fspath__"):
-            raise TypeError(f"expected a PIL image, got a path: foveate.images.load_image({one!r}) reads it")
-        if not isinstance(one, Image):
-            raise TypeError(
-                f"expected a PIL image, got {type(one).__name__}: PIL.Image.fromarray(array) makes one of (height, "
-                "width, 3) uint8 values"
-            )
-    return pictures

@@ -11,7 +11,7 @@ from PIL import Image
 
 import foveate
 from foveate.evaluation.scenes.files import make_sample
-from foveate.session import question_prompt
+from foveate.inputs import question_prompt
 
 
 def asked(count: int, seed: int = 0) -> Iterator[tuple[Image.Image, str]]:

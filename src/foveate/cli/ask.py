@@ -14,8 +14,9 @@ from foveate import show
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.compare import Comparison, compare
 from foveate.images import load_image
+from foveate.inputs import question_prompt
 from foveate.pruners import Method, get_pruner
-from foveate.session import Session, look, question_prompt
+from foveate.session import Session, look
 from foveate.tokens import Selection
 
 
@@ -56,7 +57,7 @@ def run(request: Request) -> None:
                 model,
                 processor,
                 pictures,
-                question_prompt(processor, request.question, len(pictures)),
+                question_prompt(processor, request.question, len(pictures), model),
                 pruner,
                 max_new_tokens=request.max_new_tokens,
                 repeats=request.repeats,

@@ -166,14 +166,14 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     else:
         if request.llm_layers is not None or request.vision_layers is not None:
             raise ValueError("--llm-layers and --vision-layers cut shapes; a checkpoint is measured whole")
-        from foveate.session import process, question_prompt
+        from foveate.inputs import process, question_prompt
 
         source = None if request.shape == "bundled" else request.model
         model, processor = load_model(source, request.dtype)
         model = model.to(request.device)
         model.set_attn_implementation(request.attention)
         height, width = parse_picture(request) or (224, 224)
-        prompts = [question_prompt(processor, QUESTION, 1)] * request.batch_size
+        prompts = [question_prompt(processor, QUESTION, 1, model)] * request.batch_size
         inputs = process(processor, model, prompts, [_noise(height, width)])
         facts = {"subject": request.model or "bundled"}
     visual = int((inputs["input_ids"][0] == model.config.image_token_id).sum())

@@ -22,9 +22,10 @@ from foveate.evaluation.engines import Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
+from foveate.inputs import question_prompt
 from foveate.pruners import InsidePruner, Method, parse_method
 from foveate.pruners.uniform import Uniform
-from foveate.session import look, question_prompt
+from foveate.session import look
 from foveate.tokens import Keep
 from foveate.turns import adds_special_tokens
 
@@ -286,7 +287,7 @@ class _Across:
     ) -> tuple[list[tuple[str, int, int]], float]:
         """As for one picture."""
         pictures = [[load_image(self.folder / item.image)] for item in items]
-        prompts = [question_prompt(self.processor, item.question, 1) for item in items]
+        prompts = [question_prompt(self.processor, item.question, 1, self.model) for item in items]
         start = _now(self.model)
         texts = generate(
             self.model, self.processor, prompts, pictures, pruner,

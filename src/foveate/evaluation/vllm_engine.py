@@ -13,10 +13,10 @@ from PIL.Image import Image
 
 from foveate.evaluation.engines import Asker, Item
 from foveate.images import load_image
+from foveate.inputs import question_prompt
 from foveate.pruners import Method, get_pruner
 from foveate.serving import Policy, options
 from foveate.serving.policy import CONFIG_KEY
-from foveate.session import question_prompt
 from foveate.tokens import Keep
 from foveate.turns import adds_special_tokens
 

@@ -36,6 +36,8 @@ class Family(ABC):
     """The same for videos; empty where videos are not supported."""
     joins_rows: ClassVar[bool] = False
     """Whether all images of a prompt are handed to the model as one, where stock beam search would mix them up."""
+    chats: ClassVar[bool] = True
+    """Whether it takes turns of a conversation; a model that does not gets its images and the bare task."""
     first_position: ClassVar[int] = 0
     """Where a forward without ``position_ids`` starts to count (``generate`` sees to it itself)."""
     merge: ClassVar[str] = "1"

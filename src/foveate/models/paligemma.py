@@ -14,3 +14,4 @@ class PaliGemma(SquareFamily):
     title = "PaliGemma"
     model_types = ("paligemma",)
     first_position = 1
+    chats = False

@@ -13,9 +13,9 @@ from loguru import logger
 from tqdm import tqdm
 
 from foveate.evaluation.runner import count_kept, generate
+from foveate.inputs import question_prompt
 from foveate.loading import load
 from foveate.pruners import get_pruner
-from foveate.session import question_prompt
 
 UNPRUNED = ("all", "none")
 ATTACHING = ("positions", "newlines", "layout")
@@ -149,7 +149,7 @@ class Foveate(lmms):
             )
         contents = messages.messages[0].content
         question = "\n".join(content.text for content in contents if content.type == "text")
-        return question_prompt(self.processor, question, images)
+        return question_prompt(self.processor, question, images, self.model)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not supported."""

@@ -1,0 +1,92 @@
+"""What a processor makes of a question and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from foveate.models import FAMILIES
+from foveate.turns import adds_special_tokens
+
+
+def question_prompt(processor: Any, question: str, images: int, model: Any = None) -> str:
+    """The text for a processor: its chat template around the images and the question, else a plain one.
+
+    Args:
+        processor: the model's.
+        question: what is asked.
+        images: how many pictures stand before it.
+        model: whose prompts are no conversation in some families; by default they are.
+
+    Raises:
+        ValueError: the question is empty.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty")
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        rendered: str = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return rendered
+    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    if family is not None and not family.chats:
+        return image_mark(processor) * images + question
+    marks = f"{image_mark(processor)}\n" * images
+    return f"USER: {marks}{question} ASSISTANT:"
+
+
+def image_mark(processor: Any) -> str:
+    """What stands for an image in a prompt's text: the processor's mark, else its placeholder."""
+    return str(getattr(processor, "boi_token", None) or processor.image_token)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs: where its first weights are, or, offloaded, where accelerate's hook runs it."""
+    device: torch.device = model.device
+    if device.type != "meta":
+        return device
+    where = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu" if where is None else where)
+
+
+def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequence[Image]) -> dict[str, Tensor]:
+    """The processor's inputs for several prompts about the same pictures, padded on the left, for the model's device.
+
+    Pixels get the model's dtype.
+    """
+    inputs = processor(
+        text=list(prompts),
+        images=[list(pictures) for _ in prompts],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=adds_special_tokens(processor, prompts[0]),
+    )
+    device = input_device(model)
+    return {
+        name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+        if torch.is_tensor(value)
+    }
+
+
+def picture_list(images: Any) -> list[Image]:
+    """The pictures as a list, checked."""
+    single = isinstance(images, (Image, str, bytes)) or not isinstance(images, Iterable)
+    pictures: list[Any] = [images] if single else list(images)
+    if not pictures:
+        raise ValueError("no image to look at")
+    for one in pictures:
+        if isinstance(one, (str, bytes)) or hasattr(one, "__fspath__"):
+            raise TypeError(f"expected a PIL image, got a path: foveate.images.load_image({one!r}) reads it")
+        if not isinstance(one, Image):
+            raise TypeError(
+                f"expected a PIL image, got {type(one).__name__}: PIL.Image.fromarray(array) makes one of (height, "
+                "width, 3) uint8 values"
+            )
+    return pictures
