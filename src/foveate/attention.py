@@ -44,11 +44,12 @@ class Recorder:
     """What one ``encode`` wants from the instrumented encoder, and where it is put.
 
     Args:
-        read: which attention to keep, or None to keep none.
+        read: which attention is saliency there ("cls": the first token is CLS, and no patch), or None to keep none.
         at: the attention module it is read at.
         skip: layers whose output nobody reads; they pass their input on.
         project: the projector, whose output per view is kept before the model packs or unpads it.
         keys: whether to keep the keys of that module too, averaged over heads.
+        saliency: whether to keep that attention, or the keys alone.
         segments: lengths of the sequences that are packed into one and attend only within themselves, for encoders
             that pack (an implementation may hand them over packed, or one by one).
     """
@@ -60,6 +61,7 @@ class Recorder:
         skip: Iterable[nn.Module] = (),
         project: nn.Module | None = None,
         keys: bool = False,
+        saliency: bool = True,
         segments: Sequence[int] | None = None,
     ) -> None:
         self.read = read
@@ -67,6 +69,7 @@ class Recorder:
         self.skip = {id(layer) for layer in skip}
         self.project = project
         self.keys = keys
+        self.wants_saliency = saliency
         self.segments = segments
         self.rows: list[Tensor] = []
         self.key_rows: list[Tensor] = []
@@ -84,9 +87,9 @@ class Recorder:
         if len(lengths) > 1:
             mask = None  # it only keeps the segments apart
         for part, other in zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True):
-            if self.read == "cls":
+            if self.wants_saliency and self.read == "cls":
                 self.rows.append(cls_attention(part, other, scaling).flatten())
-            elif self.read == "received":
+            elif self.wants_saliency and self.read == "received":
                 self.rows.append(received_attention(part, other, scaling, mask).flatten())
             if self.keys:
                 patches = other[:, :, 1:] if self.read == "cls" else other

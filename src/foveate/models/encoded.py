@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveate.attention import Recorder
+from foveate.attention import Read, Recorder
 from foveate.tokens import Geometry, Selection, VisualTokens
 
 Kind = Literal["image", "video"]
@@ -137,6 +137,18 @@ class Rope:
 
     positions: Tensor
     following: Tensor
+
+
+def recorder_for(request: Request, read: Read, attention: nn.Module, **more: Any) -> Recorder:
+    """A recorder that takes what a request wants of one attention module, and taps nothing when it wants nothing."""
+    tapped = request.saliency or request.keys
+    return Recorder(
+        read if tapped else None,
+        attention if tapped else None,
+        saliency=request.saliency,
+        keys=request.keys,
+        **more,
+    )
 
 
 def read_tokens(

@@ -11,14 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from foveate.attention import Recorder, recording
+from foveate.attention import recording
 from foveate.models.base import Family
-from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, recorder_for
 from foveate.models.pattern import LAYERS, Tokens, parts_of, try_out
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tiles import runs_of
 from foveate.patches import Patch
-from foveate.tokens import VisualTokens
 
 REMEDY = "docs/adding_a_family.md says how to write an adapter for it."
 
@@ -80,8 +79,7 @@ class Generic(Family):
                 f"{REMEDY}"
             )
         shares = self._views(request.prompt, len(pixels))
-        read = self.parts.read if request.saliency or request.keys else None
-        with recording(Recorder(read, read and self.parts.attention, keys=request.keys)) as record:
+        with recording(recorder_for(request, self.parts.read, self.parts.attention)) as record:
             features = request.features(pixel_values=pixels, return_dict=True).pooler_output
         squares = square_sources((self.seen.patches,) * 2, self.factor)
         found, first = [], 0
@@ -94,14 +92,8 @@ class Generic(Family):
             seen = self.seen.patches * (self.parts.patch or side / self.seen.patches)
             grids = [(self.seen.side, self.seen.side)] * count
             boxes = torch.tensor([[0, n * side, seen, n * side + seen] for n in range(count)], device="cpu")
-            tokens = VisualTokens(
-                features=stream,
-                geometry=grid_geometry(grids, boxes, (count * side, side), stream.device),
-                saliency=record.saliency(ours, stream.device) if request.saliency else None,
-                keys=record.keys_of(ours, stream.device),
-                full_grid=True,
-            )
-            found.append(EncodedImage.of_patches(tokens))
+            geometry = grid_geometry(grids, boxes, (count * side, side), stream.device)
+            found.append(EncodedImage.of_patches(read_tokens(record, stream, geometry, ours)))
         return found
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:

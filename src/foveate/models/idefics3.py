@@ -9,9 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.attention import Recorder, recording, tapped_config
+from foveate.attention import recording, tapped_config
 from foveate.models.base import Family
-from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, tile_boxes
+from foveate.models.encoded import (
+    EncodedImage,
+    Kept,
+    Kind,
+    Request,
+    grid_geometry,
+    read_tokens,
+    recorder_for,
+    tile_boxes,
+)
 from foveate.models.frame_labels import frame_labels
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tile_marks import tile_grids, tile_marks
@@ -55,12 +64,7 @@ class Idefics3(Family):
         views = self._views(pixels, mask)
         per_tile = (side // self.factor) ** 2
         grids = self._grids(request.prompt, per_tile, len(views))
-        record = Recorder(
-            read="received" if request.saliency else None,
-            at=self.attention if request.saliency or request.keys else None,
-            keys=request.keys,
-        )
-        with recording(record):
+        with recording(recorder_for(request, "received", self.attention)) as record:
             output = request.features(pixels, pixel_attention_mask=mask, return_dict=True)
         tiles = output.pooler_output
         if not torch.is_tensor(tiles):  # in 5.23 an entry per prompt, its tiles one after the other

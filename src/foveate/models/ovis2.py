@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.attention import Recorder, beside, tapped_config
 from foveate.models.base import look_up
-from foveate.models.encoded import Kept, Kind, Request
+from foveate.models.encoded import Kept, Kind, Request, recorder_for
 from foveate.models.tiles import Cut, TiledFamily, runs_of
 from foveate.patches import Patch
 
@@ -48,11 +48,7 @@ class Ovis2(TiledFamily):
         return [Patch(self.last, "config", tapped_config(self.last))]
 
     def recorder(self, inputs: Mapping[str, Any], request: Request) -> Recorder:
-        return Recorder(
-            read="received" if request.saliency else None,
-            at=self.last if request.saliency or request.keys else None,
-            keys=request.keys,
-        )
+        return recorder_for(request, "received", self.last)
 
     def cuts(self, row: Tensor, per_tile: int) -> list[Cut]:
         """start, the whole image, grid, then the crops with column and row marks between them, if any, end."""

@@ -9,9 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.attention import Recorder, beside, recording, tapped_config
+from foveate.attention import beside, recording, tapped_config
 from foveate.models.base import Family, accepted
-from foveate.models.encoded import EncodedImage, Kept, Kind, Request, Rope, grid_geometry, grid_places, read_tokens
+from foveate.models.encoded import (
+    EncodedImage,
+    Kept,
+    Kind,
+    Request,
+    Rope,
+    grid_geometry,
+    grid_places,
+    read_tokens,
+    recorder_for,
+)
 from foveate.models.frame_labels import frame_labels
 from foveate.patches import Patch
 
@@ -60,13 +70,9 @@ class PackedVisionFamily(Family):
                 f"{self.title} takes {pixels_name} as (patches, values) with {patches} patches for {grid_name} "
                 f"{grids}, got {tuple(pixels.shape)}"
             )
-        record = Recorder(
-            read="received" if request.saliency else None,
-            at=self.blocks[self.read_layer].attn if request.saliency or request.keys else None,
-            keys=request.keys,
-            segments=[h * w for t, h, w in grids for _ in range(t)],
-        )
-        with recording(record):
+        frames = [h * w for t, h, w in grids for _ in range(t)]
+        recorder = recorder_for(request, "received", self.blocks[self.read_layer].attn, segments=frames)
+        with recording(recorder) as record:
             output = request.features(pixels, given, return_dict=True)
         counts = [len(stream) for stream in output.pooler_output]
         planes = [
@@ -76,14 +82,14 @@ class PackedVisionFamily(Family):
         sources = self.sources(grids)
         images, start = [], 0
         for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
-            frames, rows, columns = grid[0], grid[1] // self.side, grid[2] // self.side
+            times, rows, columns = grid[0], grid[1] // self.side, grid[2] // self.side
             size = self.config.vision_config.patch_size
             seen = (grid[1] * size, grid[2] * size)
             ours = sources[start : start + len(stream)]
             start += len(stream)
-            boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(frames, -1)
+            boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(times, -1)
             tokens = read_tokens(
-                record, stream, grid_geometry([(rows, columns)] * frames, boxes, seen, stream.device), ours
+                record, stream, grid_geometry([(rows, columns)] * times, boxes, seen, stream.device), ours
             )
             images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
         return images

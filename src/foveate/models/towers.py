@@ -10,7 +10,7 @@ from torch import nn
 
 from foveate.attention import Read, Recorder, projecting, skippable, tapped_config
 from foveate.models.base import Family
-from foveate.models.encoded import Request
+from foveate.models.encoded import Request, recorder_for
 from foveate.patches import Patch
 
 TOWERS: dict[str, Read] = {"clip_vision_model": "cls", "siglip_vision_model": "received"}
@@ -102,12 +102,12 @@ class Tower:
 
     def recorder(self, reading: Reading, request: Request, segments: Sequence[int] | None = None) -> Recorder:
         """A recorder that taps the read layer and skips those after it, whose output nobody reads."""
-        return Recorder(
-            read=self.read if request.saliency else None,
-            at=self.attentions[reading.saliency_layer] if request.saliency or request.keys else None,
+        return recorder_for(
+            request,
+            self.read,
+            self.attentions[reading.saliency_layer],
             skip=self.layers[reading.saliency_layer + 1 :],
             project=self.projector,
-            keys=request.keys,
             segments=segments,
         )
 
