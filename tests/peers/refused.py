@@ -15,6 +15,15 @@ REFUSED: dict[str, str] = {
     r"^ValueError: the prompts hold \d+ image placeholders, but the \d+ image\(s\) given need": (
         "a random attention mask hides placeholders of some images, which stock fills all the same"
     ),
+    r"the prompts hold \d+ video placeholders, but the 0 video": (
+        "random ids that happen to be video placeholders, without a video (docs/options.md, Refused)"
+    ),
+    r"runs of \[8\] image placeholders, each of which must be 4 long with a mark behind it": (
+        "Idefics3 and SmolVLM without the marks that their processors write around tiles: they say which tile is where"
+    ),
+    r"Ovis2 writes five indicator tokens .* the config's visual_indicator_token_ids are \(\)": (
+        "Ovis2 without indicator tokens, which no released checkpoint is: they say which tile is where"
+    ),
     r"Skip calling `torch\.compiler\.disable\(\)`d function": (
         "a forward compiled into one graph: choosing tokens depends on the data and breaks the graph"
     ),
