@@ -72,6 +72,9 @@ def outcomes(folder: Path, around: bool, arguments: list[str]) -> Outcomes:
 def report(bare: Outcomes, around: Outcomes) -> int:
     """Prints what passes, what is refused and why, and what is new; 1 where something is."""
     passed = {test for test, reports in bare.items() if verdict(reports) == "passed"}
+    if not passed:
+        print("no test passes bare: nothing could be compared", file=sys.stderr)
+        return 1
     refused: Counter[str] = Counter()
     new: list[str] = []
     kept = pruned = 0

@@ -124,5 +124,5 @@ def case(name: str, row: Row) -> type:
 
 common_tests = common()
 _rows = {_row.make("sdpa").config.model_type: _row for _row in ROWS.values() if _row.kind == "image"}
-for _model_type in _rows.keys() & FAMILIES.keys():
+for _model_type in sorted(_rows.keys() & FAMILIES.keys()):
     globals()[f"Test_{_model_type}"] = case(_model_type, _rows[_model_type])

@@ -45,6 +45,10 @@ def test_what_is_new_shows(around: Any, status: int, shown: str, capsys: pytest.
     assert shown in capsys.readouterr().out
 
 
+def test_no_tests_prove_nothing() -> None:
+    assert peers.report({}, {}) == 1
+
+
 def test_a_run_that_pruned_nothing_proves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     around = outcomes(one=("passed", ""), two=("passed", ""))
     for reports in around.values():
