@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -105,11 +106,38 @@ def test_command_without_its_extra_says_what_to_install(
     assert captured.out == ""
 
 
-def test_public_names_are_there() -> None:
+def test_public_names_are_one_list() -> None:
+    """What type checkers read, what ``__getattr__`` gives out and what ``__all__`` lists are the same names."""
+    source = (ROOT / "src/foveate/__init__.py").read_text(encoding="utf-8")
+    checked = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    imports = [node for node in checked.body if isinstance(node, ast.ImportFrom)]
+    declared = {(str(node.module), name.name) for node in imports for name in node.names}
+    given = {(module, name) for module, names in foveate._HOMES.items() for name in names.split()}
+    assert declared == given
+    assert sorted(name for _, name in given) == foveate.__all__
     for name in foveate.__all__:
         assert getattr(foveate, name) is not None
+        assert name in dir(foveate)
     with pytest.raises(AttributeError, match="no attribute 'saliency'"):
         foveate.saliency  # noqa: B018
+
+
+def test_submodules_come_with_the_package() -> None:
+    code = "import foveate; foveate.bundled.load; foveate.functional.top_k; print(foveate.__version__)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rooms_are_small() -> None:
+    """A file of the core fits on a few screens."""
+    outer = ("cli", "evaluation", "benchmarks")
+    core = [
+        one
+        for one in (ROOT / "src/foveate").rglob("*.py")
+        if one.relative_to(ROOT / "src/foveate").parts[0] not in outer
+    ]
+    lines = {str(one.relative_to(ROOT)): len(one.read_text(encoding="utf-8").splitlines()) for one in core}
+    assert len(core) > 50
+    assert not {name: count for name, count in lines.items() if count >= 300}
 
 
 def test_importing_does_not_wait_for_torch() -> None:
