@@ -74,11 +74,11 @@ def kept_places(model: Any, stream: Tensor, indices: list[int], newlines: str, m
     return sorted(kept)
 
 
-def take(stream: Tensor, places: list[int], patches: list[int], weights: Tensor | None) -> Tensor:
+def take(stream: Tensor, places: list[int], patches: list[int], weights: Any) -> Tensor:
     """(m, D): the features at ``places``; where tokens are merged, the sums that stand there instead, one by one."""
     taken = stream[places].clone()
     if weights is not None:
-        merged = iter(weights)
+        merged = iter(weights.dense())
         for number, place in enumerate(places):
             if place in patches:
                 row = next(merged)
@@ -102,7 +102,7 @@ def assemble(
     indices: Sequence[Tensor],
     newlines: str = "drop",
     positions: str = "compact",
-    weights: Sequence[Tensor | None] | None = None,
+    weights: Sequence[Any] | None = None,
 ) -> Assembled:
     streams = row.streams(model, inputs, row.kind)
     planes = row.planes(model, inputs, row.kind) if row.planes else [[] for _ in streams]

@@ -1,11 +1,15 @@
 """Budgets, and where a token lies in the original image."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
+from foveate.functional import Merge
+from foveate.models.encoded import EncodedImage, Kept, Rope
+from foveate.pruners import Choice
 from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
 
 
@@ -25,6 +29,11 @@ from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
         (10, 576, 10),
         (600, 576, 576),
         (np.float32(0.25), 576, 144),
+        (np.float32(0.1), 1000, 100),  # 0.100000001 in double precision
+        (np.float16(0.3), 1000, 300),
+        (np.float64(0.1), 1000, 100),
+        (np.float32(1.0), 576, 576),
+        (Fraction(1, 3), 9, 3),
         (np.int64(7), 576, 7),
     ],
 )
@@ -46,10 +55,26 @@ def test_keep_out_of_range(keep):
         Keep(keep)
 
 
-@pytest.mark.parametrize("keep", [True, False, None, "0.1", [0.1], 1j, torch.tensor(0.1)])
-def test_keep_of_the_wrong_type(keep):
-    with pytest.raises(TypeError, match="keep must be a float"):
+@pytest.mark.parametrize(
+    "keep, shown",
+    [
+        (True, "True, a bool"),
+        (np.bool_(True), "a? ?bool"),
+        (None, "NoneType"),
+        ("0.1", "'0.1', a str"),
+        ([0.1], "list"),
+        (1j, "complex"),
+        (torch.tensor(0.1), "Tensor"),
+        (torch.rand(99, 99), "Tensor"),
+        (np.array(0.1), "ndarray"),
+        (np.float32([0.1]), "ndarray"),
+        ("x" * 999, "a str"),
+    ],
+)
+def test_keep_of_the_wrong_type(keep, shown):
+    with pytest.raises(TypeError, match=f"keep must be a float .* got .*{shown}.*: write keep=0.1, say$") as error:
         Keep(keep)
+    assert len(str(error.value)) < 160 and "tensor(" not in str(error.value)
 
 
 @pytest.mark.parametrize("tokens", [0, -3])
@@ -115,3 +140,49 @@ def test_lengths():
     assert len(VisualTokens(torch.zeros(4, 8), geometry())) == 4
     flags = torch.zeros(3, dtype=torch.bool)
     assert len(TextTokens(torch.zeros(3, 8), flags, flags)) == 3
+
+
+def test_what_holds_tensors_is_itself_alone():
+    """Compared by value, a tensor of truths would have to be one truth."""
+    flags = torch.zeros(3, dtype=torch.bool)
+    for make in (
+        geometry,
+        lambda: VisualTokens(torch.zeros(4, 8), geometry()),
+        lambda: TextTokens(torch.zeros(3, 8), flags, flags),
+        lambda: Selection(torch.tensor([1, 2]), geometry()),
+        lambda: Choice(torch.tensor([1, 2])),
+        lambda: Merge.picking(torch.tensor([1, 2]), 4),
+        lambda: Kept(torch.zeros(2, 8), (), torch.ones(4)),
+        lambda: EncodedImage.of_patches(VisualTokens(torch.zeros(4, 8), geometry())),
+        lambda: Rope(torch.zeros(3, 1, 4), torch.zeros(1)),
+    ):
+        one, other = make(), make()
+        assert one == one and one != other and one in [other, one] and len({one, other, one}) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gather(dtype):
+    """Kept as they are, put together by dense weights of one's own, and by sparse ones: with autocast as without."""
+    features = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows = [[0.5, 0.25, 0.0, 0.25], [0.0, 0.0, 1.0, 0.0]]
+    expected = (torch.tensor(rows, dtype=torch.float64) @ features.double()).to(dtype)
+    kept = torch.tensor([0, 2])
+    sparse = Merge.of_entries(
+        torch.tensor([0, 1, 0, 0]), torch.tensor([3, 2, 0, 1]), torch.tensor([0.25, 1.0, 0.5, 0.25]), (2, 4)
+    )
+    for weights in (torch.tensor(rows), sparse):
+        selection = Selection(kept, geometry(), weights=weights)
+        plain = selection.gather(features)
+        assert plain.dtype == dtype
+        torch.testing.assert_close(plain, expected, atol=1e-6, rtol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(selection.gather(features), plain)
+    assert torch.equal(Selection(kept, geometry()).gather(features), features[kept])
+    with pytest.raises(ValueError, match=r"weights must be \(kept, patch\) tokens, \(2, 4\), got \(2, 5\)"):
+        Selection(kept, geometry(), weights=Merge.picking(kept, 5))
+
+
+def test_a_geometry_elsewhere():
+    there = geometry(cropped=True).to(torch.device("meta"))
+    assert all(place.is_meta for place in (there.view, there.row, there.column, there.boxes))
+    assert (there.image_size, there.grids, there.cropped, len(there)) == ((28, 28), ((2, 2),), True, 4)

@@ -253,7 +253,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     features, saliency = gaussian(57, 0, torch.float32)
     whole = [*max_min_diversity(features, 11), *saliency_coverage(features, saliency, 11)]
     monkeypatch.setattr("foveate.functional.diversity._BLOCK", 400)  # seven rows at a time
-    monkeypatch.setattr("foveate.functional.diversity._CACHED", 400)
+    monkeypatch.setattr("foveate.functional.coverage._CACHED", 400)
     pieces = [*max_min_diversity(features, 11), *saliency_coverage(features, saliency, 11)]
     for one, other in zip(whole, pieces, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
@@ -329,6 +329,19 @@ def test_important_and_diverse(inputs, budget, dtype, share, step):
         torch.testing.assert_close(closest, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("listed, block", [((1,), 1), ((1, 2), 70), ((2, 3, 5), 10_000), ((30, 60), 1)])
+@pytest.mark.parametrize("step", [1, 3])
+def test_short_lists_change_nothing(inputs, listed, block, step, monkeypatch):
+    """Lists so short that most tokens find none of theirs left, and rows read in blocks of one and of two."""
+    monkeypatch.setattr("foveate.functional.duplicates._LISTED", listed)
+    monkeypatch.setattr("foveate.functional.duplicates._BLOCK", block)
+    for seed in range(4):
+        features, saliency = inputs(34, seed, torch.float32)
+        for budget in (3, 12):
+            kept, _ = important_and_diverse(features, saliency, budget, 0.25, step)
+            same(kept, vispruner(features, saliency.double().tolist(), budget, 0.25, step), 34, budget)
+
+
 def test_important_and_diverse_by_hand():
     """Token 5 is salient; of 0 1 2 3 4 the even are compared with 1 and 3, and 2, the twin of 3, goes first."""
     angle = torch.tensor([0.0, 30.0, 80.0, 81.0, 150.0, 0.0]).deg2rad()
@@ -374,6 +387,18 @@ def test_saliency_coverage(inputs, budget, dtype, alpha):
         same(kept, scope(features, saliency.double().tolist(), budget, alpha), 30, budget)
         expected = [sum(max(0.0, value) for value in row) / 30 for row in cosines(features)]
         torch.testing.assert_close(alone, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_what_is_covered_adds_nothing():
+    """Three directions in many lengths: after three tokens all gains are nothing, and the earliest tokens follow."""
+    axes = torch.randn(3, 16, generator=seeded(0))
+    features = axes[torch.randint(0, 3, (60,), generator=seeded(1))]
+    saliency = torch.rand(60, generator=seeded(2))
+    three = saliency_coverage(features, saliency, 3)[0].tolist()
+    assert len({tuple(features[token].tolist()) for token in three}) == 3
+    rest = [token for token in range(60) if token not in three]
+    for budget in (4, 9, 30):
+        assert saliency_coverage(features, saliency, budget)[0].tolist() == sorted(three + rest[: budget - 3])
 
 
 def test_saliency_coverage_by_hand():

@@ -138,6 +138,18 @@ def test_density_peaks(count: int, data: st.DataObject) -> None:
     assert (centres.tolist(), member.tolist()) == peaks_by_loops(points, clusters)
 
 
+@pytest.mark.parametrize("block", [1, 30, 1000])
+def test_density_peaks_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """One row of distances at a time, several, and all of them; with points that equal others."""
+    monkeypatch.setattr("foveate.functional.in_llm._BLOCK", block)
+    for seed in range(5):
+        points = random(seed, 13, 3)
+        points[7], points[9:11] = points[2], points[3]
+        for clusters in (1, 4, 12):
+            centres, member = density_peaks(points, clusters)
+            assert (centres.tolist(), member.tolist()) == peaks_by_loops(points, clusters)
+
+
 def test_density_peaks_find_the_groups_there_are() -> None:
     groups = torch.cat([random(n, 6, 4, dtype=torch.float32) * 0.1 + 10 * n for n in range(3)])
     shuffled = torch.randperm(18, generator=torch.Generator().manual_seed(0))
@@ -168,7 +180,8 @@ def test_recycling(tokens: int, data: st.DataObject, recycled: float, clusters: 
     score, hidden = random(seed, tokens).abs(), random(seed + 1, tokens, 4)
     if data.draw(st.booleans()):
         score = (score * 2).round()  # ties
-    kept, weights, merged = keep_and_recycle(score, hidden, budget, recycled, clusters)
+    kept, merge, merged = keep_and_recycle(score, hidden, budget, recycled, clusters)
+    weights = merge.dense()
     expected, parts = recycle_by_loops(score, hidden, budget, recycled, clusters)
     assert kept.tolist() == expected and len(kept) == budget and 0 <= merged <= budget // 2
     torch.testing.assert_close(weights, torch.tensor(parts), atol=1e-7, rtol=0)
@@ -183,7 +196,7 @@ def test_recycling_in_numbers() -> None:
     """SparseVLM's first stage on LLaVA-1.5 at 64 tokens: 66 of 576, 153 of the dropped in 16 clusters."""
     _, weights, merged = keep_and_recycle(random(0, 576), random(1, 576, 8), 66)
     assert merged == 16
-    assert int((weights > 0).sum()) == (66 - 16) + math.ceil(0.3 * (576 - 50))
+    assert int((weights.dense() > 0).sum()) == len(weights.tokens) == (66 - 16) + math.ceil(0.3 * (576 - 50))
 
 
 def test_parts_that_are_none() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.functional import (
+    Merge,
     dominant_and_contextual,
     outliers_with_neighbours,
     salient_and_spread,
@@ -30,7 +31,9 @@ every = pytest.mark.parametrize("dtype", DTYPES)
 budgets = pytest.mark.parametrize("budget", [1, 2, 3, 7, 13, 29])
 
 
-def close(weights, expected):
+def close(merge, expected):
+    assert isinstance(merge, Merge) and merge.dtype == torch.float32
+    weights = merge.dense()
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights, torch.as_tensor(expected), atol=1e-6, rtol=1e-5)
 
@@ -74,7 +77,7 @@ def test_dominant_and_contextual_by_hand():
     assert kept.tolist() == [1, 3, 4]
     close(weights, [[0.0, 0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.5, 0.0, 0.0, 0.0, 0.5]])
     kept, weights = dominant_and_contextual(torch.rand(5), keys, 6)
-    assert kept.tolist() == [0, 1, 2, 3, 4] and torch.equal(weights, torch.eye(5))
+    assert kept.tolist() == [0, 1, 2, 3, 4] and torch.equal(weights.dense(), torch.eye(5))
 
 
 @pytest.mark.parametrize("budget, merged", [(64, 10), (128, 20), (192, 30), (6, 0), (7, 1)])
@@ -82,7 +85,7 @@ def test_the_paper_s_numbers(budget, merged):
     """54 + 10, 108 + 20, 162 + 30: what is dominant goes as it is."""
     keys, saliency = torch.randn(576, 8, generator=seeded(0)), torch.rand(576, generator=seeded(1))
     _, weights = dominant_and_contextual(saliency, keys, budget)
-    assert int((weights < 1).all(dim=1).sum()) == merged
+    assert int((weights.dense() < 1).all(dim=1).sum()) == merged
 
 
 # --- PruMerge -----------------------------------------------------------------------------------------------
@@ -181,7 +184,7 @@ def test_spatial_pooling(sizes, keep, seed, holes):
     budget = max(1, math.ceil(keep * len(view)))
     kept, weights = spatial_pooling(view, row, column, budget)
     if budget >= len(view):
-        assert torch.equal(kept, torch.arange(len(view))) and torch.equal(weights, torch.eye(len(view)))
+        assert torch.equal(kept, torch.arange(len(view))) and torch.equal(weights.dense(), torch.eye(len(view)))
         return
     expected = pooling(view.tolist(), row.tolist(), column.tolist(), budget)
     assert kept.tolist() == sorted(expected) and len(kept) == budget
@@ -222,7 +225,7 @@ def test_cells_are_compact():
     places = grid((24, 24))
     for budget in range(2, 300, 7):
         _, weights = spatial_pooling(*places, budget)
-        members = weights > 0
+        members = weights.dense() > 0
         sizes = members.sum(dim=1)
         assert torch.equal(members.sum(dim=0), torch.ones(576, dtype=torch.int64))
         assert int(sizes.max()) - int(sizes.min()) <= 1
@@ -272,6 +275,7 @@ def test_weights_sum_to_one_and_hold_the_kept_token():
         (KEPT, outliers_with_neighbours(saliency, keys, KEPT)),
         spatial_pooling(*PLACES, 5),
     ):
+        weights = weights.dense()
         torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(kept)))
         assert bool((weights >= 0).all()) and bool((weights.gather(1, kept.unsqueeze(1)) > 0).all())
 
@@ -317,10 +321,29 @@ def test_what_is_of_the_wrong_type_is_refused():
 
 def test_autocast_changes_nothing():
     keys, saliency = gaussian(12, 0, torch.float32)
-    expected = [*dominant_and_contextual(saliency, keys, 7, 0.5), outliers_with_neighbours(saliency, keys, KEPT, 3)]
+
+    def merges():
+        return [dominant_and_contextual(saliency, keys, 7, 0.5)[1], outliers_with_neighbours(saliency, keys, KEPT, 3)]
+
+    expected = merges()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [*dominant_and_contextual(saliency, keys, 7, 0.5), outliers_with_neighbours(saliency, keys, KEPT, 3)]
-    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+        found = merges()
+    assert all(torch.equal(one.dense(), other.dense()) for one, other in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_blocks_change_nothing(monkeypatch, block):
+    """Tables of one row, and of rows that do not divide what there is."""
+    monkeypatch.setattr("foveate.functional.merging._BLOCK", block * 16)
+    for make in (gaussian, signs, flat):
+        keys, saliency = make(40, 0, torch.float32)
+        expected, rows = visionzip(saliency.double().tolist(), keys, 20, 0.5)
+        kept, weights = dominant_and_contextual(saliency, keys, 20, 0.5)
+        assert kept.tolist() == expected
+        close(weights, rows)
+        centres = top_k(saliency, 11)
+        merge = outliers_with_neighbours(saliency, keys, centres, 6)
+        close(merge, prumerge(saliency.double().tolist(), keys, centres.tolist(), 6))
 
 
 # --- on a GPU -----------------------------------------------------------------------------------------------
@@ -332,12 +355,11 @@ def test_cuda_merges_as_the_cpu_and_without_a_sync():
     places = grid(*[(24, 24)] * 5)
 
     def merged(saliency, keys, places):
-        return [
-            *dominant_and_contextual(saliency, keys, 288),
-            outliers_with_neighbours(saliency, keys, top_k(saliency, 288)),
-            salient_and_spread(saliency, *places, 288),
-            *spatial_pooling(*places, 288),
-        ]
+        dominant, contextual = dominant_and_contextual(saliency, keys, 288)
+        cells, means = spatial_pooling(*places, 288)
+        neighbours = outliers_with_neighbours(saliency, keys, top_k(saliency, 288))
+        spread = salient_and_spread(saliency, *places, 288)
+        return [dominant, spread, cells], [contextual, neighbours, means]
 
     expected = merged(saliency, keys, places)
     there = saliency.cuda(), keys.cuda(), [place.cuda() for place in places]
@@ -348,5 +370,6 @@ def test_cuda_merges_as_the_cpu_and_without_a_sync():
         result = merged(*there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for one, other in zip(expected, result, strict=True):
-        torch.testing.assert_close(one, other.cpu(), atol=1e-6, rtol=1e-5)
+    assert all(torch.equal(one, other.cpu()) for one, other in zip(expected[0], result[0], strict=True))
+    for one, other in zip(expected[1], result[1], strict=True):
+        torch.testing.assert_close(one.dense(), other.dense().cpu(), atol=1e-6, rtol=1e-5)

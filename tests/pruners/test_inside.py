@@ -9,9 +9,9 @@ import torch
 
 import foveate
 from foveate import FastV, PyramidDrop, SparseVLM
-from foveate.functional import attention_of_queries
+from foveate.functional import Merge, attention_of_queries
 from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, get_pruner
-from foveate.pruners.base import Pruner
+from foveate.pruners.base import Choice, Method, Pruner
 
 
 def test_registry() -> None:
@@ -19,7 +19,8 @@ def test_registry() -> None:
     assert not INSIDE_METHODS.keys() & METHODS.keys()
     for name, method in INSIDE_METHODS.items():
         pruner = get_pruner(name, keep=0.3, budget="final")
-        assert type(pruner) is method and isinstance(pruner, Pruner) and pruner.name == name
+        assert type(pruner) is method and isinstance(pruner, Method) and pruner.name == name
+        assert not isinstance(pruner, Pruner) and pruner.text_span == "prompt"
         assert (pruner.keep, pruner.budget) == (0.3, "final")
         assert getattr(foveate, method.__name__) is method
         assert "arXiv" in (method.__doc__ or "")
@@ -100,8 +101,12 @@ def test_options_that_are_none() -> None:
 
 def test_nothing_is_chosen_before_the_llm_reads() -> None:
     for name in INSIDE_METHODS:
-        with pytest.raises(ValueError, match=f"{name} chooses by the LLM's own attention"):
-            get_pruner(name).select(torch.zeros(1))
+        pruner = get_pruner(name)
+        assert not hasattr(pruner, "select") and not hasattr(pruner, "choose")
+        with pytest.raises(AttributeError, match=f"{name} chooses by the LLM's own attention"):
+            pruner.select(torch.zeros(1))
+        with pytest.raises(AttributeError, match=f"{type(pruner).__name__}' object has no attribute 'chosen'"):
+            pruner.chosen  # noqa: B018
 
 
 @pytest.mark.parametrize("name", list(INSIDE_METHODS))
@@ -117,3 +122,25 @@ def test_nothing_asks_for_a_value(name: str, budget: int, monkeypatch: pytest.Mo
     choice = pruner.cut(score, hidden.to("meta"), budget)
     assert choice.indices.is_meta and choice.indices.shape == expected.indices.shape == (budget,)
     assert (choice.weights is None) == (expected.weights is None)
+
+
+@pytest.mark.parametrize("name", list(INSIDE_METHODS))
+def test_autocast_and_the_default_device_do_not_matter(name: str) -> None:
+    pruner = get_pruner(name)
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(4, 2, 8, generator=generator), torch.randn(2, 90, 8, generator=generator)
+    hidden, allowed = torch.randn(40, 16, generator=generator), torch.ones(2, 90, dtype=torch.bool)
+
+    def cut() -> tuple[torch.Tensor, Choice]:
+        score = attention_of_queries(query, key, 0.3, allowed).mean(dim=0)[:40]
+        return score, pruner.cut(score, hidden, 20)
+
+    score, expected = cut()
+    for around in (torch.autocast("cpu", torch.bfloat16), torch.device("meta")):
+        with around:
+            same, choice = cut()
+        assert torch.equal(same, score) and torch.equal(choice.indices, expected.indices)
+        assert all(torch.equal(choice.shares[side], expected.shares[side]) for side in expected.shares)
+        if name == "sparsevlm":
+            assert isinstance(choice.weights, Merge) and isinstance(expected.weights, Merge)
+            assert torch.equal(choice.weights.dense(), expected.weights.dense())

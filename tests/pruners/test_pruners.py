@@ -1,6 +1,7 @@
 """Every method through one matrix, then what is particular to each."""
 
 import contextlib
+import dataclasses
 import math
 
 import pytest
@@ -25,9 +26,12 @@ from foveate.functional import (
     top_k,
 )
 from foveate.pruners import (
+    INSIDE_METHODS,
     METHODS,
     AdaFV,
+    Choice,
     FixedMix,
+    Pruner,
     Random,
     Saliency,
     TextSimilarity,
@@ -73,6 +77,7 @@ def picture(*grids, seed=0, dtype=torch.float32, full_grid=True):
 
 
 def question(tokens=7, turn=5, special=(0, 4), seed=1, dtype=torch.float32):
+    """Text of which the first ``turn`` tokens are the image's own turn."""
     embeddings = torch.randn(tokens, 16, generator=torch.Generator().manual_seed(seed)).to(dtype)
     marks = torch.zeros(tokens, dtype=torch.bool)
     marks[list(special)] = True
@@ -139,7 +144,7 @@ def test_features_that_need_gradients(name):
     asked = TextTokens(text.embeddings.clone().requires_grad_(), text.turn, text.special)
     selection = get_pruner(name, keep=0.2).select(grown, asked)
     assert not any(score.requires_grad for score in selection.scores.values())
-    assert selection.weights is None or not selection.weights.requires_grad
+    assert selection.weights is None or not selection.weights.weights.requires_grad
 
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, math.nan])
@@ -217,7 +222,7 @@ def test_options_in_their_order():
 def test_adafv_is_the_mixture():
     visual, text = picture(), question()
     selection = AdaFV(keep=20).select(visual, text)
-    score = text_to_image_attention(text.embeddings, visual.features)
+    score = text_to_image_attention(text.embeddings[:5], visual.features)
     kept, k_s, k_t = adafv_split(visual.saliency, score, 20)
     assert torch.equal(selection.indices, kept)
     assert torch.equal(selection.scores["text_to_image"], score)
@@ -229,7 +234,7 @@ def test_adafv_is_the_mixture():
 
 def test_saliency_and_text_are_the_tops():
     visual, text = picture(), question()
-    score = text_to_image_attention(text.embeddings, visual.features)
+    score = text_to_image_attention(text.embeddings[:5], visual.features)
     for pruner, scores in ((Saliency(9), visual.saliency), (TextSimilarity(9), score)):
         assert pruner.select(visual, text).indices.tolist() == scores.topk(9).indices.sort().values.tolist()
 
@@ -244,10 +249,11 @@ def test_fixed_mix_has_the_salient_half():
 def test_which_text(method):
     visual, text = picture(), question()
     for options, chosen in [
-        ({}, [0, 1, 2, 3, 4, 5, 6]),
+        ({}, [0, 1, 2, 3, 4]),
         ({"text_span": "turn"}, [0, 1, 2, 3, 4]),
-        ({"special_tokens": False}, [1, 2, 3, 5, 6]),
-        ({"text_span": "turn", "special_tokens": False}, [1, 2, 3]),
+        ({"text_span": "prompt"}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"special_tokens": False}, [1, 2, 3]),
+        ({"text_span": "prompt", "special_tokens": False}, [1, 2, 3, 5, 6]),
     ]:
         score = get_pruner(method, **options).select(visual, text).scores["text_to_image"]
         expected = text_to_image_attention(text.embeddings[chosen], visual.features)
@@ -258,7 +264,7 @@ def test_which_text(method):
 def test_temperature(method):
     visual, text = picture(), question()
     score = get_pruner(method, temperature=0.5).select(visual, text).scores["text_to_image"]
-    torch.testing.assert_close(score, text_to_image_attention(text.embeddings, visual.features, 2.0))
+    torch.testing.assert_close(score, text_to_image_attention(text.embeddings[:5], visual.features, 2.0))
     for temperature in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="temperature"):
             get_pruner(method, temperature=temperature)
@@ -270,7 +276,7 @@ def test_options_that_leave_no_text(method):
         get_pruner(method, special_tokens=False).select(picture(), question(3, 3, (0, 1, 2)))
     with pytest.raises(ValueError, match="text_span='prompt'"):
         get_pruner(method, text_span="turn").select(picture(), question(3, 0, ()))
-    with pytest.raises(ValueError, match="unknown text_span 'all'; known: prompt, turn"):
+    with pytest.raises(ValueError, match="unknown text_span 'all'; known: turn, prompt"):
         get_pruner(method, text_span="all")
 
 
@@ -280,6 +286,18 @@ def test_released():
     expected = adafv_released(visual.saliency.reshape(3, 36), visual.features, text.embeddings, 25)
     assert torch.equal(selection.indices, expected) and len(selection) == 24
     assert sum(int(share) for share in selection.shares.values()) == 24
+
+
+@pytest.mark.parametrize("span", ["turn", "prompt"])
+def test_released_reads_the_released_text(span):
+    assert AdaFV(variant="released", text_span=span).text_span == "prompt"
+    assert AdaFV(variant="released") == AdaFV(variant="released", text_span=span)
+    assert AdaFV().text_span == "turn"
+
+
+def test_which_text_is_the_default():
+    for name, method in METHODS.items():
+        assert get_pruner(name).text_span == ("turn" if method.reads_text else "prompt"), name
 
 
 def test_released_keeps_all_when_the_budget_covers_all():
@@ -349,7 +367,11 @@ def merged(kept, saliency, keys, neighbours):
 
 # One row per set of options: what the pure function gives, (kept, [weights]).
 PEERS = [
-    ("cdpruner", {}, lambda v, t, r: [conditional_dpp(v.features, relevance_to_text(t.embeddings, v.features), 20)]),
+    (
+        "cdpruner",
+        {},
+        lambda v, t, r: [conditional_dpp(v.features, relevance_to_text(t.embeddings[:5], v.features), 20)],
+    ),
     ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
     ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
@@ -387,7 +409,7 @@ def test_peers_are_their_functions(method, options, expected):
     selection = get_pruner(method, keep=20, **options).select(visual, text)
     assert torch.equal(selection.indices, kept)
     if weights:
-        assert torch.equal(selection.weights, weights[0])
+        assert torch.equal(selection.weights.dense(), weights[0].dense())
         assert selection.weights.dtype == torch.float32 and selection.weights.shape == (20, 108)
     else:
         assert selection.weights is None
@@ -404,15 +426,15 @@ def test_options_of_the_peers_matter():
     for method, options, _ in PEERS:
         if options:
             usual, other = (get_pruner(method, keep=20, **given).select(visual, text) for given in ({}, options))
-            same_weights = usual.weights is None or torch.equal(usual.weights, other.weights)
+            same_weights = usual.weights is None or torch.equal(usual.weights.dense(), other.weights.dense())
             assert not (torch.equal(usual.indices, other.indices) and same_weights), (method, options)
 
 
 def test_cdpruner_reads_the_chosen_text():
     visual, text = picture(), question()
     for options, chosen in [
-        ({}, [0, 1, 2, 3, 4, 5, 6]),
-        ({"text_span": "turn"}, [0, 1, 2, 3, 4]),
+        ({}, [0, 1, 2, 3, 4]),
+        ({"text_span": "prompt"}, [0, 1, 2, 3, 4, 5, 6]),
         ({"text_span": "turn", "special_tokens": False}, [1, 2, 3]),
     ]:
         score = get_pruner("cdpruner", **options).select(visual, text).scores["relevance"]
@@ -500,6 +522,136 @@ def test_nothing_asks_for_a_value(name, keep, monkeypatch):
         assert selection.scores[score].is_meta and selection.scores[score].shape == known.shape
 
 
+# --- whatever surrounds the call ---------------------------------------------------------------------------------
+
+
+def same_selection(one, other):
+    assert torch.equal(one.indices, other.indices)
+    assert set(one.scores) == set(other.scores) and set(one.shares) == set(other.shares)
+    for name in one.scores:
+        assert one.scores[name].dtype == other.scores[name].dtype == torch.float32
+        assert torch.equal(one.scores[name], other.scores[name])
+    assert all(torch.equal(one.shares[name], other.shares[name]) for name in one.shares)
+    assert (one.weights is None) == (other.weights is None)
+    if one.weights is not None:
+        assert torch.equal(one.weights.dense(), other.weights.dense())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", [*METHODS, "adafv:variant=released"])
+def test_autocast_changes_nothing(method, dtype):
+    pruner = get_pruner(method, keep=0.3)
+    visual, text = picture(dtype=dtype), question(dtype=dtype)
+    expected = pruner.select(visual, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pruner.select(visual, text)
+        together = found.gather(visual.features)
+    same_selection(found, expected)
+    assert torch.equal(together, expected.gather(visual.features)) and together.dtype == dtype
+
+
+@pytest.mark.parametrize("method", READING_SALIENCY)
+def test_saliency_of_half_precision_is_scored_in_float32(method):
+    visual = picture()
+    half = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16(), True, visual.keys)
+    whole = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16().float(), True, visual.keys)
+    pruner = get_pruner(method, keep=0.3)
+    same_selection(pruner.select(half, question()), pruner.select(whole, question()))
+
+
+@pytest.mark.parametrize("keep", [0.3, 1.0])
+def test_the_default_device_does_not_matter(name, keep):
+    """Nothing may be made without saying where: on the meta device it would have no values."""
+    options = {"special_tokens": False} if name in READING_TEXT else {}
+    pruner, visual, text = get_pruner(name, keep=keep, **options), picture(), question()
+    expected = pruner.select(visual, text)
+    with torch.device("meta"):
+        found = pruner.select(visual, text)
+        together, mask = found.gather(visual.features), found.mask()
+        dense = None if found.weights is None else found.weights.dense()
+    same_selection(found, expected)
+    assert torch.equal(together, expected.gather(visual.features)) and torch.equal(mask, expected.mask())
+    assert dense is None or torch.equal(dense, expected.weights.dense())
+
+
+def test_scores_are_computed_where_the_features_are(name, monkeypatch):
+    """Whatever else lies on another device (an embedding table, say) comes there; mixing devices would raise."""
+    there, text = placed(picture(), "meta"), question()
+    scattered = VisualTokens(there.features, picture().geometry, picture().saliency, True, picture().keys)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know that device
+    selection = get_pruner(name, keep=0.3).select(scattered, text)
+    assert selection.indices.is_meta and selection.gather(there.features).is_meta
+    assert all(score.is_meta for score in selection.scores.values())
+
+
+# --- misuse -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), *INSIDE_METHODS.values()])
+def test_misuse_is_told_in_a_line(method):
+    model, name = torch.nn.Linear(300, 300), method.__name__
+    cases = [
+        (lambda: method(model), rf"keep is a number, got a Linear: write `with {name}\(keep=0.1\)\(model\):`"),
+        (lambda: method("0.1"), "got '0.1', a str: write keep=0.1, say"),
+        (lambda: method(torch.rand(500)), "got Tensor: write keep=0.1, say"),
+        (lambda: method(method()), f"got {name}: write keep=0.1, say"),
+        (lambda: method(keep=0.2).__enter__(), rf"no model to prune: write `with {name}\(keep=0.2\)\(model\):`"),
+    ]
+    for call, message in cases:
+        with pytest.raises(TypeError, match=f"{message}$") as error:
+            call()
+        assert len(str(error.value)) < 160 and "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="no model to prune"), method(keep=0.2):
+        pass
+
+
+def test_methods_are_keys():
+    """Equal by class and options; a hash that does not change when an option is set."""
+    for method in (*METHODS.values(), *INSIDE_METHODS.values()):
+        one, other, third = method(keep=0.2), method(keep=0.2), method(keep=0.3)
+        assert one == other != third and hash(one) == hash(other)
+        counts = {one: 1, third: 3}
+        counts[other] = 2
+        assert counts == {one: 2, third: 3}
+        third.keep = 0.4
+        assert counts[third] == 3
+    assert Saliency() != Uniform() and len({Saliency(), Uniform(), Saliency()}) == 2
+
+
+def test_methods_of_others_are_keys():
+    @dataclasses.dataclass
+    class Mine(Saliency):
+        steps: list[int] = dataclasses.field(default_factory=list)
+
+    @dataclasses.dataclass
+    class Apart(Saliency):
+        def __hash__(self):
+            return 7
+
+    assert {Mine(0.2, [1]): 1}[Mine(0.2, [1])] == 1 and Mine(0.2, [1]) != Mine(0.2, [2])
+    assert hash(Apart()) == 7
+
+
+def test_dense_weights_of_one_s_own():
+    """A method may return a (K, N) float32 tensor; of another shape or dtype it is refused."""
+
+    @dataclasses.dataclass
+    class Halves(Pruner):
+        name = "halves"
+        dtype: torch.dtype = torch.float32
+
+        def choose(self, visual, text, budget):
+            weights = torch.zeros(budget, len(visual), dtype=self.dtype)
+            weights[:, :2] = 0.5
+            return Choice(torch.arange(budget), weights=weights)
+
+    visual = picture()
+    selection = Halves(keep=3).select(visual)
+    torch.testing.assert_close(selection.gather(visual.features), visual.features[:2].mean(dim=0).expand(3, 16))
+    with pytest.raises(TypeError, match="weights must be float32, got torch.float64"):
+        Halves(keep=3, dtype=torch.float64).select(visual)
+
+
 # --- on a GPU ---------------------------------------------------------------------------------------------
 
 
@@ -519,7 +671,7 @@ def test_no_sync_on_cuda(name):
     expected = pruner.select(picture(), text)
     assert torch.equal(selection.indices.cpu(), expected.indices)
     if expected.weights is not None:
-        torch.testing.assert_close(selection.weights.cpu(), expected.weights)
+        torch.testing.assert_close(selection.weights.dense().cpu(), expected.weights.dense())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

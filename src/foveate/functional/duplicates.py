@@ -6,6 +6,7 @@ over rounds, whose steps are tensor operations that nothing waits for on an acce
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 from foveate.functional.common import descending, directions, everything, require_budget, require_length
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
-_LISTED = 64
-"""Neighbours that are looked through before a token's whole row is. While a tenth of the tokens are in question, more
-than this many miss them all for one token in a thousand."""
+_LISTED = (4, 16, 64)
+"""How many of its neighbours are looked at before a token's whole row is: the first four, which is mostly enough, then
+the others up to the 16th, and to the 64th. While one token in ten is in question, one list in a thousand has none."""
 
 
 def important_and_diverse(
@@ -94,12 +95,18 @@ class _Closest:
             return self.likeness.index_select(0, first).index_select(1, second).amax(dim=-1)
         values, tokens = self._lists()
         asked = torch.zeros(len(values), dtype=torch.bool, device=first.device).index_fill_(0, second, True)
-        hit = asked[tokens.index_select(0, first)]
-        place = hit.byte().argmax(dim=-1, keepdim=True)  # the first of them
-        similar = values.index_select(0, first).gather(1, place).squeeze(1)
-        missed = (~hit.gather(1, place).squeeze(1)).nonzero().squeeze(1)
-        height = max(1, _BLOCK // len(values))
-        for some in torch.split(missed, height):
+        similar = values.new_empty(len(first))
+        open_ = torch.arange(len(first), device=first.device)  # places in ``first`` whose neighbour is to be found
+        for start, end in itertools.pairwise((0, *_LISTED)):
+            rows = first.index_select(0, open_)
+            hit = asked[tokens[:, start:end].index_select(0, rows)]
+            if hit.shape[1] == 0:
+                break
+            place = hit.view(torch.uint8).argmax(dim=-1)  # the first of them
+            met = hit.any(dim=-1)
+            similar[open_[met]] = values[rows[met], start + place[met]]
+            open_ = open_[~met]
+        for some in torch.split(open_, max(1, _BLOCK // len(values))):
             rows = first.index_select(0, some)
             row = self.likeness.index_select(0, rows)
             similar[some] = row.masked_fill(~asked, -math.inf).amax(dim=-1)
@@ -110,7 +117,7 @@ class _Closest:
     def _lists(self) -> tuple[Tensor, Tensor]:
         """(N, M) likenesses, descending, and whose they are."""
         if self.lists is None:
-            length, height = min(_LISTED, len(self.likeness)), max(1, _BLOCK // len(self.likeness))
+            length, height = min(_LISTED[-1], len(self.likeness)), max(1, _BLOCK // len(self.likeness))
             parts = [rows.topk(length, dim=-1) for rows in torch.split(self.likeness, height)]
             self.lists = torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
         return self.lists
