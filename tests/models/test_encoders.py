@@ -132,9 +132,13 @@ def test_under_another_default_device(row: Row) -> None:
     plain = encode(model, inputs, row.kind, keys=True)
     with torch.device("meta"):
         try:
-            features_of(model, inputs, row.kind)
+            moved = features_of(model, inputs, row.kind).pooler_output
         except NotImplementedError as error:
             pytest.skip(f"stock itself: {error}")
+    stock = features_of(model, inputs, row.kind).pooler_output
+    if not all(torch.equal(one, other) for one, other in zip(moved, stock, strict=True)):
+        pytest.skip("stock itself gives other features")  # Qwen2-VL in 5.4
+    with torch.device("meta"):
         encoded = encode(model, inputs, row.kind, keys=True)
     for image, wanted in zip(encoded, plain, strict=True):
         geometry, known = image.tokens.geometry, wanted.tokens.geometry
