@@ -32,7 +32,6 @@ from tests.tiny import BOS, ROWS, SILENT, Row, assistant, prompts
 GREEDY: dict[str, Any] = {"do_sample": False, "suppress_tokens": SILENT}
 FEW = ["llava-clip", "llava_next-clip", "qwen2_5_vl", "internvl", "idefics3"]
 STEPS = 6
-END_OF_TEXT = 50
 
 
 class Seen(LogitsProcessor):
@@ -419,7 +418,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "assistant": {"do_sample": False, "assistant_model": assistant},
     "sampling with an assistant": {"do_sample": True, "assistant_model": assistant},
     "the model itself as assistant": {"do_sample": False, "assistant_model": None},
-    "early exit": {"do_sample": False, "assistant_early_exit": 1},
     "prompt lookup": {"do_sample": False, "prompt_lookup_num_tokens": 3},
     "custom_generate, the stock loop": {"do_sample": False, "custom_generate": sampling_loop},
     "custom_generate, an own loop": {"do_sample": False, "custom_generate": own_loop},
@@ -437,11 +435,12 @@ def test_ways_to_decode(name: str, way: str) -> None:
     if row.mixes_beams and "beams" in way:
         batch = "one"
     inputs = prompts(row, model, batch)
-    if "assistant" in way and row.per_token(inputs["input_ids"]):
+    if way in ("assistant", "sampling with an assistant") and row.per_token(inputs["input_ids"]):
         pytest.skip("stock: an assistant for text knows no token types")
     if "guidance" in way and row.rope:
         pytest.skip("stock: guidance asks a model with M-RoPE for text that it gives no ids")
     options = {name: value() if value is assistant else value for name, value in WAYS[way].items()}
+    options |= {"assistant_model": model} if "itself" in way else {}
     start = width(inputs)
     blocks = "assistant" in way or "lookup" in way  # stock asks the criteria once per block of candidates
 
@@ -605,7 +604,7 @@ def asking(where: str, ask: Callable[[], Any]) -> dict[str, Any]:
 
 
 PLACES = ["logits_processor", "stopping_criteria", "streamer", "prefix_allowed_tokens_fn", "custom_generate"]
-NESTED = ["llava-clip", "llava_next-clip", "qwen2_5_vl", "idefics3"]
+NESTED = ["llava_next-clip", "qwen2_5_vl", "idefics3"]
 
 
 @pytest.mark.parametrize("where", PLACES)

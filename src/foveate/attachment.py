@@ -6,7 +6,7 @@ import asyncio
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,8 +24,9 @@ from foveate.tokens import Selection
 
 # The attachments made in this thread or asyncio task, and in those it was started from, the newest last.
 _made: ContextVar[tuple[weakref.ref[Attachment], ...]] = ContextVar("foveate_attachments", default=())
-# What stands for the last pruned call of this thread or task.
-_last_call: ContextVar[object] = ContextVar("foveate_last_call", default=None)
+# By attachment, the results of the last call of this thread or task. Never changed, only replaced: tasks that were
+# started from here hold the same one.
+_results: ContextVar[Mapping[Attachment, list[Selection]] | None] = ContextVar("foveate_results", default=None)
 
 
 class Attachment:
@@ -53,7 +54,6 @@ class Attachment:
         self._on: InstrumentedModel | None = None
         self._owner: weakref.ref[Any] | None = None
         self._latest: list[Selection] = []
-        self._results: WeakKeyDictionary[Any, list[Selection]] = WeakKeyDictionary()
 
     @property
     def active(self) -> bool:
@@ -64,18 +64,14 @@ class Attachment:
     def selections(self) -> list[Selection]:
         """One ``Selection`` per image of the last call that this thread or task made, in prompt order; of the last call
         anywhere where it made none. Threads that share a pruner do not see one another's here."""
-        mine = self._results.get(_last_call.get())
-        return self._latest if mine is None else mine
+        return (_results.get() or {}).get(self, self._latest)
 
     def note(self, selections: list[Selection]) -> None:
         """Takes note of a call's result, for the running thread or task."""
-
-        class Call:
-            """A key that lives as long as the context that holds it."""
-
-        key = Call()
-        _last_call.set(key)
-        self._results[key] = self._latest = selections
+        self._latest = selections
+        mine = WeakKeyDictionary(_results.get() or {})
+        mine[self] = selections
+        _results.set(mine)
 
     def activate(self) -> Attachment:
         """Attaches: the model is pruned from here on, or, after any error or interrupt, as it was.
@@ -105,10 +101,10 @@ class Attachment:
                 self._owner = weakref.ref(_owner())
                 self._on = instrumented
                 _made.set((*_alive(), weakref.ref(self)))
+            return self
         except BaseException:
             self._drop(model)
             raise
-        return self
 
     def remove(self) -> None:
         """Detaches; the model object is as it was before. Calling it again does nothing.
@@ -117,8 +113,13 @@ class Attachment:
             RuntimeError: other threads are in the middle of a call under it. They finish it, pruned; the model is as it
                 was before when the last of them has.
         """
-        running = list(self.running.values())
-        self._drop(stock_model(self.model))
+        running: list[str] = []
+        try:
+            running = list(self.running.values())
+            self._drop(stock_model(self.model))
+        except BaseException:  # an interrupt: what is half done is finished first
+            self._drop(stock_model(self.model))
+            raise
         if running:
             raise RuntimeError(
                 f"the `with` block of {self.pruner} was left (or remove() called) while {', '.join(running)} still "
@@ -131,9 +132,9 @@ class Attachment:
             found = self._on or InstrumentedModel.on(model)
             self._on = None
             if found is not None:
-                if self in found.attachments:
-                    found.attachments.remove(self)
                 found.patches.release(self)
+                if self in found.attachments:  # last: detach() finds by it what an interrupt has left half done
+                    found.attachments.remove(self)
         _made.set(tuple(one for one in _alive() if one() is not self))
 
     def __enter__(self) -> Attachment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from foveate.arguments import bind
@@ -16,7 +16,7 @@ from foveate.inside import InsideCall
 from foveate.models import Family, family_for, stock_model
 from foveate.models.encoded import EncodedImage, Kind
 from foveate.options import Options
-from foveate.patches import Patch, Patches, lock_of
+from foveate.patches import Patch, Patches, held, lock_of
 from foveate.pruners.base import Method, Pruner
 from foveate.pruners.inside import InsidePruner
 from foveate.versions import warn_untested
@@ -82,17 +82,9 @@ class InstrumentedModel:
         warn_untested()
         return cls.on(model) or cls(model)
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Held for the time of a block."""
-        user = object()
-        try:
-            with lock_of(self.model):
-                self.patches.acquire(user)
-            yield
-        finally:
-            with lock_of(self.model):
-                self.patches.release(user)
+    def in_use(self) -> AbstractContextManager[None]:
+        """Keeps the patches on for the time of a block."""
+        return held(self.model, lambda: self.patches)
 
     def call(self, pruner: Method, options: Options, images: Sequence[EncodedImage] | None = None) -> Call | InsideCall:
         """A call that fits the method; ``images``: those of a session, encoded already."""
@@ -105,7 +97,7 @@ class InstrumentedModel:
         from foveate.attachment import own_attachment
 
         own = own_attachment(self.model)
-        attachments = list(self.attachments)
+        attachments = [one for one in self.attachments if one.active]
         if own is not None or not attachments:
             return own
         if len(attachments) == 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,18 +36,45 @@ class _Before:
             delattr(self.patch.owner, self.patch.name)
 
 
-# By (id of an owner, name): the group that has it. Groups hold their owners, so no id is used twice meanwhile.
+# By (id of an owner, name): the group that has it. Groups hold their owners, so no id is used twice meanwhile. Both are
+# changed by single operations that no thread can come between, since an interrupt could leave a lock of theirs closed.
 _taken: dict[tuple[int, str], Patches] = {}
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_lock = threading.Lock()
 
 
 def lock_of(model: Any) -> threading.RLock:
     """The lock under which patches are put on a model and taken off; one per model."""
     if not isinstance(model, nn.Module):
         return threading.RLock()  # nothing will be put on it
-    with _lock:
-        return _locks.setdefault(model, threading.RLock())
+    return _locks.setdefault(model, threading.RLock())
+
+
+@contextmanager
+def held(model: Any, find: Callable[[], Patches]) -> Iterator[None]:
+    """Keeps patches on a model for the time of a block.
+
+    Args:
+        model: whose lock is taken to put them on and off.
+        find: what gives them, called under the lock.
+    """
+    user, patches = object(), None
+    try:
+        try:
+            with lock_of(model):
+                patches = find()
+                patches.acquire(user)
+            yield
+        finally:
+            _leave(model, patches, user)
+    except BaseException:
+        _leave(model, patches, user)  # once more: that may have been interrupted
+        raise
+
+
+def _leave(model: Any, patches: Patches | None, user: Hashable) -> None:
+    if patches is not None:
+        with lock_of(model):
+            patches.release(user)
 
 
 class Patches:
@@ -112,8 +140,7 @@ class Patches:
 
     def _put(self, patch: Patch) -> None:
         own = vars(patch.owner)
-        with _lock:
-            holder = _taken.setdefault((id(patch.owner), patch.name), self)
+        holder = _taken.setdefault((id(patch.owner), patch.name), self)
         if holder is not self:
             raise RuntimeError(
                 f"{type(patch.owner).__name__}.{patch.name} carries a patch already, put there for another model that "
@@ -128,6 +155,7 @@ class Patches:
             before = self._before[-1]
             before.restore()
             self._before.pop()
-        with _lock:
-            for key in [key for key, holder in _taken.items() if holder is self]:
+        for patch in self._patches:
+            key = (id(patch.owner), patch.name)
+            if _taken.get(key) is self:
                 del _taken[key]

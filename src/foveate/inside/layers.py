@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from foveate.attention import Recorder, open_recorder, tapped_config, untraced
 from foveate.functional import Merge, Weights, attention_of_queries, merged
 from foveate.guiding import ImageSpan
 from foveate.models.encoded import NEWLINE, EncodedImage
-from foveate.patches import Patch, Patches, lock_of
+from foveate.patches import Patch, Patches, held
 from foveate.pruners.base import Choice
 from foveate.pruners.inside import InsidePruner
 from foveate.tokens import Selection
@@ -258,19 +258,9 @@ class PrunedLayers(Recorder):
         return hidden, Arrangement(after, any(len(one) < width for one in columns))
 
 
-@contextmanager
-def watching(model: Any, layers: Sequence[Any]) -> Iterator[None]:
+def watching(model: Any, layers: Sequence[Any]) -> AbstractContextManager[None]:
     """Hooks on every layer of the LLM, shared by all calls that run at once; inert outside of a ``PrunedLayers``."""
-    user, patches = object(), None
-    try:
-        with lock_of(model):
-            patches = getattr(model, _NAME, None) or _hooks(model, layers)
-            patches.acquire(user)
-        yield
-    finally:
-        if patches is not None:
-            with lock_of(model):
-                patches.release(user)
+    return held(model, lambda: getattr(model, _NAME, None) or _hooks(model, layers))
 
 
 def _hooks(model: Any, layers: Sequence[Any]) -> Patches:
