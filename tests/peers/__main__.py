@@ -54,7 +54,7 @@ def outcomes(folder: Path, around: bool, arguments: list[str]) -> Outcomes:
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
         }
         command = [sys.executable, "-m", "pytest", "-p", "around", "-p", "no:cacheprovider", "-p", "no:warnings"]
-        command += ["-c", os.devnull, "--rootdir", str(folder if checkout else ROOT), "-q", "--tb=line", "-rE"]
+        command += ["-c", os.devnull, "--rootdir", str(folder if checkout else ROOT), "-q", "--tb=no", "-rE"]
         command += ["-n", os.environ.get("WORKERS", "auto"), "--dist", "worksteal"]
         print(f"==> {'around a pruner' if around else 'bare'}: {len(files)} file(s) of {folder.name}", flush=True)
         done = subprocess.run(
@@ -99,7 +99,7 @@ def report(bare: Outcomes, around: Outcomes) -> int:
     for pattern, count in refused.most_common():
         print(f"  {count:5} {REFUSED[pattern]}\n        {pattern}")
     for pattern in REFUSED.keys() - refused.keys():
-        print(f"  none any more, off the list with it: {pattern}")
+        print(f"  not seen in this run: {pattern}")
     print("".join(f"NEW {line}\n" for line in new), end="")
     return 1 if new or not pruned else 0
 

@@ -95,7 +95,7 @@ def as_usual(config: Any) -> Any:
     Weights are small, since the comparisons of attention implementations have a tolerance for such; where the tower's
     last layer can be left out, it is read, since every weight shall have a gradient.
     """
-    config = copy.deepcopy(config)
+    config = type(config).from_dict(config.to_dict())  # without the attention implementation of the tiny model
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         if hasattr(part, "initializer_range"):
             part.initializer_range = 0.02

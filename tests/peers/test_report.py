@@ -37,7 +37,7 @@ BARE = outcomes(one=("passed", ""), two=("passed", ""), broken=("failed", "its o
         ({"two": ("skipped", "not here")}, 1, "NEW two (skipped)"),
         ({}, 1, "NEW two (missing)"),
         ({"two": [("passed", ""), ("failed", f"{WORDS}"), ("failed", "3 != 4")]}, 1, "NEW two (failed): 3 != 4"),
-        ({"two": ("passed", ""), "broken": ("failed", "differently")}, 0, "none any more"),
+        ({"two": ("passed", ""), "broken": ("failed", "differently")}, 0, "not seen in this run: inputs_embeds"),
     ],
 )
 def test_what_is_new_shows(around: Any, status: int, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
