@@ -32,6 +32,7 @@ from tests.tiny import BOS, ROWS, SILENT, Row, assistant, prompts
 GREEDY: dict[str, Any] = {"do_sample": False, "suppress_tokens": SILENT}
 FEW = ["llava-clip", "llava_next-clip", "qwen2_5_vl", "internvl", "idefics3"]
 STEPS = 6
+UNLIKE_THIRD = [token for token in range(2, 96) if token % 3]
 
 
 class Seen(LogitsProcessor):
@@ -140,8 +141,8 @@ PROCESSED: dict[str, tuple[Any, Callable[[dict[str, Tensor]], list[Any]]]] = {
         lambda inputs: [stock.NoRepeatNGramLogitsProcessor(1)],
     ),
     "bad_words_ids": (
-        lambda inputs: {"bad_words_ids": [[41, token] for token in range(2, 96) if token % 3]},
-        lambda inputs: [stock.NoBadWordsLogitsProcessor([[41, token] for token in range(2, 96) if token % 3], None)],
+        lambda inputs: {"bad_words_ids": [[41, token] for token in UNLIKE_THIRD]},
+        lambda inputs: [stock.NoBadWordsLogitsProcessor([[41, token] for token in UNLIKE_THIRD], None)],
     ),
     "sequence_bias": (
         {"sequence_bias": [[[41, 60], 30.0], [[60, 61], 30.0]]},
@@ -158,8 +159,8 @@ PROCESSED: dict[str, tuple[Any, Callable[[dict[str, Tensor]], list[Any]]]] = {
         ],
     ),
     "begin_suppress_tokens": (
-        {"begin_suppress_tokens": [token for token in range(2, 96) if token % 3]},
-        lambda inputs: [stock.SuppressTokensAtBeginLogitsProcessor([token for token in range(2, 96) if token % 3], width(inputs))],
+        {"begin_suppress_tokens": UNLIKE_THIRD},
+        lambda inputs: [stock.SuppressTokensAtBeginLogitsProcessor(UNLIKE_THIRD, width(inputs))],
     ),
     "forced_eos_token_id": (
         lambda inputs: {"forced_eos_token_id": 77, "max_length": width(inputs) + STEPS},
@@ -243,7 +244,8 @@ def test_what_the_callers_code_is_shown(name: str, beams: int, keep: float) -> N
 
     with foveate.Saliency(keep=keep)(model):
         result = model.generate(
-            **inputs, **GREEDY, num_beams=beams, max_new_tokens=STEPS, logits_processor=LogitsProcessorList([processor]),
+            **inputs, **GREEDY, num_beams=beams, max_new_tokens=STEPS,
+            logits_processor=LogitsProcessorList([processor]),
             stopping_criteria=StoppingCriteriaList([Watching()]), prefix_allowed_tokens_fn=allowed,
         )  # fmt: skip
     assert [ids.shape[1] for ids in processor.ids] == [start + n for n in range(STEPS)]
@@ -562,15 +564,14 @@ def questions(row: Row, model: Any) -> dict[str, Ask]:
     return found
 
 
-def asking(where: str, ask: Callable[[], Any]) -> dict[str, Any]:
-    """Options of a generate in which the caller's code asks once, after the prompt was read."""
-    done = False
+def asking(where: str, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Options of a generate in which the caller's code asks once; and where the answer goes."""
+    answers: list[Any] = []
 
     def once() -> None:
-        nonlocal done
-        if not done:
-            done = True
-            ask()
+        if not answers:
+            answers.append(None)
+            answers[0] = ask(*args, **kwargs)
 
     class Processor(LogitsProcessor):
         def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -594,13 +595,14 @@ def asking(where: str, ask: Callable[[], Any]) -> dict[str, Any]:
         once()
         return type(model)._sample(model, input_ids, **kwargs)
 
-    return {
+    options: dict[str, dict[str, Any]] = {
         "logits_processor": {"logits_processor": LogitsProcessorList([Processor()])},
         "stopping_criteria": {"stopping_criteria": StoppingCriteriaList([Criterion()])},
         "streamer": {"streamer": Streamer()},
         "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": allowed},
         "custom_generate": {"custom_generate": custom},
-    }[where]
+    }
+    return options[where], answers
 
 
 PLACES = ["logits_processor", "stopping_criteria", "streamer", "prefix_allowed_tokens_fn", "custom_generate"]
@@ -624,8 +626,8 @@ def test_calls_of_the_same_model_from_inside(name: str, where: str) -> None:
             chosen = [one.indices for one in pruner.selections]
             wanted = wanted_of or {what: ask(model) for what, ask in kinds.items()}
             for what, ask in kinds.items():
-                got: list[Tensor] = []
-                result = model.generate(**inputs, **NEW, **asking(where, lambda ask=ask: got.append(ask(model))))
+                options, got = asking(where, ask, model)
+                result = model.generate(**inputs, **NEW, **options)
                 assert torch.equal(got[0], wanted[what]), (keep, what)
                 assert torch.equal(result, outer), (keep, what)
                 assert all(torch.equal(a, b.indices) for a, b in zip(chosen, pruner.selections, strict=True))
@@ -644,15 +646,13 @@ def test_calls_from_inside_a_call_that_owns_its_pruner(name: str, where: str) ->
     alone = foveate.generate(model, other, **several, **NEW)
     kinds = questions(row, model)
     for what, ask in kinds.items():
-        wanted, got = ask(model), []
-        ours = foveate.generate(model, pruner, **inputs, **NEW, **asking(where, lambda ask=ask: got.append(ask(model))))
+        wanted = ask(model)
+        options, got = asking(where, ask, model)
+        ours = foveate.generate(model, pruner, **inputs, **NEW, **options)
         assert torch.equal(got[0], wanted), what
         assert torch.equal(ours.output, outer.output), what
-    nested: list[foveate.Generated] = []
-    ours = foveate.generate(
-        model, pruner, **inputs, **NEW,
-        **asking(where, lambda: nested.append(foveate.generate(model, other, **several, **NEW))),
-    )  # fmt: skip
+    options, nested = asking(where, foveate.generate, model, other, **several, **NEW)
+    ours = foveate.generate(model, pruner, **inputs, **NEW, **options)
     for got, wanted in ((ours, outer), (nested[0], alone)):
         assert torch.equal(got.output, wanted.output)
         assert [one.indices.tolist() for one in got.selections] == [one.indices.tolist() for one in wanted.selections]
@@ -670,18 +670,15 @@ def test_calls_from_inside_a_method_that_prunes_inside(name: str, inner: str, wh
     other = foveate.FastV(keep=0.5, layer=1, budget="final") if inner == "fastv" else foveate.AdaFV(keep=0.4)
     outer = foveate.generate(model, own, **inputs, **NEW)
     alone = foveate.generate(model, other, **several, **NEW)
-    got: list[Any] = []
-    again = foveate.generate(
-        model, own, **inputs, **NEW,
-        **asking(where, lambda: got.append(foveate.generate(model, other, **several, **NEW))),
-    )  # fmt: skip
+    options, got = asking(where, foveate.generate, model, other, **several, **NEW)
+    again = foveate.generate(model, own, **inputs, **NEW, **options)
     assert torch.equal(again.output, outer.output)
     assert torch.equal(again.selections[0].indices, outer.selections[0].indices)
     assert torch.equal(got[0].output, alone.output)
     with own(model):
         wanted = model.generate(**several, **NEW)
-        got = []
-        result = model.generate(**inputs, **NEW, **asking(where, lambda: got.append(model.generate(**several, **NEW))))
+        options, got = asking(where, model.generate, **several, **NEW)
+        result = model.generate(**inputs, **NEW, **options)
     assert torch.equal(result, outer.output) and torch.equal(got[0], wanted)
 
 
@@ -695,15 +692,15 @@ def test_another_model_from_inside(where: str) -> None:
         bare = other.generate(**asked, **NEW)
         with foveate.Saliency(keep=0.3)(model):
             outer = model.generate(**inputs, **NEW)
-            got: list[Tensor] = []
-            options = asking(where, lambda: got.append(other.generate(**asked, **NEW)))
+            options, got = asking(where, other.generate, **asked, **NEW)
             assert torch.equal(model.generate(**inputs, **NEW, **options), outer)
             assert torch.equal(got[0], bare)
             with foveate.AdaFV(keep=0.4)(other):
                 pruned = other.generate(**asked, **NEW)
-                options = asking(where, lambda: got.append(other.generate(**asked, **NEW)))
+                # Taken anew: what was taken before is the bare model's.
+                options, got = asking(where, other.generate, **asked, **NEW)
                 assert torch.equal(model.generate(**inputs, **NEW, **options), outer)
-            assert torch.equal(got[1], pruned)
+            assert torch.equal(got[0], pruned)
             assert not torch.equal(pruned, bare)
 
 
