@@ -81,6 +81,15 @@ class Views(Batches):
             taken["pixel_values"] = torch.stack(pixels) if len(set(views)) == 1 else pixels
         return taken
 
+    def inputs(self, given: Arguments) -> tuple[dict[str, Any], Tensor | None]:
+        found, prompt = super().inputs(given)
+        if "image_sizes" in given:
+            # vLLM has a list where images differ. The adapter only asks how many views there are: the pixels themselves
+            # go to vLLM's tower.
+            views = sum(len(pixels) for pixels in given["pixel_values"])
+            found["pixel_values"] = torch.empty(views, 0, 0, 0, device="cpu")
+        return found, prompt
+
     def attention(self, model: Any) -> Any:
         layer = self.family.tower.reading({}).saliency_layer
         return model.vision_tower.vision_model.encoder.layers[layer].self_attn.attn
@@ -98,13 +107,7 @@ class Views(Batches):
 
 
 class Onevision(Views):
-    """LLaVA-OneVision, whose adapter wants one tensor of five dimensions; vLLM has a list where images differ."""
-
-    def inputs(self, given: Arguments) -> tuple[dict[str, Any], Tensor | None]:
-        views = [len(pixels) for pixels in given["pixel_values"]]
-        # The pixels themselves go to vLLM's tower; the adapter asks how many views there are.
-        shape = torch.empty(len(views), max(views), 0, 0, 0, device="cpu")
-        return {"pixel_values": shape, "image_sizes": given["image_sizes"]}, None
+    """LLaVA-OneVision."""
 
     def unserved(self) -> str | None:
         ratio = self.family.config.vision_aspect_ratio
