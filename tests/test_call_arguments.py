@@ -193,11 +193,10 @@ def test_unknown_arguments_with_an_entry_per_token(name: str, argument: str) -> 
     given = {argument: UNKNOWN[argument](inputs["input_ids"])}
     with torch.no_grad():
         bare = model(**inputs).logits
-        with foveate.Saliency(keep=0.3)(model):
-            with pytest.raises(
-                ValueError, match=f"{argument} of shape .* has an entry for each of the .* leave it out"
-            ):
-                model(**inputs, **given)
+        with foveate.Saliency(keep=0.3)(model), pytest.raises(
+            ValueError, match=f"{argument} of shape .* has an entry for each of the .* leave it out"
+        ):
+            model(**inputs, **given)
         with foveate.Saliency(keep=1.0)(model):
             assert torch.equal(model(**inputs, **given).logits, bare)
 
