@@ -31,6 +31,9 @@ def same(ours: Any, theirs: Any) -> bool:
         return torch.is_tensor(ours) and ours.shape == theirs.shape and ours.dtype == theirs.dtype and torch.equal(
             ours, theirs
         )  # fmt: skip
+    if isinstance(theirs, dict) and "pooler_output" in theirs:
+        # What newer transformers hand over of the vision tower: its features, but not its states.
+        return "last_hidden_state" not in ours and same(ours["pooler_output"], theirs["pooler_output"])
     if isinstance(theirs, dict):
         return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in theirs)
     if isinstance(theirs, (list, tuple)):
@@ -55,6 +58,8 @@ def test_with_all_kept_every_field_is_the_bare_models(name: str, batch: str) -> 
         {"logits_to_keep": 3},
         {"return_dict": False},
     ]
+    with torch.no_grad():
+        whole = model(**inputs)
     telling = {"output_hidden_states", "output_attentions", "output_scores", "output_logits", "return_dict_in_generate"}
     for options in calls:
         with torch.no_grad():
@@ -62,6 +67,10 @@ def test_with_all_kept_every_field_is_the_bare_models(name: str, batch: str) -> 
             with foveate.AdaFV(keep=1.0)(model):
                 ours = model(**inputs, **options)
         assert type(ours) is type(bare)
+        if isinstance(bare, tuple) and isinstance(bare[-1], tuple) and "image_outputs" in whole:
+            (features,) = ours[-1]  # of the vision tower, likewise
+            assert same(features, whole["image_outputs"].pooler_output)
+            ours, bare = ours[:-1], bare[:-1]
         assert same(ours, bare), options
     bare = model.generate(**inputs, **GREEDY, **dict.fromkeys(telling, True))
     with foveate.AdaFV(keep=1.0)(model):
@@ -125,39 +134,33 @@ def test_labels_and_shifted_labels(name: str, batch: str) -> None:
     model = row.make("sdpa")
     inputs = prompts(row, model, batch)
     ids = inputs["input_ids"]
-    labels = ids.masked_fill(torch.isin(ids, torch.tensor([*SILENT, 0])) | (inputs["attention_mask"] == 0), -100)
+    labels = ids.masked_fill(torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0), -100)
     shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-    # Of a column that only shifted labels have: what follows the prompt's end. It must not be lost.
-    with torch.no_grad():
-        bare = [
-            float(model(**inputs, **one).loss)
-            for one in ({"labels": labels}, {"shift_labels": shifted, "labels": labels})
-        ]
-        with foveate.Saliency(keep=1.0)(model):
-            whole = [
-                float(model(**inputs, **one).loss)
-                for one in ({"labels": labels}, {"shift_labels": shifted, "labels": labels})
-            ]
-        assert whole == bare
-        pruner = foveate.Saliency(keep=0.3)
-        with pruner(model):
-            ours = [
-                float(model(**inputs, **one).loss)
-                for one in ({"labels": labels}, {"shift_labels": shifted, "labels": labels})
-            ]
+
+    def losses() -> list[float]:
+        with torch.no_grad():
+            plain = model(**inputs, labels=labels).loss
+            return [float(plain), float(model(**inputs, labels=labels, shift_labels=shifted).loss)]
+
+    bare = losses()
+    with foveate.Saliency(keep=1.0)(model):
+        assert losses() == bare
+    pruner = foveate.Saliency(keep=0.3)
+    with pruner(model):
+        ours = losses()
     assembled = reference.assemble(row, model, inputs, [one.indices for one in pruner.selections])
     with torch.no_grad():
         hidden = row.hidden(model, assembled.embeddings, assembled.mask, assembled.positions, assembled)
         logits = reference.logits_of(row, model, hidden)
-    losses = []
+    each = []
     width = assembled.embeddings.shape[1]
     for number, columns in enumerate(assembled.columns):
         kept = labels[number, columns]
         scores = logits[number, width - len(columns) :]
         for place in range(len(columns) - 1):
             if kept[place + 1] != -100:
-                losses.append(torch.nn.functional.cross_entropy(scores[place].double(), kept[place + 1]))
-    wanted = float(torch.stack(losses).mean())
+                each.append(torch.nn.functional.cross_entropy(scores[place].double(), kept[place + 1]))
+    wanted = float(torch.stack(each).mean())
     assert ours == pytest.approx([wanted, wanted], rel=1e-4)
 
 
@@ -193,8 +196,14 @@ def test_unknown_arguments_with_an_entry_per_token(name: str, argument: str) -> 
     given = {argument: UNKNOWN[argument](inputs["input_ids"])}
     with torch.no_grad():
         bare = model(**inputs).logits
+<<<<<<< HEAD
         with foveate.Saliency(keep=0.3)(model), pytest.raises(
             ValueError, match=f"{argument} of shape .* has an entry for each of the .* leave it out"
+=======
+        with (
+            foveate.Saliency(keep=0.3)(model),
+            pytest.raises(ValueError, match=f"{argument} of shape .* has an entry for each of the .* leave it out"),
+>>>>>>> helper-e
         ):
             model(**inputs, **given)
         with foveate.Saliency(keep=1.0)(model):
@@ -229,7 +238,7 @@ def test_masked_placeholders_are_named(name: str) -> None:
 # Integers, padding, ends.
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", [name for name in FEW if not ROWS[name].rope])  # with M-RoPE stock takes none
 def test_int32_ids(name: str) -> None:
     row = ROWS[name]
     model = row.make("sdpa")

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import (
@@ -32,6 +34,7 @@ from tests.tiny import BOS, ROWS, SILENT, Row, assistant, prompts
 GREEDY: dict[str, Any] = {"do_sample": False, "suppress_tokens": SILENT}
 FEW = ["llava-clip", "llava_next-clip", "qwen2_5_vl", "internvl", "idefics3"]
 STEPS = 6
+OLD = Version(transformers.__version__) < Version("5.18")
 UNLIKE_THIRD = [token for token in range(2, 96) if token % 3]
 
 
@@ -322,8 +325,9 @@ def test_stop_strings(name: str, keep: float) -> None:
         answer = model.generate(**inputs, **GREEDY, max_new_tokens=8)[0, start:]
         stops = [tokenizer.decode(inputs["input_ids"][0, -4:-1]), tokenizer.decode(answer[2:4])]
         ours = model.generate(**inputs, **GREEDY, max_new_tokens=8, stop_strings=stops, tokenizer=tokenizer)
-    assert len(stops[1]) == 2
-    assert ours[0].tolist() == [*inputs["input_ids"][0].tolist(), *answer[:4].tolist()]
+    end = next(n for n in range(1, 9) if stops[1] in tokenizer.decode(answer[:n]))
+    assert len(stops[1]) == 2 and end <= 4
+    assert ours[0].tolist() == [*inputs["input_ids"][0].tolist(), *answer[:end].tolist()]
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -434,8 +438,13 @@ def test_ways_to_decode(name: str, way: str) -> None:
     row = ROWS[name]
     model = row.make("sdpa")
     batch = "one" if any(word in way for word in ("assistant", "lookup", "own loop")) else "mixed"
-    if row.mixes_beams and "beams" in way:
-        batch = "one"
+    if OLD and ("assistant" in way or "lookup" in way):
+        pytest.skip("this transformers hands pixels to an assistant for text, and takes no model without EOS")
+    several = "beams" in way or "returns" in way
+    if OLD and several and name not in ("llava-clip", "llava_next-clip"):
+        pytest.skip("this transformers hands the tiles of one picture to the wrong beams")
+    if (OLD and several) or (row.mixes_beams and "beams" in way):
+        batch = "one"  # stock hands the images of a prompt with several to the wrong beams
     inputs = prompts(row, model, batch)
     if way in ("assistant", "sampling with an assistant") and row.per_token(inputs["input_ids"]):
         pytest.skip("stock: an assistant for text knows no token types")
@@ -560,7 +569,8 @@ def questions(row: Row, model: Any) -> dict[str, Ask]:
     ):
         found[f"forward, {what}"] = logits(inputs)
         found[f"generate, {what}"] = generated(inputs)
-    found["beams, other pictures"] = generated(several, num_beams=2)
+    another = {**same, "pixel_values": same["pixel_values"].flip(-1)}
+    found["beams, another picture"] = generated(another, num_beams=2)
     return found
 
 

@@ -84,7 +84,8 @@ class Call(PrunedCall[Pruner]):
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``model.forward``: logits are given for every token of the long prompt; a dropped token's are those of the
-        nearest kept one before it. Hidden states and attentions are those of the short prompt.
+        nearest kept one before it. Hidden states and attentions are those of the short prompt; of what the vision tower
+        gave, there are the features alone.
         """
         arguments = bind(original, args, kwargs)
         if self.is_text_only(arguments, arguments.get("input_ids")):

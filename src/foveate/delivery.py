@@ -20,6 +20,8 @@ from foveate.models.encoded import Kept, Kind
 from foveate.prompts import cached_length, is_remembered
 from foveate.views import PromptView
 
+TOWER_STATES = ("last_hidden_state", "hidden_states", "attentions")
+"""What ``get_image_features`` gives beside features; from 5.24 on, forward hands it on as ``image_outputs``."""
 REMEDY = "docs/adding_a_family.md says how to write an adapter for such a class."
 
 
@@ -113,7 +115,11 @@ class Delivery:
         # features. A fresh package each time: beam search changes it in place.
         times = self.family.copies(arguments, kind) // self.copies[kind]
         if times == 1 and kind in self.stock:
-            return copy.copy(self.stock[kind])
+            given = self.stock[kind]
+            if not isinstance(given, Mapping) or "pooler_output" not in given:  # an attribute of its own, once
+                return copy.copy(given)
+            # The tower's own states are not the stock ones: layers that no feature comes from may have been skipped.
+            return type(given)(**{name: value for name, value in given.items() if name not in TOWER_STATES})
         rows = [row for row in self.rows[kind] for _ in range(times)]
         if self.family.joins_rows:
             rows = [[_joined(row)] for row in rows if row]

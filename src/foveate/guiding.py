@@ -49,10 +49,7 @@ def locate_images(
     if sum(per_row) != sum(placeholders):
         hidden = int(everywhere.sum()) - sum(per_row)
         if hidden and sum(per_row) + hidden == sum(placeholders):
-            raise ValueError(
-                f"attention_mask hides {hidden} of the {sum(placeholders)} {kind} placeholders: a masked {kind} cannot "
-                f"be pruned. Leave the {kind} and its placeholders out, or let the mask show them all."
-            )
+            raise ValueError(masked_placeholders(hidden, sum(placeholders), kind))
         raise ValueError(
             f"the prompts hold {sum(per_row)} {kind} placeholders, but the {len(placeholders)} {kind}(s) given need "
             f"{sum(placeholders)} ({', '.join(map(str, placeholders))}). Pass every {kind} with its prompt through the "
@@ -74,6 +71,14 @@ def locate_images(
             spans.append(ImageSpan(row, columns[used : used + take]))
             used, image = used + take, image + 1
     return spans
+
+
+def masked_placeholders(hidden: int, count: int, kind: str) -> str:
+    """What an error says where a mask hides placeholders."""
+    return (
+        f"attention_mask hides {hidden} of the {count} {kind} placeholders: a masked {kind} cannot be pruned. Leave "
+        f"the {kind} and its placeholders out, or let the mask show them all."
+    )
 
 
 @dataclass(frozen=True, eq=False)

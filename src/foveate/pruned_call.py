@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.arguments import IGNORED, cache_in
 from foveate.delivery import Delivery, delivering, outside
 from foveate.functional import require_finite
-from foveate.guiding import Guide, ImageSpan, locate_images
+from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request
 from foveate.options import Options
@@ -119,7 +119,15 @@ class PrunedCall(Generic[_Method]):
     def locate(self, arguments: Mapping[str, Any], prompt: Prompt) -> Located:
         """Every image and video, encoded, with its place, in prompt order."""
         fresh = prompt.fresh
-        images = self._encode(arguments, torch.where(fresh, prompt.ids, -1))
+        try:
+            images = self._encode(arguments, torch.where(fresh, prompt.ids, -1))
+        except ValueError as error:  # of a family that reads the prompt: what a mask hides is the likelier cause
+            for kind, token in self.family.placeholder_ids.items():
+                there = prompt.ids == token
+                hidden = int((there & ~prompt.mask).sum())
+                if hidden and self.family.has(arguments, kind):
+                    raise ValueError(masked_placeholders(hidden, int(there.sum()), kind)) from error
+            raise
         located: list[tuple[EncodedImage, ImageSpan]] = []
         for kind, token in self.family.placeholder_ids.items():
             ours = [image for image in images if image.kind == kind]
