@@ -196,14 +196,9 @@ def test_unknown_arguments_with_an_entry_per_token(name: str, argument: str) -> 
     given = {argument: UNKNOWN[argument](inputs["input_ids"])}
     with torch.no_grad():
         bare = model(**inputs).logits
-<<<<<<< HEAD
-        with foveate.Saliency(keep=0.3)(model), pytest.raises(
-            ValueError, match=f"{argument} of shape .* has an entry for each of the .* leave it out"
-=======
         with (
             foveate.Saliency(keep=0.3)(model),
             pytest.raises(ValueError, match=f"{argument} of shape .* has an entry for each of the .* leave it out"),
->>>>>>> helper-e
         ):
             model(**inputs, **given)
         with foveate.Saliency(keep=1.0)(model):
