@@ -390,15 +390,15 @@ def test_saliency_coverage(inputs, budget, dtype, alpha):
 
 
 def test_what_is_covered_adds_nothing():
-    """Three directions in many lengths: after three tokens all gains are nothing, and the earliest tokens follow."""
-    axes = torch.randn(3, 16, generator=seeded(0))
-    features = axes[torch.randint(0, 3, (60,), generator=seeded(1))]
-    saliency = torch.rand(60, generator=seeded(2))
-    three = saliency_coverage(features, saliency, 3)[0].tolist()
-    assert len({tuple(features[token].tolist()) for token in three}) == 3
-    rest = [token for token in range(60) if token not in three]
-    for budget in (4, 9, 30):
-        assert saliency_coverage(features, saliency, budget)[0].tolist() == sorted(three + rest[: budget - 3])
+    """Twenty directions: after a token of each all gains are nothing, and not what rounding left of them."""
+    axes = torch.eye(20) + 1e-7 * torch.randn(20, 20, generator=seeded(0))  # cosines of many magnitudes
+    features = axes[torch.randint(0, 20, (500,), generator=seeded(1))]
+    saliency = torch.rand(500, generator=seeded(2)) + 0.5
+    first = saliency_coverage(features, saliency, 20)[0].tolist()
+    assert len({tuple(features[token].tolist()) for token in first}) == 20
+    rest = [token for token in range(500) if token not in first]
+    for budget in (21, 30, 200):
+        assert saliency_coverage(features, saliency, budget)[0].tolist() == sorted(first + rest[: budget - 20])
 
 
 def test_saliency_coverage_by_hand():
