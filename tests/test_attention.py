@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import foveate
 from foveate.attention_rows import QUERY_CHUNK, cls_attention, received_attention
 from tests.encoding import encode
-from tests.tiny import IMAGE, SILENT, prompts
+from tests.tiny import BOS, IMAGE, SILENT, prompts
 from tests.tiny import ROWS as ALL_ROWS
 from tests.tiny.llava import ROWS
 
@@ -149,7 +149,7 @@ def test_selection_is_the_functions_choice(row: Any) -> None:
     (selection,) = pruner.selections
     (image,) = encode(model, images_of(inputs))
     ids = inputs["input_ids"][0]
-    text = ids[int((ids == IMAGE).nonzero()[-1]) + 1 :]
+    text = ids[(ids != IMAGE) & (ids != BOS)]  # the image's turn, before it and after: here, the whole prompt
     attention = foveate.functional.text_to_image_attention(model.get_input_embeddings()(text), image.tokens.features)
     kept = foveate.functional.adafv(image.tokens.saliency, attention, len(selection))
     assert torch.equal(selection.indices, kept)

@@ -30,7 +30,7 @@ import foveate
 from foveate.loading import check_family, load
 from foveate.models import FAMILIES, family_for
 from tests.tiny import IMAGE, ROWS, SILENT, prompts
-from tests.tiny.generic import cohere2_vision
+from tests.tiny.generic import unknown_vision
 from tests.tiny.rows import TEXT, VISION
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
@@ -83,9 +83,9 @@ def refused(model: Any, reason: str) -> None:
         assert all(before[name][key] is after[key] for key in after), name
 
 
-@pytest.mark.skipif("generic-cohere2_vision" in ROWS, reason="this transformers hands Cohere's features over flat")
+@pytest.mark.skipif("generic-pixel_shuffle" in ROWS, reason="this transformers hands such features over flat")
 def test_features_that_are_not_flat_are_refused() -> None:
-    refused(cohere2_vision("sdpa"), "pooler_output with one .tokens, width. per view")
+    refused(unknown_vision("sdpa"), "pooler_output with one .tokens, width. per view")
 
 
 def test_positions_of_three_dimensions_are_refused() -> None:
