@@ -70,7 +70,7 @@ def important_and_diverse(
         similar = closest_of(first, second)
         drop = min(step, len(left) - diverse, len(first))
         ascending = similar.sort(stable=True).indices[: len(first) - drop]
-        left = torch.cat([first[ascending.flip(0)], second])
+        left = torch.cat([first.index_select(0, ascending.flip(0)), second])
     return torch.cat([kept, left[:diverse]]).sort().values, closest
 
 
@@ -96,22 +96,29 @@ class _Closest:
         values, tokens = self._lists()
         asked = torch.zeros(len(values), dtype=torch.bool, device=first.device).index_fill_(0, second, True)
         similar = values.new_empty(len(first))
+        # Written with index_select throughout: torch shares a few thousand cells of x[y] out among threads, which takes
+        # longer than the work where others keep the processor busy.
         open_ = torch.arange(len(first), device=first.device)  # places in ``first`` whose neighbour is to be found
         for start, end in itertools.pairwise((0, *_LISTED)):
             rows = first.index_select(0, open_)
-            hit = asked[tokens[:, start:end].index_select(0, rows)]
-            if hit.shape[1] == 0:
+            near = tokens[:, start:end].index_select(0, rows)
+            if near.shape[1] == 0:
                 break
-            place = hit.view(torch.uint8).argmax(dim=-1)  # the first of them
-            met = hit.any(dim=-1)
-            similar[open_[met]] = values[rows[met], start + place[met]]
-            open_ = open_[~met]
+            hit = asked.index_select(0, near.flatten()).view(near.shape)
+            cells = rows * values.shape[1] + start + hit.view(torch.uint8).argmax(dim=-1)  # the first of them
+            found = hit.any(dim=-1)
+            met = found.nonzero().squeeze(1)
+            likest = values.flatten().index_select(0, cells.index_select(0, met))
+            similar.index_copy_(0, open_.index_select(0, met), likest)
+            open_ = open_.index_select(0, found.logical_not_().nonzero().squeeze(1))
+        left = asked.index_fill(0, first, True)
         for some in torch.split(open_, max(1, _BLOCK // len(values))):
             rows = first.index_select(0, some)
             row = self.likeness.index_select(0, rows)
-            similar[some] = row.masked_fill(~asked, -math.inf).amax(dim=-1)
-            left = asked.index_fill(0, first, True)
-            values[rows], tokens[rows] = row.masked_fill_(~left, -math.inf).topk(values.shape[1], dim=-1)
+            similar.index_copy_(0, some, row.masked_fill(~asked, -math.inf).amax(dim=-1))
+            again = row.masked_fill_(~left, -math.inf).topk(values.shape[1], dim=-1)
+            values.index_copy_(0, rows, again.values)
+            tokens.index_copy_(0, rows, again.indices)
         return similar
 
     def _lists(self) -> tuple[Tensor, Tensor]:
