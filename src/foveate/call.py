@@ -13,8 +13,6 @@ from foveate.arguments import (
     bind,
     cache_in,
     cache_of,
-    infer_mask,
-    refuse_generation,
     require_arguments,
     restore,
     setting,
@@ -49,18 +47,10 @@ class Shortened:
 class Call(PrunedCall[Pruner]):
     """A call under a method that prunes before the LLM: the model's own code runs on a shorter prompt."""
 
-    @torch.no_grad()
-    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``model.generate``: the same arguments, the same returns, the prompt as the user knows it in front."""
-        arguments = bind(original, args, kwargs)
-        key = "inputs" if arguments.get("inputs") is not None else "input_ids"
-        if self.is_text_only(arguments, arguments.get(key)):
-            return self.bare(original, arguments, arguments.get(key))
+    def run(self, original: Callable[..., Any], arguments: dict[str, Any], key: str, prompt: Prompt) -> Any:
+        """``generate`` on the shortened prompt; what comes back has the prompt as the user knows it in front."""
         ids: Tensor = arguments[key]
-        refuse_generation(self.model, arguments)
-        mask = arguments.get("attention_mask")
-        mask = infer_mask(self.model, arguments, ids) if mask is None else mask
-        short = self._shorten(arguments, self.whole_prompt(arguments, ids, mask))
+        short = self._shorten(arguments, prompt)
         plan = short.plan
         if short.touched:
             arguments.update(self._short_arguments(arguments, ids, plan, key, from_mask=True))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from foveate.arguments import IGNORED, cache_in
+from foveate.arguments import IGNORED, bind, cache_in, infer_mask, refuse_generation
 from foveate.delivery import Delivery, delivering, outside
 from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
@@ -28,7 +29,7 @@ Rows = Mapping[Kind, Sequence[Sequence[Kept]]]
 _Method = TypeVar("_Method", bound=Method)
 
 
-class PrunedCall(Generic[_Method]):
+class PrunedCall(ABC, Generic[_Method]):
     """What calls of ``generate`` and ``forward`` under a pruner share, wherever the pruner works.
 
     Args:
@@ -60,6 +61,30 @@ class PrunedCall(Generic[_Method]):
         self.prompt_tokens = 0
         self.visual_tokens: list[int] = []
         self.stock: dict[Kind, Any] = {}
+
+    @torch.no_grad()
+    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``model.generate``: the same arguments, the same returns."""
+        arguments = bind(original, args, kwargs)
+        key = "inputs" if arguments.get("inputs") is not None else "input_ids"
+        ids: Tensor | None = arguments.get(key)
+        if self.is_text_only(arguments, ids) or ids is None:
+            return self.bare(original, arguments, ids)
+        refuse_generation(self.model, arguments)
+        mask = arguments.get("attention_mask")
+        mask = infer_mask(self.model, arguments, ids) if mask is None else mask
+        return self.run(original, arguments, key, self.whole_prompt(arguments, ids, mask))
+
+    @abstractmethod
+    def run(self, original: Callable[..., Any], arguments: dict[str, Any], key: str, prompt: Prompt) -> Any:
+        """``generate`` on a prompt with images.
+
+        Args:
+            original: the model's own.
+            arguments: the call's, to be changed at will.
+            key: which of them are the ids.
+            prompt: as the user knows it.
+        """
 
     def mirror(self) -> None:
         """Leaves the result with the pruner, where the last call of all is."""

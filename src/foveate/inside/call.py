@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.arguments import bind, cache_in, cache_of, infer_mask, refuse_generation
+from foveate.arguments import bind, cache_in, cache_of
 from foveate.attention import recording
 from foveate.delivery import delivering
 from foveate.guiding import Guide, ImageSpan
 from foveate.inside.layers import ImageInLayers, PrunedLayers, watching
 from foveate.inside.supported import check_inside, language_layers, refuse_modes
 from foveate.models.encoded import EncodedImage
-from foveate.prompts import mark_uneven
+from foveate.prompts import Prompt, mark_uneven
 from foveate.pruned_call import PrunedCall, require_scores_finite
 from foveate.pruners.inside import InsidePruner
 from foveate.tokens import Selection
@@ -26,22 +26,13 @@ class InsideCall(PrunedCall[InsidePruner]):
 
     tokens_per_layer: Sequence[Sequence[int]] = ()
 
-    @torch.no_grad()
-    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``model.generate``: the same arguments, the same returns. The prompt is the stock one.
+    def run(self, original: Callable[..., Any], arguments: dict[str, Any], key: str, prompt: Prompt) -> Any:
+        """``generate`` on the stock prompt, shortened on its way through the layers.
 
         A returned cache holds fewer tokens the deeper the layer and cannot be continued.
         """
         check_inside(self.family, self.pruner, self.options)
-        arguments = bind(original, args, kwargs)
-        key = "inputs" if arguments.get("inputs") is not None else "input_ids"
-        if self.is_text_only(arguments, arguments.get(key)):
-            return self.bare(original, arguments, arguments.get(key))
         ids: Tensor = arguments[key]
-        refuse_generation(self.model, arguments)
-        mask = arguments.get("attention_mask")
-        mask = infer_mask(self.model, arguments, ids) if mask is None else mask
-        prompt = self.whole_prompt(arguments, ids, mask)
         refuse_modes(self.model, arguments, self.pruner.name)
         if bool((prompt.mask[:, :-1] & ~prompt.mask[:, 1:]).any()):
             raise ValueError(
