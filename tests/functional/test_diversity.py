@@ -333,6 +333,7 @@ def test_important_and_diverse(inputs, budget, dtype, share, step):
 @pytest.mark.parametrize("step", [1, 3])
 def test_short_lists_change_nothing(inputs, listed, block, step, monkeypatch):
     """Lists so short that most tokens find none of theirs left, and rows read in blocks of one and of two."""
+    monkeypatch.setattr("foveate.functional.duplicates._FEW", 0)
     monkeypatch.setattr("foveate.functional.duplicates._LISTED", listed)
     monkeypatch.setattr("foveate.functional.duplicates._BLOCK", block)
     for seed in range(4):

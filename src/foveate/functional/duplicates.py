@@ -15,6 +15,7 @@ from torch import Tensor
 from foveate.functional.common import descending, directions, everything, require_budget, require_length
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
+_FEW = 1 << 18  # cells that are read no slower than looked up in lists
 _LISTED = (4, 16, 64)
 """How many of its neighbours are looked at before a token's whole row is: the first four, which is mostly enough, then
 the others up to the 16th, and to the 64th. While one token in ten is in question, one list in a thousand has none."""
@@ -77,9 +78,9 @@ def important_and_diverse(
 class _Closest:
     """The largest likeness of some tokens to any of some others.
 
-    On an accelerator the cells in question are read, all of them. On the CPU, where values may be looked at, every
-    token has a list of its nearest, and the first of them that is in question is the one; a token none of whose listed
-    are has its row read, and its list made anew of what is left. The result is the same cell.
+    On an accelerator, and where they are few, the cells in question are all read. Else, on the CPU, where values may be
+    looked at, every token has a list of its nearest, and the first of them that is in question is the one; a token none
+    of whose listed are has its row read, and its list made anew of what is left. The result is the same cell.
 
     Args:
         likeness: (N, N), -1 on the diagonal.
@@ -91,7 +92,7 @@ class _Closest:
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         """(F,) the largest likeness of each of the tokens ``first`` (F,) to any of ``second`` (S,), none in both."""
-        if self.likeness.device.type != "cpu":
+        if self.likeness.device.type != "cpu" or len(first) * len(self.likeness) <= _FEW:
             return self.likeness.index_select(0, first).index_select(1, second).amax(dim=-1)
         values, tokens = self._lists()
         asked = torch.zeros(len(values), dtype=torch.bool, device=first.device).index_fill_(0, second, True)

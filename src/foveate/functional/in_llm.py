@@ -138,8 +138,11 @@ def density_peaks(points: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
         delta = distances(start).masked_fill(~denser, math.inf).amin(dim=-1)
         deltas.append(torch.where(denser.any(dim=-1), delta, largest))
     centres = descending(density + torch.cat(deltas).log())[1][:clusters].sort().values
-    middles = exact.index_select(0, centres)
-    member = torch.cat([_distances(some, middles).argmin(dim=-1) for some in torch.split(exact, height)])
+    if height >= count:
+        member = distances(0).index_select(1, centres).argmin(dim=-1)
+    else:
+        middles = exact.index_select(0, centres)
+        member = torch.cat([_distances(some, middles).argmin(dim=-1) for some in torch.split(exact, height)])
     # A centre is its own, even where another one equals it.
     return centres, member.scatter(0, centres, torch.arange(clusters, device=points.device))
 
