@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         FastV,
         FixedMix,
         HoloV,
+        Method,
         Pool,
         PruMerge,
         PruMergePlus,
@@ -43,7 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Pool PruMerge PruMergePlus Pruner "
+        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge PruMergePlus Pruner "
         "PyramidDrop Random SCOPE Saliency SparseVLM TextSimilarity Uniform VisPruner VisionZip get_pruner"
     ),
     "foveate.session": "Answer Session look",
