@@ -44,8 +44,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge PruMergePlus Pruner "
-        "PyramidDrop Random SCOPE Saliency SparseVLM TextSimilarity Uniform VisPruner VisionZip get_pruner"
+        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge PruMergePlus "
+        "Pruner PyramidDrop Random SCOPE Saliency SparseVLM TextSimilarity Uniform VisPruner VisionZip get_pruner"
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",
