@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from foveate import ownership
 from foveate.inside import check_inside
 from foveate.instrumented import InstrumentedModel
 from foveate.models import stock_model
@@ -22,8 +21,6 @@ from foveate.patches import lock_of
 from foveate.pruners.base import Method
 from foveate.tokens import Selection
 
-# The attachments made in this thread or asyncio task, and in those it was started from, the newest last.
-_made: ContextVar[tuple[weakref.ref[Attachment], ...]] = ContextVar("foveate_attachments", default=())
 # By attachment, the results of the last call of this thread or task. Never changed, only replaced: tasks that were
 # started from here hold the same one.
 _results: ContextVar[Mapping[Attachment, list[Selection]] | None] = ContextVar("foveate_results", default=None)
@@ -86,21 +83,21 @@ class Attachment:
         model = stock_model(self.model)
         try:
             with lock_of(model):
-                here = own_attachment(model)
-                if here is not None and here._owner is not None and here._owner() is _owner():
+                instrumented = InstrumentedModel.of(model)
+                here = ownership.own(instrumented.attachments)
+                if here is not None and here._owner is not None and here._owner() is ownership.owner():
                     raise RuntimeError(
                         f"this model has a pruner on it already ({here.pruner}): leave its `with` block, remove() it "
                         "or foveate.detach(model) before attaching another"
                     )
-                instrumented = InstrumentedModel.of(model)
                 self.options.check(instrumented.family)
                 check_inside(instrumented.family, self.pruner, self.options)
                 instrumented.patches.acquire(self)
                 instrumented.attachments.append(self)
                 instrumented.pruned = True
-                self._owner = weakref.ref(_owner())
+                self._owner = weakref.ref(ownership.owner())
                 self._on = instrumented
-                _made.set((*_alive(), weakref.ref(self)))
+                ownership.add(self)
             return self
         except BaseException:
             self._drop(model)
@@ -135,7 +132,7 @@ class Attachment:
                 found.patches.release(self)
                 if self in found.attachments:  # last: detach() finds by it what an interrupt has left half done
                     found.attachments.remove(self)
-        _made.set(tuple(one for one in _alive() if one() is not self))
+        ownership.drop(self)
 
     def __enter__(self) -> Attachment:
         return self if self.active else self.activate()
@@ -215,28 +212,6 @@ def detach(model: Any) -> int:
     if told:
         raise RuntimeError("; ".join(told))
     return len(attachments)
-
-
-def own_attachment(model: Any) -> Attachment | None:
-    """The newest attachment on a model that this thread or task made, or was started with."""
-    for one in reversed(_made.get()):
-        found = one()
-        if found is not None and found._on is not None and found._on.model is model:
-            return found
-    return None
-
-
-def _alive() -> tuple[weakref.ref[Attachment], ...]:
-    return tuple(one for one in _made.get() if (found := one()) is not None and found.active)
-
-
-def _owner() -> Any:
-    """The running asyncio task, else the running thread."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return threading.current_thread() if task is None else task
 
 
 def check_handed(model: Any, pruner: Any) -> None:

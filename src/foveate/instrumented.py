@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from foveate import ownership
 from foveate.arguments import bind
 from foveate.attention import untraced
 from foveate.call import Call
@@ -94,10 +95,8 @@ class InstrumentedModel:
 
     def current(self) -> Attachment | None:
         """The attachment that applies to the running thread or task; None when the model is only looked through."""
-        from foveate.attachment import own_attachment
-
-        own = own_attachment(self.model)
         attachments = [one for one in self.attachments if one.active]
+        own = ownership.own(attachments)
         if own is not None or not attachments:
             return own
         if len(attachments) == 1:
