@@ -66,6 +66,8 @@ def refuse_generation(model: Any, arguments: Mapping[str, Any]) -> None:
 
 def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by name."""
+    if not args:
+        return dict(kwargs)
     names = [
         name
         for name, parameter in inspect.signature(function).parameters.items()

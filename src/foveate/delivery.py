@@ -115,15 +115,19 @@ class Delivery:
         # features. A fresh package each time: beam search changes it in place.
         times = self.family.copies(arguments, kind) // self.copies[kind]
         if times == 1 and kind in self.stock:
-            given = self.stock[kind]
-            if not isinstance(given, Mapping) or "pooler_output" not in given:  # an attribute of its own, once
-                return copy.copy(given)
-            # The tower's own states are not the stock ones: layers that no feature comes from may have been skipped.
-            return type(given)(**{name: value for name, value in given.items() if name not in TOWER_STATES})
+            return copy.copy(self.stock[kind])
         rows = [row for row in self.rows[kind] for _ in range(times)]
         if self.family.joins_rows:
             rows = [[_joined(row)] for row in rows if row]
         return self.family.package([one for row in rows for one in row], kind)
+
+
+def features_alone(output: Any) -> Any:
+    """What a model's own ``get_image_features`` gave, less the tower's states: they would be held while the LLM runs,
+    and are not the stock ones, since layers that no feature comes from may have been skipped."""
+    if not isinstance(output, Mapping) or "pooler_output" not in output:  # an attribute of its own, once
+        return output
+    return type(output)(**{name: value for name, value in output.items() if name not in TOWER_STATES})
 
 
 # What the running thread's (or task's) innermost pruned call delivers; None outside of one, and in the caller's own

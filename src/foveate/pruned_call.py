@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.arguments import IGNORED, bind, cache_in, infer_mask, refuse_generation
-from foveate.delivery import Delivery, delivering, outside
+from foveate.delivery import Delivery, delivering, features_alone, outside
 from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
 from foveate.models.base import Family
@@ -224,8 +224,9 @@ class PrunedCall(ABC, Generic[_Method]):
                 continue
 
             def features(*args: Any, kind: Kind = kind, own: Callable[..., Any] = own, **kwargs: Any) -> Any:
-                self.stock[kind] = own(*args, **kwargs)
-                return self.stock[kind]
+                output = own(*args, **kwargs)
+                self.stock[kind] = features_alone(output)
+                return output
 
             request = Request(
                 features,
