@@ -186,9 +186,9 @@ def find(ids: Tensor, patterns: Sequence[Sequence[int]]) -> list[tuple[int, int]
     found: set[tuple[int, int]] = set()
     for pattern in patterns:
         size = len(pattern)
-        if not 0 < size <= len(ids):
-            continue
-        wanted = torch.tensor(list(pattern), dtype=ids.dtype, device="cpu")
-        matches = (ids.unfold(0, size, 1) == wanted).all(dim=1).nonzero()[:, 0].tolist()
-        found.update((begin, begin + size) for begin in matches)
+        if size:
+            begins = (ids == pattern[0]).nonzero()[:, 0].tolist()  # of a mark there are few
+            found.update(
+                (begin, begin + size) for begin in begins if ids[begin : begin + size].tolist() == list(pattern)
+            )
     return sorted(found)
