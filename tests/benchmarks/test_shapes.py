@@ -22,8 +22,8 @@ PARAMETERS = {
     "qwen3-vl-8b": 8_767_123_696,
     "internvl-8b": 7_944_373_760,
 }
-SAME_ENCODER = {"glm4v_moe", "qwen3_vl_moe"}
-"""As in the dense model of the same name."""
+SAME_ENCODER = {"glm4v_moe", "qwen3_vl_moe", "cohere2_vision"}
+"""As in the dense model of the same name; Command A Vision's is Aya Vision's, with larger tiles."""
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
