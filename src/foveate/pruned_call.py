@@ -19,6 +19,7 @@ from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
 from foveate.pruners.base import Method
 from foveate.tokens import Selection, TextTokens
+from foveate.turns import Turns
 from foveate.views import PromptView, SeeingStreamer
 
 Located = Sequence[tuple[EncodedImage, ImageSpan]]
@@ -173,7 +174,10 @@ class PrunedCall(ABC, Generic[_Method]):
         answer = torch.zeros_like(text)
         if labels is not None:
             answer[:, -labels.shape[1] :] = labels.cpu() != IGNORED
-        return Guide(prompt.ids, text, self.options.turns(self.family), self.pruner.text_span, answer)
+        turns = Turns(special=self.family.special_token_ids)
+        if self.pruner.text_span == "turn":
+            turns = self.options.turns(self.family)
+        return Guide(prompt.ids, text, turns, self.pruner.text_span, answer)
 
     def text_tokens(self, guide: Guide, image: EncodedImage, span: ImageSpan) -> TextTokens:
         """The guiding text's embeddings, where the image's features are.
