@@ -14,12 +14,12 @@ from foveate.prompts import Plan
 
 CACHES = ("cache", "past_key_values")
 """What the KV cache is called: until transformers 5.23 the latter, from 5.24 the former, which takes both."""
-PER_TOKEN: Mapping[str, int] = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
+IGNORED = -100
+"""The label of a token that is not to be learned."""
+PER_TOKEN: Mapping[str, int] = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": IGNORED}
 """Inputs with one entry per prompt token that are shortened with it, and what padding gets in them."""
 POSITIONED = ("attention_mask", "position_ids")
 """The same, shortened in a way of their own."""
-IGNORED = -100
-"""The label of a token that is not to be learned."""
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
@@ -93,14 +93,6 @@ def require_arguments(function: Callable[..., Any], names: Iterable[str]) -> Non
         )
 
 
-def restore(sequences: Tensor, ids: Tensor, short_ids: Tensor) -> Tensor:
-    """Puts the long prompt back in front of what was generated; rows repeat for beams and several returns."""
-    if short_ids is ids:
-        return sequences
-    prompt = ids.to(sequences.device).repeat_interleave(sequences.shape[0] // ids.shape[0], dim=0)
-    return torch.cat([prompt, sequences[:, short_ids.shape[1] :]], dim=1)
-
-
 def shift_lengths(config: Any, arguments: Mapping[str, Any], dropped: int) -> dict[str, Any]:
     """``max_length`` and ``min_length`` count the prompt, which is shorter by ``dropped`` now."""
     given = arguments.get("generation_config")
@@ -159,8 +151,7 @@ def shorten_per_token(
                 f"shift_labels of shape {tuple(shifted.shape)} do not go with input_ids of shape {tuple(ids.shape)}"
             )
         # As labels are: what a kept token is to foretell is the next kept one.
-        labels = torch.nn.functional.pad(shifted[:, :-1], (1, 0), value=IGNORED)
-        labels = plan.short_ids(labels, IGNORED)
+        labels = plan.short_ids(unshifted(shifted), IGNORED)
         short["shift_labels"] = torch.cat([labels[:, 1:], shifted[:, -1:]], dim=1)
     known = {"inputs", "input_ids", "shift_labels", *PER_TOKEN, *POSITIONED, *pixels}
     for name, value in arguments.items():
@@ -176,6 +167,11 @@ def shorten_per_token(
                 "what it should be for a shortened prompt is not known: leave it out, or call without pruner"
             )
     return short
+
+
+def unshifted(shifted: Tensor) -> Tensor:
+    """(B, S) ``labels`` of what is given as ``shift_labels``: those stand at the token that foretells theirs."""
+    return torch.nn.functional.pad(shifted[:, :-1], (1, 0), value=IGNORED)
 
 
 def wanted_logits(nearest: Tensor, keep: int | Tensor, short_length: int) -> tuple[Tensor, int]:

@@ -14,7 +14,6 @@ from foveate.arguments import (
     cache_in,
     cache_of,
     require_arguments,
-    restore,
     setting,
     shift_lengths,
     shorten_per_token,
@@ -61,15 +60,15 @@ class Call(PrunedCall[Pruner]):
         self.visual_tokens = [
             sum(len(one.features) for kept in short.rows.values() for one in kept[row]) for row in range(len(ids))
         ]
-        view = self.view(arguments, ids, short_ids.shape[1])
+        view = self.view(arguments, ids, short_ids)
         with delivering(self._delivery(arguments, short, view)):
             result = original(**arguments)
         for cache in (cache_in(arguments), cache_of(result)):
             remember(cache, plan, following(self.family, plan))
         if torch.is_tensor(result):
-            return restore(result, ids, short_ids)
+            return view.long(result)
         if hasattr(result, "sequences"):  # a custom_generate may return what it likes
-            result.sequences = restore(result.sequences, ids, short_ids)
+            result.sequences = view.long(result.sequences)
         return result
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

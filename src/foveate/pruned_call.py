@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from foveate.arguments import IGNORED, bind, cache_in, infer_mask, refuse_generation
+from foveate.arguments import IGNORED, bind, cache_in, infer_mask, refuse_generation, unshifted
 from foveate.delivery import Delivery, delivering, features_alone, outside
 from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
@@ -126,13 +126,13 @@ class PrunedCall(ABC, Generic[_Method]):
             arguments: the call's.
             ids: its prompt, where the caller's code may run beside it (``generate``).
         """
-        view = None if ids is None else self.view(arguments, ids, ids.shape[1])
+        view = None if ids is None else self.view(arguments, ids, ids)
         with delivering(Delivery(self.family, cache=cache_in(arguments), view=view)):
             return original(**arguments)
 
-    def view(self, arguments: dict[str, Any], ids: Tensor, short: int) -> PromptView:
-        """How the caller's code sees a prompt of which ``short`` tokens are left; the streamer gets it right away."""
-        view = PromptView(ids, short, outside)
+    def view(self, arguments: dict[str, Any], ids: Tensor, short_ids: Tensor) -> PromptView:
+        """How the caller's code sees a prompt of which ``short_ids`` are left; the streamer gets it right away."""
+        view = PromptView(ids, short_ids, outside)
         if arguments.get("streamer") is not None:
             arguments["streamer"] = SeeingStreamer(arguments["streamer"], view)
         return view
@@ -170,7 +170,7 @@ class PrunedCall(ABC, Generic[_Method]):
         text = prompt.fresh & (prompt.ids >= 0) & ~self.family.marks(prompt.ids)
         labels, shifted = arguments.get("labels"), arguments.get("shift_labels")
         if labels is None and shifted is not None:
-            labels = torch.nn.functional.pad(shifted[:, :-1], (1, 0), value=IGNORED)
+            labels = unshifted(shifted)
         answer = torch.zeros_like(text)
         if labels is not None:
             answer[:, -labels.shape[1] :] = labels.cpu() != IGNORED

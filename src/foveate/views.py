@@ -20,26 +20,26 @@ class PromptView:
 
     Args:
         ids: (B, S) int64, the prompt as the caller passed it.
-        short: S', the length of the one that the model reads.
+        short_ids: (B, S') int64, the one that the model reads; ``ids`` itself where nothing is dropped.
         outside: what the caller's code runs in: its own calls of the model are no part of the running one.
     """
 
     ids: Tensor
-    short: int
+    short_ids: Tensor
     outside: Callable[[], AbstractContextManager[None]]
 
     @property
     def dropped(self) -> int:
         """S - S'."""
-        return self.ids.shape[1] - self.short
+        return self.ids.shape[1] - self.short_ids.shape[1]
 
     def long(self, sequences: Tensor) -> Tensor:
         """(R, s) to (R, s + dropped); R is a multiple of B, a prompt's beams or returns stand together."""
-        if not self.dropped:
+        if self.short_ids is self.ids:
             return sequences
         prompt = self.ids.to(sequences.device, sequences.dtype)
         prompt = prompt.repeat_interleave(sequences.shape[0] // len(prompt), dim=0)
-        return torch.cat([prompt, sequences[:, self.short :]], dim=1)
+        return torch.cat([prompt, sequences[:, self.short_ids.shape[1] :]], dim=1)
 
     def lengthened(self, config: Any) -> Any:
         """A generation config whose lengths count the long prompt."""
@@ -126,7 +126,7 @@ class SeeingStreamer(BaseStreamer):
         self.begun = False
 
     def put(self, value: Tensor) -> None:
-        if not self.begun and self.view.dropped:
+        if not self.begun and self.view.short_ids is not self.view.ids:
             value = self.view.ids.cpu()
         self.begun = True
         with self.view.outside():

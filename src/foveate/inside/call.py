@@ -48,7 +48,7 @@ class InsideCall(PrunedCall[InsidePruner]):
         self.visual_tokens = [
             sum(len(one.span.positions) for one in images if one.span.row == row) for row in range(len(ids))
         ]
-        view = self.view(arguments, ids, ids.shape[1])
+        view = self.view(arguments, ids, ids)
         every = [torch.arange(len(image.tokens), device="cpu") for image, _ in located]
         kept = [
             image.keep(Selection(indices, image.tokens.geometry), indices, "drop")

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from foveate.models.tiles import Cut, TiledFamily, runs_of
+from foveate.models.tiles import Cut, TiledFamily, runs_of, single_tiles
 
 RELEASED = {"image": 255036, "start": 255033, "end": 255034}
 """Ids in the vocabulary of the released checkpoints; their configs name the first only."""
@@ -29,19 +29,7 @@ class AyaVision(TiledFamily):
 
     def cuts(self, row: Tensor, per_tile: int) -> list[Cut]:
         """Images as ``_images`` finds them, every tile a run of its own."""
-        images = self._images(row)
-        for first, end in (run for image in images for run in image):
-            if end - first != per_tile:
-                raise ValueError(
-                    f"{end - first} placeholders stand together where a tile has {per_tile}: every tile needs its tag "
-                    "before it, as the model's own processor writes it"
-                )
-            if end == len(row):
-                raise ValueError(
-                    "the prompt breaks off after a tile, without the mark that ends an image: pass all that the "
-                    "processor returned"
-                )
-        return [Cut(len(image)) for image in images]
+        return single_tiles(self._images(row), row, per_tile, "tag before it", "mark that ends an image")
 
     def marks(self, ids: Tensor) -> Tensor:
         """Also all that stands between an image's tiles, and before the first what is as long as a tag and a mark."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.attention import Recorder
 from foveate.models.encoded import Request
-from foveate.models.tiles import Cut, TiledFamily, runs_of
+from foveate.models.tiles import Cut, TiledFamily, runs_of, single_tiles
 from foveate.models.towers import Reading, Tower
 
 
@@ -33,19 +33,7 @@ class Cohere2Vision(TiledFamily):
 
     def cuts(self, row: Tensor, per_tile: int) -> list[Cut]:
         """Images as ``_images`` finds them, every tile a run of its own."""
-        images = self._images(row)
-        for first, end in (run for image in images for run in image):
-            if end - first != per_tile:
-                raise ValueError(
-                    f"{end - first} placeholders stand together where a tile has {per_tile}: every tile needs its "
-                    "break behind it, as the model's own processor writes it"
-                )
-            if end == len(row):
-                raise ValueError(
-                    "the prompt breaks off after a tile, without the break behind it: pass all that the processor "
-                    "returned"
-                )
-        return [Cut(len(image)) for image in images]
+        return single_tiles(self._images(row), row, per_tile, "break behind it", "break behind it")
 
     def marks(self, ids: Tensor) -> Tensor:
         """Also the start, the breaks and the end; no config names their ids."""

@@ -159,6 +159,34 @@ class TiledFamily(TowerFamily):
         return dataclasses.replace(geometry, **places)
 
 
+def single_tiles(
+    images: Sequence[Sequence[tuple[int, int]]], row: Tensor, per_tile: int, mark: str, last: str
+) -> list[Cut]:
+    """How a prompt writes images every tile of which is a run of its own.
+
+    Args:
+        images: (first, past the last) column of every tile, image by image.
+        row: (S,) int64 ids of the prompt.
+        per_tile: tokens of one tile.
+        mark: what keeps tiles apart, for errors.
+        last: what follows the last one, for errors.
+
+    Raises:
+        ValueError: tiles that are not apart, or a prompt that breaks off after one.
+    """
+    for first, end in (run for image in images for run in image):
+        if end - first != per_tile:
+            raise ValueError(
+                f"{end - first} placeholders stand together where a tile has {per_tile}: every tile needs its {mark}, "
+                "as the model's own processor writes it"
+            )
+        if end == len(row):
+            raise ValueError(
+                f"the prompt breaks off after a tile, without the {last}: pass all that the processor returned"
+            )
+    return [Cut(len(image)) for image in images]
+
+
 def runs_of(row: Tensor, token: int) -> list[tuple[int, int]]:
     """(first, past the last) column of every unbroken run of ``token`` in (S,) ids."""
     steps = torch.nn.functional.pad((row == token).long(), (1, 1)).diff()
