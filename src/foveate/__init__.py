@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         INSIDE_METHODS,
         METHODS,
         SCOPE,
+        WRAPPERS,
         AdaFV,
         CDPruner,
         DivPrune,
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
         PyramidDrop,
         Random,
         Saliency,
+        Scorer,
         SparseVLM,
         TextSimilarity,
         Uniform,
         VisionZip,
         VisPruner,
+        Wrapper,
         get_pruner,
+        register,
     )
     from foveate.session import Answer, Session, look
     from foveate.stateless import Generated, generate
@@ -45,7 +49,8 @@ _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
         "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge PruMergePlus "
-        "Pruner PyramidDrop Random SCOPE Saliency SparseVLM TextSimilarity Uniform VisPruner VisionZip get_pruner"
+        "Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip WRAPPERS "
+        "Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

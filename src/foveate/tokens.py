@@ -122,6 +122,10 @@ class VisualTokens:
             released code assumes.
         keys: (N, d) attention keys of the encoder layer where saliency is read, averaged over its heads and over the
             patches merged into a token; None when the method does not read them.
+        encoded: (N, d) what the vision encoder hands to the projector, averaged over the patches merged into a token;
+            None when the method does not read it.
+        compared: (N, d) what tokens are compared with one another by; None: their features. Set by ``Centered``.
+        weight: (N,) float32 >= 0, how much each counts in that comparison; None: all alike. Set by ``Centered``.
     """
 
     features: Tensor
@@ -129,9 +133,17 @@ class VisualTokens:
     saliency: Tensor | None = None
     full_grid: bool = False
     keys: Tensor | None = None
+    encoded: Tensor | None = None
+    compared: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
+
+    @property
+    def likened(self) -> Tensor:
+        """(N, d): what tokens are compared with one another by."""
+        return self.features if self.compared is None else self.compared
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from foveate.evaluation.runner import (
 from foveate.evaluation.scenes import write_scenes
 from foveate.evaluation.scenes.files import Split
 from foveate.evaluation.suites import Source, Suite, check_split
-from foveate.pruners import METHODS
+from foveate.pruners import METHODS, known_methods
 
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
@@ -67,6 +67,7 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
 
 def parse_methods(text: str) -> list[str]:
     """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others."""
+    known_methods()  # those of installed packages are among all
     names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
     for name in names:
         factory(name)

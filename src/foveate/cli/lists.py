@@ -10,7 +10,7 @@ from rich.table import Table
 
 from foveate.cli.console import print_json, stdout
 from foveate.models import FAMILIES
-from foveate.pruners import INSIDE_METHODS, METHODS, InsidePruner, Method
+from foveate.pruners import InsidePruner, Method, Wrapper, known_methods
 
 _ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
 
@@ -20,11 +20,12 @@ def describe(method: type[Method]) -> dict[str, Any]:
     text = inspect.getdoc(method) or ""
     paper = _ARXIV.search(text.split("Args:")[0])
     inside = issubclass(method, InsidePruner)
-    flags = {"saliency": method.reads_saliency, "keys": method.reads_keys, "text": method.reads_text}
-    flags["the LLM's attention"] = inside
-    reads = [word for word, flag in flags.items() if flag]
+    wraps = issubclass(method, Wrapper)
+    words = {"saliency": "saliency", "keys": "keys", "encoded": "encoder features", "text": "text"}
+    reads = ["what its method reads"] if wraps else [w for key, w in words.items() if getattr(method, f"reads_{key}")]
+    reads += ["the LLM's attention"] if inside else []
     return {
-        "name": method.name,
+        "name": f"{method.name}:METHOD" if wraps else method.name,
         "class": method.__name__,
         "prunes": "inside the LLM" if inside else "before the LLM",
         "reads": reads,
@@ -35,8 +36,7 @@ def describe(method: type[Method]) -> dict[str, Any]:
 
 def list_methods(as_json: bool) -> None:
     """Prints every registered method."""
-    methods: list[type[Method]] = [*METHODS.values(), *INSIDE_METHODS.values()]
-    described = [describe(method) for method in methods]
+    described = [describe(method) for method in known_methods().values()]
     if as_json:
         print_json({"methods": described})
         return

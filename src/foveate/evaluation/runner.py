@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,7 +23,7 @@ from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image
 from foveate.inputs import question_prompt
-from foveate.pruners import InsidePruner, Method, parse_method
+from foveate.pruners import InsidePruner, Method, get_pruner, takes
 from foveate.pruners.uniform import Uniform
 from foveate.session import look
 from foveate.tokens import Keep
@@ -87,11 +87,10 @@ def factory(name: str) -> Factory:
     Raises:
         ValueError: no such method or option, or a value that the method refuses.
     """
-    method, options = parse_method(name)
-    seeded = "seed" not in options and any(field.name == "seed" for field in fields(method))
+    seeded = takes(name, "seed")
 
     def make(keep: float | int, picture: int) -> Method:
-        return method(keep=keep, **options, **({"seed": picture} if seeded else {}))
+        return get_pruner(f"{name}:seed={picture}" if seeded else name, keep=keep)
 
     make(1.0, 0)  # what it refuses, it refuses now
     return make

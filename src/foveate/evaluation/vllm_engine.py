@@ -14,7 +14,7 @@ from PIL.Image import Image
 from foveate.evaluation.engines import Asker, Item
 from foveate.images import load_image
 from foveate.inputs import question_prompt
-from foveate.pruners import Method, get_pruner
+from foveate.pruners import Method, Wrapper, get_pruner
 from foveate.serving import Policy, options
 from foveate.serving.policy import CONFIG_KEY
 from foveate.tokens import Keep
@@ -210,7 +210,9 @@ def servable(name: str) -> bool:
 
 
 def _has(method: str, option: str) -> bool:
-    return any(one.name == option for one in dataclasses.fields(get_pruner(method)))
+    held = get_pruner(method)
+    held = held.innermost if isinstance(held, Wrapper) else held
+    return any(one.name == option for one in dataclasses.fields(held))
 
 
 def _is_all(pruner: Method) -> bool:

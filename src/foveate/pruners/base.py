@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from foveate.functional import Weights
+from foveate.functional import Weights, top_k
 from foveate.tokens import Keep, Selection, TextTokens, VisualTokens, on_device
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Method:
     name: ClassVar[str]
     reads_saliency: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
+    reads_encoded: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     text_span = "prompt"  # no annotation: a field only where a method has the choice
 
@@ -117,12 +118,18 @@ class Pruner(Method, ABC):
         TypeError, ValueError: ``keep`` is neither.
     """
 
+    merges: ClassVar[bool] = False
+    """Whether kept tokens are put together from several."""
+    takes_weight: ClassVar[bool] = False
+    """Whether it compares tokens by ``VisualTokens.likened`` and counts their ``weight``: what ``Centered`` needs."""
+
     @abstractmethod
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Picks ``budget`` of the N patch tokens of one image, budget < N.
 
         Args:
-            visual: N tokens, with ``saliency`` (float32) when ``reads_saliency`` and ``keys`` when ``reads_keys``.
+            visual: N tokens, with ``saliency`` (float32) when ``reads_saliency``, ``keys`` when ``reads_keys`` and
+                ``encoded`` when ``reads_encoded``.
             text: T >= 1 text tokens when ``reads_text``, else None. All but the text's masks is on
                 the device of ``visual.features``.
             budget: K, 1 <= K < N.
@@ -137,12 +144,14 @@ class Pruner(Method, ABC):
         Scores are computed, and indices lie, where ``visual.features`` are.
 
         Raises:
-            ValueError: the method reads saliency, keys or text and there is none.
+            ValueError: the method reads saliency, keys, the encoder's features or text, and there are none.
         """
         if self.reads_saliency and visual.saliency is None:
             raise ValueError(f"{self.name} reads visual saliency, and these tokens carry none")
         if self.reads_keys and visual.keys is None:
             raise ValueError(f"{self.name} compares the vision encoder's keys, and these tokens carry none")
+        if self.reads_encoded and visual.encoded is None:
+            raise ValueError(f"{self.name} reads the vision encoder's features, and these tokens carry none")
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
         budget = Keep(self.keep).budget(len(visual))
@@ -157,6 +166,28 @@ class Pruner(Method, ABC):
         return Choice(torch.arange(len(visual), device=visual.features.device))
 
 
+@dataclass
+class Scorer(Pruner):
+    """A method that ranks: every token has a score, and the best stay. A subclass has ``score`` and nothing else.
+
+    Args:
+        keep: as for ``Pruner``.
+    """
+
+    @abstractmethod
+    def score(self, visual: VisualTokens, text: TextTokens | None) -> Mapping[str, Tensor]:
+        """Scores of the N tokens, as for ``Pruner.choose``.
+
+        Returns:
+            (N,) float32 by name, the one that ranks first; the others are recorded beside it.
+        """
+
+    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
+        """The ``budget`` best by the first score, ties to the earlier token."""
+        scores = self.score(visual, text)
+        return Choice(top_k(next(iter(scores.values())), budget), scores)
+
+
 def _together(visual: VisualTokens) -> VisualTokens:
     """All of it where the features lie, saliency in float32."""
     device = visual.features.device
@@ -165,6 +196,7 @@ def _together(visual: VisualTokens) -> VisualTokens:
         geometry=visual.geometry.to(device),
         saliency=None if visual.saliency is None else on_device(visual.saliency.float(), device),
         keys=None if visual.keys is None else on_device(visual.keys, device),
+        encoded=None if visual.encoded is None else on_device(visual.encoded, device),
     )
 
 

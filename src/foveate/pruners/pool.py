@@ -21,6 +21,7 @@ class Pool(Pruner):
     """
 
     name: ClassVar[str] = "pool"
+    merges: ClassVar[bool] = True
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Average pooling to exactly ``budget`` tokens, each in the place nearest to its cell's centre."""

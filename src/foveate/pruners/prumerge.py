@@ -35,6 +35,7 @@ class PruMerge(Pruner):
     neighbours: int = 32
 
     name: ClassVar[str] = "prumerge"
+    merges: ClassVar[bool] = True
     reads_saliency: ClassVar[bool] = True
     reads_keys: ClassVar[bool] = True
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.functional import top_k
-from foveate.pruners.base import SALIENCY, Choice, Pruner
+from torch import Tensor
+
+from foveate.pruners.base import SALIENCY, Scorer
 from foveate.tokens import TextTokens, VisualTokens
 
 
 @dataclass
-class Saliency(Pruner):
+class Saliency(Scorer):
     """The tokens that the vision tower itself attends to most: FasterVLM's criterion (arXiv 2412.01818).
 
     The same tokens stay whatever the question is.
@@ -23,8 +24,7 @@ class Saliency(Pruner):
     name: ClassVar[str] = "saliency"
     reads_saliency: ClassVar[bool] = True
 
-    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
-        """The top ``budget`` by saliency, over all views at once."""
+    def score(self, visual: VisualTokens, text: TextTokens | None) -> dict[str, Tensor]:
+        """Saliency, over all views at once."""
         assert visual.saliency is not None  # Pruner.select has refused tokens without
-        score = visual.saliency.detach()
-        return Choice(top_k(score, budget), {SALIENCY: score})
+        return {SALIENCY: visual.saliency.detach()}

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.functional import text_to_image_attention, top_k
-from foveate.pruners.base import TEXT_TO_IMAGE, Choice, Pruner
+from foveate.functional import text_to_image_attention
+from foveate.pruners.base import TEXT_TO_IMAGE, Scorer
 from foveate.tokens import TextTokens, VisualTokens
 
 TEXT_SPANS = ("turn", "prompt")
@@ -93,7 +93,7 @@ class ReadsText(ReadsQuestion):
 
 
 @dataclass
-class TextSimilarity(ReadsText, Pruner):
+class TextSimilarity(ReadsText, Scorer):
     """The tokens that the question's own embeddings point at most: the text half of AdaFV (arXiv 2501.09532).
 
     Args:
@@ -107,8 +107,7 @@ class TextSimilarity(ReadsText, Pruner):
 
     name: ClassVar[str] = "text"
 
-    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
-        """The top ``budget`` by text-to-image attention."""
+    def score(self, visual: VisualTokens, text: TextTokens | None) -> dict[str, Tensor]:
+        """Text-to-image attention."""
         assert text is not None  # Pruner.select has refused an image without text
-        score = self.text_to_image(visual, text)
-        return Choice(top_k(score, budget), {TEXT_TO_IMAGE: score})
+        return {TEXT_TO_IMAGE: self.text_to_image(visual, text)}

@@ -30,6 +30,7 @@ class VisionZip(Pruner):
     contextual: float = 10 / 64
 
     name: ClassVar[str] = "visionzip"
+    merges: ClassVar[bool] = True
     reads_saliency: ClassVar[bool] = True
     reads_keys: ClassVar[bool] = True
 

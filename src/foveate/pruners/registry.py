@@ -1,0 +1,172 @@
+"""Methods by name: those of this package, and those that other packages bring."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from foveate.pruners.base import Method, Pruner
+from foveate.pruners.inside import InsidePruner
+from foveate.pruners.wrapper import Wrapper
+
+METHODS: dict[str, type[Pruner]] = {}
+"""Methods that prune before the LLM, in the order in which they are listed."""
+
+INSIDE_METHODS: dict[str, type[InsidePruner]] = {}
+"""Methods that prune inside the LLM, for comparison: some families, greedy decoding and sampling only."""
+
+WRAPPERS: dict[str, type[Wrapper]] = {}
+"""Methods that hold a method, whose name stands behind theirs: ``centered:cdpruner``."""
+
+LACKING = {
+    "trim": (
+        "TRIM (arXiv 2409.10994) ranks patches by CLIP's image-text similarity, and that needs CLIP's text encoder and "
+        "both its projections, which a vision-language checkpoint does not hold; 'text' and 'cdpruner' rank by the "
+        "language model's own embeddings of the question"
+    ),
+}
+"""Methods that people ask for by name, and what stands in their way."""
+
+
+ENTRY_POINTS = "foveate.methods"
+"""The group of entry points under which other packages name their methods."""
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_Kind = TypeVar("_Kind", bound=type[Method])
+
+
+def register(method: _Kind) -> _Kind:
+    """Makes a method of your own known by its name, wherever names are taken: commands, evaluation, server.
+
+    As a decorator of its class, or by an entry point in the group ``foveate.methods``, which is looked up when a name
+    is first asked for: the way for the command and for the server, whose processes import your package by it.
+
+    Args:
+        method: a dataclass derived from ``Pruner``, ``Scorer``, ``Wrapper`` or ``InsidePruner`` with a ``name`` of
+            lower-case letters, digits and single hyphens.
+
+    Returns:
+        The same class.
+
+    Raises:
+        TypeError: no such class.
+        ValueError: a name of another form, or that another class has.
+    """
+    if not (isinstance(method, type) and issubclass(method, Method) and "__dataclass_params__" in vars(method)):
+        raise TypeError(f"register takes a dataclass derived from foveate.Pruner, got {method!r}")
+    missing = sorted(getattr(method, "__abstractmethods__", ()))
+    if missing:
+        raise TypeError(f"{method.__name__} has no {', '.join(missing)}")
+    name = getattr(method, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{method.__name__}.name must be of lower-case letters, digits and single hyphens, got {name!r}"
+        )
+    homes: Any = WRAPPERS if issubclass(method, Wrapper) else METHODS if issubclass(method, Pruner) else INSIDE_METHODS
+    other = {**METHODS, **INSIDE_METHODS, **WRAPPERS}.get(name)
+    if other is not None and (other.__module__, other.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"{name!r} is taken by {other.__module__}.{other.__qualname__}: choose another name")
+    if name in LACKING:
+        raise ValueError(f"{name!r} is taken by a method that is not available here: choose another name")
+    homes[name] = method
+    return method
+
+
+@functools.cache
+def load_entry_points() -> None:
+    """Registers, once per process, what installed packages name under ``foveate.methods``.
+
+    A package that fails to import or whose method is none is warned about by its name and left out.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            register(point.load())
+        except Exception as error:  # whatever another package does wrong, the other methods must go on
+            warnings.warn(
+                f"the method {point.name!r} of {point.value} is left out: {type(error).__name__}: {error}", stacklevel=2
+            )
+
+
+def known_methods() -> dict[str, type[Method]]:
+    """Every method by name, those of installed packages and wrappers included."""
+    load_entry_points()
+    return {**METHODS, **INSIDE_METHODS, **WRAPPERS}
+
+
+def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
+    """What a method's name stands for: its class, and options that stand behind the name.
+
+    Args:
+        text: ``"adafv"``, or with options ``"fastv:layer=1:budget=final"``. A value is read as Python writes it, where
+            it is a literal (``3``, ``0.5``, ``True``, ``(0.25, 0.5)``), else as text. Behind a wrapper's name and
+            options stands the method it holds, with its own: ``"centered:cdpruner:words=max"``; that one is among the
+            options, as ``method``.
+
+    Raises:
+        ValueError: no such method; the message names those known, or says what a method lacks. An option the method
+            does not have, or that is ``keep``, which is said elsewhere. A wrapper without a method, or one it refuses.
+    """
+    name, *given = text.split(":")
+    if name in LACKING:
+        raise ValueError(f"{name} is not available: {LACKING[name]}")
+    known = known_methods()
+    if name not in known:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+    kind = known[name]
+    options: dict[str, Any] = {}
+    if issubclass(kind, Wrapper):
+        own = next((place for place, one in enumerate(given) if "=" not in one), None)
+        if own is None:
+            raise ValueError(f"{name} holds another method, whose name stands behind: {':'.join([name, 'cdpruner'])}")
+        held = ":".join(given[own:])
+        given = given[:own]
+        try:
+            options["method"] = get_pruner(held)
+            kind(options["method"])
+        except TypeError as error:
+            raise ValueError(f"{text!r}: {error}") from None
+    names = [field.name for field in fields(kind) if field.init and field.name not in ("keep", "method")]
+    for one in given:
+        option, equals, value = one.partition("=")
+        if option not in names or not equals:
+            raise ValueError(f"{text!r}: {name} has no option {one!r}; known, as in {name}:option=value: {names}")
+        try:
+            options[option] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            options[option] = value
+    return kind, options
+
+
+def get_pruner(name: str, **options: Any) -> Method:
+    """The pruner of that name, with its options (``keep`` among them).
+
+    Args:
+        name: as for ``parse_method``.
+        options: of the method; they go before those behind the name.
+
+    Raises:
+        ValueError: as for ``parse_method``, or a value the method refuses.
+        TypeError: an option the method does not have.
+    """
+    method, own = parse_method(name)
+    return method(**{**own, **options})
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a method, or the one it holds, has an option that does not stand behind its name.
+
+    Raises:
+        ValueError: as for ``parse_method``.
+    """
+    kind, options = parse_method(name)
+    if "method" in options:
+        held = options["method"]
+        kind = type(held.innermost if isinstance(held, Wrapper) else held)
+        return f":{option}=" not in name and any(field.name == option for field in fields(kind))
+    return option not in options and any(field.name == option for field in fields(kind))
