@@ -24,6 +24,7 @@ from foveate.functional.merging import (
     spatial_pooling,
 )
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
+from foveate.functional.nearest import merge_into_nearest
 from foveate.functional.released import adafv_released, released_mixture
 from foveate.functional.text import relevance_to_text, text_to_image_attention
 
@@ -43,6 +44,7 @@ __all__ = [
     "keep_and_recycle",
     "least_duplicated",
     "max_min_diversity",
+    "merge_into_nearest",
     "merged",
     "outliers_with_neighbours",
     "released_mixture",

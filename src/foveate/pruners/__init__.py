@@ -8,6 +8,7 @@ from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
+from foveate.pruners.merged import Merged
 from foveate.pruners.mix import FixedMix
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
@@ -52,12 +53,13 @@ for _method in (
     FastV,
     PyramidDrop,
     SparseVLM,
+    Merged,
 ):
     register(_method)
 
 __all__ = [
     "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV",
-    "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop",
-    "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper",
-    "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
+    "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
+    "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
