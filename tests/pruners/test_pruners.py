@@ -10,6 +10,7 @@ import torch
 from foveate.functional import (
     adafv_released,
     adafv_split,
+    attention_in_runs,
     conditional_dpp,
     dominant_and_contextual,
     holistic_context,
@@ -377,6 +378,16 @@ PEERS = [
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
     ("holov", {}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(4), 20, 0.09)[0]]),
     ("holov", {"crops": 2, "beta": 9}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(2), 20, 9)[0]]),
+    (
+        "holov",
+        {"variant": "released"},
+        lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 16, 0.09)[0]],
+    ),
+    (
+        "holov",
+        {"variant": "released", "crops": 2},
+        lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 4, 0.09)[0]],
+    ),
     ("prumerge", {}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 32)),
     ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
     ("prumerge-plus", {}, lambda v, t, r: merged(r(0.25, 20), v.saliency, v.keys, 32)),
@@ -448,6 +459,7 @@ def test_cdpruner_reads_the_chosen_text():
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
         ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
@@ -538,7 +550,7 @@ def same_selection(one, other):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", [*METHODS, "adafv:variant=released"])
+@pytest.mark.parametrize("method", [*METHODS, "adafv:variant=released", "holov:variant=released"])
 def test_autocast_changes_nothing(method, dtype):
     pruner = get_pruner(method, keep=0.3)
     visual, text = picture(dtype=dtype), question(dtype=dtype)

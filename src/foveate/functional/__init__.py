@@ -26,6 +26,7 @@ from foveate.functional.merging import (
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
 from foveate.functional.nearest import merge_into_nearest
 from foveate.functional.released import adafv_released, released_mixture
+from foveate.functional.runs import attention_in_runs
 from foveate.functional.text import relevance_to_text, text_to_image_attention
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "adafv",
     "adafv_released",
     "adafv_split",
+    "attention_in_runs",
     "attention_of_queries",
     "conditional_dpp",
     "density_peaks",
