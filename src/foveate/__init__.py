@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
+        FSR,
         INSIDE_METHODS,
         METHODS,
         SCOPE,
@@ -49,7 +50,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Merged Method Pool PruMerge "
+        "AdaFV CDPruner DART DivPrune FSR FastV FixedMix HoloV INSIDE_METHODS METHODS Merged Method Pool PruMerge "
         "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
         "VisionZip WRAPPERS Wrapper get_pruner register"
     ),

@@ -13,6 +13,7 @@ from foveate.functional import (
     attention_in_runs,
     conditional_dpp,
     dominant_and_contextual,
+    focus_scan_refine,
     holistic_context,
     important_and_diverse,
     least_duplicated,
@@ -51,6 +52,7 @@ OWN_SCORES = {
     "cdpruner": {"relevance"},
     "dart": {"norm"},
     "divprune": {"distance"},
+    "fsr": {"relevance", "priority"},
     "holov": {"context"},
     "scope": {"coverage"},
     "vispruner": {"similarity"},
@@ -199,7 +201,18 @@ def test_broken_features(method):
 def test_registry():
     assert list(METHODS) == [
         *("adafv", "saliency", "text", "fixed-mix"),
-        *("cdpruner", "dart", "divprune", "holov", "prumerge", "prumerge-plus", "scope", "visionzip", "vispruner"),
+        *(
+            "cdpruner",
+            "dart",
+            "divprune",
+            "fsr",
+            "holov",
+            "prumerge",
+            "prumerge-plus",
+            "scope",
+            "visionzip",
+            "vispruner",
+        ),
         *("random", "uniform", "pool"),
     ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
@@ -362,6 +375,11 @@ def test_random_reaches_every_token():
 # --- the peers: their functions, with their options --------------------------------------------------------------
 
 
+def fsr(visual, text, *options):
+    relevance = relevance_to_text(text.embeddings[:5], visual.features)
+    return focus_scan_refine(visual.features, relevance, visual.saliency, 20, *options)[:2]
+
+
 def merged(kept, saliency, keys, neighbours):
     return kept, outliers_with_neighbours(saliency, keys, kept, neighbours)
 
@@ -376,6 +394,11 @@ PEERS = [
     ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
     ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
+    ("fsr", {}, lambda v, t, r: fsr(v, t)),
+    ("fsr", {"alpha": 1}, lambda v, t, r: fsr(v, t, 1)),
+    ("fsr", {"beta": 0}, lambda v, t, r: fsr(v, t, 3, 0)),
+    ("fsr", {"mass": 0.1}, lambda v, t, r: fsr(v, t, 3, 1, 0.1)),
+    ("fsr", {"mass": 0.3, "refine": 3}, lambda v, t, r: fsr(v, t, 3, 1, 0.3, 3)),
     ("holov", {}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(4), 20, 0.09)[0]]),
     ("holov", {"crops": 2, "beta": 9}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(2), 20, 9)[0]]),
     (
@@ -457,6 +480,10 @@ def test_cdpruner_reads_the_chosen_text():
     [
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
+        ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("fsr", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("fsr", {"mass": 0}, ValueError, "mass must be in"),
+        ("fsr", {"refine": math.inf}, ValueError, "refine must be finite"),
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
         ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
         ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),

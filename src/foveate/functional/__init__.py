@@ -8,6 +8,7 @@ from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
 from foveate.functional.duplicates import important_and_diverse
+from foveate.functional.focus import focus_scan_refine
 from foveate.functional.grid import spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
@@ -41,6 +42,7 @@ __all__ = [
     "density_peaks",
     "dominant_and_contextual",
     "fixed_mix",
+    "focus_scan_refine",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",

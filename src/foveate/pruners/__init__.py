@@ -6,6 +6,7 @@ from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
+from foveate.pruners.fsr import FSR
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
 from foveate.pruners.merged import Merged
@@ -41,6 +42,7 @@ for _method in (
     CDPruner,
     DART,
     DivPrune,
+    FSR,
     HoloV,
     PruMerge,
     PruMergePlus,
@@ -58,7 +60,7 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV",
+    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV",
     "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
     "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
     "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
