@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         INSIDE_METHODS,
         METHODS,
         SCOPE,
+        TOPS,
         WRAPPERS,
         AdaFV,
         CDPruner,
@@ -51,7 +52,7 @@ _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
         "AdaFV CDPruner DART DivPrune FSR FastV FixedMix HoloV INSIDE_METHODS METHODS Merged Method Pool PruMerge "
-        "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
+        "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS TextSimilarity Uniform VisPruner "
         "VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",

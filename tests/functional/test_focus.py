@@ -68,9 +68,15 @@ def asked(inputs, seed, dtype):
 @pytest.mark.parametrize(
     "alpha, beta, mass, refine",
     [
-        (3, 1, 0.9, 1), (3, 1, 0.3, 1), (1, 2, 0.25, 0.5), (0, 1, 0.5, 2), (1, 0, 0.125, 100), (3, 1, 1, 1), (9, 9, 0.5, 0),
+        (3, 1, 0.9, 1),
+        (3, 1, 0.3, 1),
+        (1, 2, 0.25, 0.5),
+        (0, 1, 0.5, 2),
+        (1, 0, 0.125, 100),
+        (3, 1, 1.0, 1),
+        (9, 9, 0.5, 0),
     ],
-)  # fmt: skip
+)
 def test_focus_scan_refine(inputs, dtype, budget, alpha, beta, mass, refine):
     for seed in range(3):
         features, relevance, saliency = asked(inputs, seed, dtype)

@@ -18,6 +18,7 @@ from foveate.functional import (
     important_and_diverse,
     least_duplicated,
     max_min_diversity,
+    optimal_preservation,
     outliers_with_neighbours,
     relevance_to_text,
     saliency_coverage,
@@ -55,6 +56,7 @@ OWN_SCORES = {
     "fsr": {"relevance", "priority"},
     "holov": {"context"},
     "scope": {"coverage"},
+    "tops": {"coverage"},
     "vispruner": {"similarity"},
 }
 """What a method records beside saliency and text-to-image attention."""
@@ -201,18 +203,8 @@ def test_broken_features(method):
 def test_registry():
     assert list(METHODS) == [
         *("adafv", "saliency", "text", "fixed-mix"),
-        *(
-            "cdpruner",
-            "dart",
-            "divprune",
-            "fsr",
-            "holov",
-            "prumerge",
-            "prumerge-plus",
-            "scope",
-            "visionzip",
-            "vispruner",
-        ),
+        *("cdpruner", "dart", "divprune", "fsr", "holov", "prumerge", "prumerge-plus", "scope", "tops"),
+        *("visionzip", "vispruner"),
         *("random", "uniform", "pool"),
     ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
@@ -417,6 +409,13 @@ PEERS = [
     ("prumerge-plus", {"neighbours": 2, "salient": 1}, lambda v, t, r: merged(r(1, 20), v.saliency, v.keys, 2)),
     ("scope", {}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20)[0]]),
     ("scope", {"alpha": 3}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20, 3)[0]]),
+    ("tops", {}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20)[0]]),
+    (
+        "tops",
+        {"coverage": 2, "scale": "range"},
+        lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 2, 0.5, "range")[0]],
+    ),
+    ("tops", {"diversity": 3}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 0.5, 3)[0]]),
     ("visionzip", {}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20)),
     ("visionzip", {"contextual": 0.5}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20, 0.5)),
     ("vispruner", {}, lambda v, t, r: [important_and_diverse(v.features, v.saliency, 20, 0.5, 8)[0]]),
@@ -491,6 +490,9 @@ def test_cdpruner_reads_the_chosen_text():
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
         ("scope", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("tops", {"coverage": -1}, ValueError, "coverage must be finite"),
+        ("tops", {"diversity": math.nan}, ValueError, "diversity must be finite"),
+        ("tops", {"scale": "sum"}, ValueError, "unknown scale 'sum'; known: mean, range"),
         ("visionzip", {"contextual": 1.0}, ValueError, "contextual must be in"),
         ("vispruner", {"important": math.nan}, ValueError, "important must be in"),
         ("vispruner", {"step": 0}, ValueError, "step must be >= 1"),

@@ -26,6 +26,7 @@ from foveate.functional.merging import (
 )
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
 from foveate.functional.nearest import merge_into_nearest
+from foveate.functional.preservation import optimal_preservation
 from foveate.functional.released import adafv_released, released_mixture
 from foveate.functional.runs import attention_in_runs
 from foveate.functional.text import relevance_to_text, text_to_image_attention
@@ -50,6 +51,7 @@ __all__ = [
     "max_min_diversity",
     "merge_into_nearest",
     "merged",
+    "optimal_preservation",
     "outliers_with_neighbours",
     "released_mixture",
     "relevance_to_text",

@@ -29,6 +29,7 @@ from foveate.pruners.saliency import Saliency
 from foveate.pruners.scope import SCOPE
 from foveate.pruners.sparsevlm import SparseVLM
 from foveate.pruners.text import TextSimilarity
+from foveate.pruners.tops import TOPS
 from foveate.pruners.uniform import Uniform
 from foveate.pruners.visionzip import VisionZip
 from foveate.pruners.vispruner import VisPruner
@@ -47,6 +48,7 @@ for _method in (
     PruMerge,
     PruMergePlus,
     SCOPE,
+    TOPS,
     VisionZip,
     VisPruner,
     Random,
@@ -60,8 +62,8 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV",
-    "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
+    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune",
+    "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
     "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
     "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
