@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         TOPS,
         WRAPPERS,
         AdaFV,
+        AgilePruner,
         CDPruner,
         DivPrune,
         FastV,
@@ -51,9 +52,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner DART DivPrune FSR FastV FixedMix HoloV INSIDE_METHODS METHODS Merged Method Pool PruMerge "
-        "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS TextSimilarity Uniform VisPruner "
-        "VisionZip WRAPPERS Wrapper get_pruner register"
+        "AdaFV AgilePruner CDPruner DART DivPrune FSR FastV FixedMix HoloV INSIDE_METHODS METHODS Merged Method Pool "
+        "PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS TextSimilarity Uniform "
+        "VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

@@ -13,6 +13,7 @@ from foveate.functional import (
     attention_in_runs,
     conditional_dpp,
     dominant_and_contextual,
+    effective_rank,
     focus_scan_refine,
     holistic_context,
     important_and_diverse,
@@ -22,6 +23,7 @@ from foveate.functional import (
     outliers_with_neighbours,
     relevance_to_text,
     saliency_coverage,
+    salient_and_apart,
     salient_and_spread,
     spatial_crops,
     spatial_pooling,
@@ -50,6 +52,7 @@ READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(meth
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
 OWN_SCORES = {
+    "agilepruner": {"threshold"},
     "cdpruner": {"relevance"},
     "dart": {"norm"},
     "divprune": {"distance"},
@@ -203,7 +206,7 @@ def test_broken_features(method):
 def test_registry():
     assert list(METHODS) == [
         *("adafv", "saliency", "text", "fixed-mix"),
-        *("cdpruner", "dart", "divprune", "fsr", "holov", "prumerge", "prumerge-plus", "scope", "tops"),
+        *("agilepruner", "cdpruner", "dart", "divprune", "fsr", "holov", "prumerge", "prumerge-plus", "scope", "tops"),
         *("visionzip", "vispruner"),
         *("random", "uniform", "pool"),
     ]
@@ -376,8 +379,17 @@ def merged(kept, saliency, keys, neighbours):
     return kept, outliers_with_neighbours(saliency, keys, kept, neighbours)
 
 
+def agilepruner(visual, step=0.01, typical=93.5, limit=2.0):
+    step = step / typical * effective_rank(visual.features)
+    return salient_and_apart(visual.features, visual.saliency, 20, step, limit)[:1]
+
+
 # One row per set of options: what the pure function gives, (kept, [weights]).
 PEERS = [
+    ("agilepruner", {}, lambda v, t, r: agilepruner(v)),
+    ("agilepruner", {"step": 1}, lambda v, t, r: agilepruner(v, 1)),
+    ("agilepruner", {"typical_rank": 1.5}, lambda v, t, r: agilepruner(v, typical=1.5)),
+    ("agilepruner", {"typical_rank": 1.5, "limit": 0.5}, lambda v, t, r: agilepruner(v, 0.01, 1.5, 0.5)),
     (
         "cdpruner",
         {},
@@ -477,6 +489,9 @@ def test_cdpruner_reads_the_chosen_text():
 @pytest.mark.parametrize(
     "method, options, error, message",
     [
+        ("agilepruner", {"step": -1}, ValueError, "step must be finite"),
+        ("agilepruner", {"typical_rank": 0}, ValueError, "typical_rank must be finite"),
+        ("agilepruner", {"limit": 3}, ValueError, "limit must be in"),
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
         ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
@@ -696,8 +711,14 @@ def test_dense_weights_of_one_s_own():
 # --- on a GPU ---------------------------------------------------------------------------------------------
 
 
+WAITING = {"agilepruner"}
+"""Methods that factorise a matrix: torch looks whether that has worked, and waits for the device."""
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_sync_on_cuda(name):
+    if name in WAITING:
+        pytest.skip("torch.linalg waits for the device")
     text = question()
     there = asked(text, "cuda")
     options = {"text_span": "turn", "special_tokens": False} if name in READING_TEXT else {}

@@ -4,6 +4,7 @@ They take any floating dtype, on CPU and GPU. Half precision is upcast before an
 earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written ``...``).
 """
 
+from foveate.functional.apart import effective_rank, salient_and_apart
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
@@ -42,6 +43,7 @@ __all__ = [
     "conditional_dpp",
     "density_peaks",
     "dominant_and_contextual",
+    "effective_rank",
     "fixed_mix",
     "focus_scan_refine",
     "holistic_context",
@@ -57,6 +59,7 @@ __all__ = [
     "relevance_to_text",
     "require_finite",
     "saliency_coverage",
+    "salient_and_apart",
     "salient_and_spread",
     "spatial_crops",
     "spatial_pooling",

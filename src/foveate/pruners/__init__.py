@@ -1,6 +1,7 @@
 """Methods by name. One method, one file; a new one is imported and listed here."""
 
 from foveate.pruners.adafv import AdaFV
+from foveate.pruners.agilepruner import AgilePruner
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.dart import DART
@@ -40,6 +41,7 @@ for _method in (
     Saliency,
     TextSimilarity,
     FixedMix,
+    AgilePruner,
     CDPruner,
     DART,
     DivPrune,
@@ -62,8 +64,8 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune",
-    "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
-    "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
-    "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner", "CDPruner",
+    "Choice", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge",
+    "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform",
+    "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
