@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PruMerge,
         PruMergePlus,
         Pruner,
+        PruneSID,
         PyramidDrop,
         Random,
         Saliency,
@@ -53,8 +54,8 @@ _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
         "AdaFV AgilePruner CDPruner DART DivPrune FSR FastV FixedMix HoloV INSIDE_METHODS METHODS Merged Method Pool "
-        "PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS TextSimilarity Uniform "
-        "VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
+        "PruMerge PruMergePlus PruneSID Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS TextSimilarity "
+        "Uniform VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

@@ -12,6 +12,7 @@ from foveate.functional import (
     adafv_split,
     attention_in_runs,
     conditional_dpp,
+    different_in_groups,
     dominant_and_contextual,
     effective_rank,
     focus_scan_refine,
@@ -21,6 +22,7 @@ from foveate.functional import (
     max_min_diversity,
     optimal_preservation,
     outliers_with_neighbours,
+    principal_groups,
     relevance_to_text,
     saliency_coverage,
     salient_and_apart,
@@ -58,6 +60,7 @@ OWN_SCORES = {
     "divprune": {"distance"},
     "fsr": {"relevance", "priority"},
     "holov": {"context"},
+    "prunesid": {"loading"},
     "scope": {"coverage"},
     "tops": {"coverage"},
     "vispruner": {"similarity"},
@@ -206,8 +209,8 @@ def test_broken_features(method):
 def test_registry():
     assert list(METHODS) == [
         *("adafv", "saliency", "text", "fixed-mix"),
-        *("agilepruner", "cdpruner", "dart", "divprune", "fsr", "holov", "prumerge", "prumerge-plus", "scope", "tops"),
-        *("visionzip", "vispruner"),
+        *("agilepruner", "cdpruner", "dart", "divprune", "fsr", "holov", "prumerge", "prumerge-plus", "prunesid"),
+        *("scope", "tops", "visionzip", "vispruner"),
         *("random", "uniform", "pool"),
     ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
@@ -384,6 +387,12 @@ def agilepruner(visual, step=0.01, typical=93.5, limit=2.0):
     return salient_and_apart(visual.features, visual.saliency, 20, step, limit)[:1]
 
 
+def prunesid(visual, members=4, slack=18.0):
+    groups = 20 // members
+    group, _ = principal_groups(visual.features, groups)
+    return [different_in_groups(visual.features, visual.saliency, group, groups, 20, slack)]
+
+
 # One row per set of options: what the pure function gives, (kept, [weights]).
 PEERS = [
     ("agilepruner", {}, lambda v, t, r: agilepruner(v)),
@@ -419,6 +428,9 @@ PEERS = [
     ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
     ("prumerge-plus", {}, lambda v, t, r: merged(r(0.25, 20), v.saliency, v.keys, 32)),
     ("prumerge-plus", {"neighbours": 2, "salient": 1}, lambda v, t, r: merged(r(1, 20), v.saliency, v.keys, 2)),
+    ("prunesid", {}, lambda v, t, r: prunesid(v)),
+    ("prunesid", {"members": 2}, lambda v, t, r: prunesid(v, 2)),
+    ("prunesid", {"slack": 200}, lambda v, t, r: prunesid(v, 4, 200.0)),
     ("scope", {}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20)[0]]),
     ("scope", {"alpha": 3}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20, 3)[0]]),
     ("tops", {}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20)[0]]),
@@ -504,6 +516,9 @@ def test_cdpruner_reads_the_chosen_text():
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
+        ("prunesid", {"members": 0}, ValueError, "members must be >= 1"),
+        ("prunesid", {"members": 4.0}, TypeError, "members must be an int"),
+        ("prunesid", {"slack": -1}, ValueError, "slack must be finite"),
         ("scope", {"alpha": -1}, ValueError, "alpha must be finite"),
         ("tops", {"coverage": -1}, ValueError, "coverage must be finite"),
         ("tops", {"diversity": math.nan}, ValueError, "diversity must be finite"),
@@ -711,7 +726,7 @@ def test_dense_weights_of_one_s_own():
 # --- on a GPU ---------------------------------------------------------------------------------------------
 
 
-WAITING = {"agilepruner"}
+WAITING = {"agilepruner", "prunesid"}
 """Methods that factorise a matrix: torch looks whether that has worked, and waits for the device."""
 
 

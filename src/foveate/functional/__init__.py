@@ -28,6 +28,7 @@ from foveate.functional.merging import (
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
 from foveate.functional.nearest import merge_into_nearest
 from foveate.functional.preservation import optimal_preservation
+from foveate.functional.principal import different_in_groups, principal_groups
 from foveate.functional.released import adafv_released, released_mixture
 from foveate.functional.runs import attention_in_runs
 from foveate.functional.text import relevance_to_text, text_to_image_attention
@@ -42,6 +43,7 @@ __all__ = [
     "attention_of_queries",
     "conditional_dpp",
     "density_peaks",
+    "different_in_groups",
     "dominant_and_contextual",
     "effective_rank",
     "fixed_mix",
@@ -55,6 +57,7 @@ __all__ = [
     "merged",
     "optimal_preservation",
     "outliers_with_neighbours",
+    "principal_groups",
     "released_mixture",
     "relevance_to_text",
     "require_finite",

@@ -14,6 +14,7 @@ from foveate.pruners.merged import Merged
 from foveate.pruners.mix import FixedMix
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
+from foveate.pruners.prunesid import PruneSID
 from foveate.pruners.pyramiddrop import PyramidDrop
 from foveate.pruners.random import Random
 from foveate.pruners.registry import (
@@ -49,6 +50,7 @@ for _method in (
     HoloV,
     PruMerge,
     PruMergePlus,
+    PruneSID,
     SCOPE,
     TOPS,
     VisionZip,
@@ -66,6 +68,6 @@ for _method in (
 __all__ = [
     "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner", "CDPruner",
     "Choice", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge",
-    "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform",
-    "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "PruMergePlus", "PruneSID", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity",
+    "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
