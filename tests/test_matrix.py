@@ -320,7 +320,7 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
     assert torch.equal(second[:, given.shape[1] :], whole[:, grown.shape[1] :])
 
 
-@pytest.mark.parametrize("method", list(foveate.METHODS))
+@pytest.mark.parametrize("method", [*foveate.METHODS, "merged:cdpruner"])
 @pytest.mark.parametrize("keep", KEEPS)
 def test_methods(row: Row, method: str, keep: float | int) -> None:
     """Every family x every method; a batch gives what its rows give alone."""
