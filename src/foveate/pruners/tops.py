@@ -16,11 +16,11 @@ from foveate.tokens import TextTokens, VisualTokens
 class TOPS(Pruner):
     """Salient tokens that cover the image and differ from one another: TOPS (arXiv 2606.27161) before the LLM.
 
-    The paper's first stage, alone; its second prunes inside the LLM by the question. Its text scales the three
-    terms by least and most, its algorithm divides each by its mean, by which saliency, a few tokens having most of it,
-    outweighs the others; the text is the default here. Both are taken over the tokens that are left at each step, which
-    the paper does not say. All views of the image compete at once. Published
-    with both stages for LLaVA-NeXT-7B at 640, 320 and 160 of 2880 tokens: 100.0, 99.1 and 96.4 % of unpruned.
+    The paper's first stage, alone; its second prunes inside the LLM by the question. Its text scales the three terms by
+    least and most, its algorithm divides each by its mean, by which saliency, a few tokens having most of it, outweighs
+    the others; the text is the default here. Both are taken over the tokens that are left at each step, which the paper
+    does not say. All views of the image compete at once. Published with both stages for LLaVA-NeXT-7B at 640, 320 and
+    160 of 2880 tokens: 100.0, 99.1 and 96.4 % of unpruned.
 
     Args:
         keep: as for ``Pruner``.
