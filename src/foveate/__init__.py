@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         WRAPPERS,
         AdaFV,
         CDPruner,
+        Cover,
         DivPrune,
         FastV,
         FixedMix,
@@ -48,7 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge PruMergePlus "
+        "AdaFV CDPruner Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge PruMergePlus "
         "Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip WRAPPERS "
         "Wrapper get_pruner register"
     ),
