@@ -22,6 +22,7 @@ from foveate.pruners.registry import (
     known_methods,
     parse_method,
     register,
+    replaced,
     takes,
 )
 from foveate.pruners.saliency import Saliency
@@ -61,5 +62,5 @@ __all__ = [
     "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "Cover", "DivPrune",
     "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop",
     "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper",
-    "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "get_pruner", "known_methods", "parse_method", "register", "replaced", "takes",
 ]  # fmt: skip
