@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
+        FSR,
         INSIDE_METHODS,
         METHODS,
         SCOPE,
+        TOPS,
         WRAPPERS,
         AdaFV,
         CDPruner,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         FastV,
         FixedMix,
         HoloV,
+        Merged,
         Method,
         Pool,
         PruMerge,
@@ -49,8 +52,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
-        "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
+        "DART FSR INSIDE_METHODS METHODS SCOPE TOPS AdaFV CDPruner Cover DivPrune FastV FixedMix HoloV Merged "
+        "Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random Saliency Scorer SparseVLM TextSimilarity "
+        "Uniform VisPruner "
         "VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",

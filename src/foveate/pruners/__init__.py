@@ -7,8 +7,10 @@ from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
+from foveate.pruners.fsr import FSR
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
+from foveate.pruners.merged import Merged
 from foveate.pruners.mix import FixedMix
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
@@ -29,6 +31,7 @@ from foveate.pruners.saliency import Saliency
 from foveate.pruners.scope import SCOPE
 from foveate.pruners.sparsevlm import SparseVLM
 from foveate.pruners.text import TextSimilarity
+from foveate.pruners.tops import TOPS
 from foveate.pruners.uniform import Uniform
 from foveate.pruners.visionzip import VisionZip
 from foveate.pruners.vispruner import VisPruner
@@ -43,10 +46,12 @@ for _method in (
     CDPruner,
     DART,
     DivPrune,
+    FSR,
     HoloV,
     PruMerge,
     PruMergePlus,
     SCOPE,
+    TOPS,
     VisionZip,
     VisPruner,
     Random,
@@ -55,12 +60,13 @@ for _method in (
     FastV,
     PyramidDrop,
     SparseVLM,
+    Merged,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "Cover", "DivPrune",
-    "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop",
-    "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper",
-    "get_pruner", "known_methods", "parse_method", "register", "replaced", "takes",
+    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "Cover",
+    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus",
+    "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner",
+    "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "replaced", "takes",
 ]  # fmt: skip
