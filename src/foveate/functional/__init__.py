@@ -4,6 +4,7 @@ They take any floating dtype, on CPU and GPU. Half precision is upcast before an
 earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written ``...``).
 """
 
+from foveate.functional.centering import centered, distinctiveness
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
@@ -35,9 +36,11 @@ __all__ = [
     "adafv_released",
     "adafv_split",
     "attention_of_queries",
+    "centered",
     "conditional_dpp",
     "cosine_cover",
     "density_peaks",
+    "distinctiveness",
     "dominant_and_contextual",
     "facility_location",
     "fixed_mix",

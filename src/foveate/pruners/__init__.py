@@ -3,6 +3,7 @@
 from foveate.pruners.adafv import AdaFV
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
+from foveate.pruners.centered import Centered
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
@@ -52,12 +53,13 @@ for _method in (
     FastV,
     PyramidDrop,
     SparseVLM,
+    Centered,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV",
-    "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop",
-    "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper",
-    "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Centered", "Choice", "DivPrune",
+    "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
+    "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
+    "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
