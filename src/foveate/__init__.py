@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         AdaFV,
         CDPruner,
         Centered,
+        Cover,
         DivPrune,
         FastV,
         FixedMix,
@@ -49,7 +50,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner Centered DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
+        "AdaFV CDPruner Centered Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
         "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
         "VisionZip WRAPPERS Wrapper get_pruner register"
     ),

@@ -4,6 +4,7 @@ from foveate.pruners.adafv import AdaFV
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.centered import Centered
+from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
@@ -35,6 +36,7 @@ from foveate.pruners.wrapper import Wrapper
 
 for _method in (
     AdaFV,
+    Cover,
     Saliency,
     TextSimilarity,
     FixedMix,
@@ -58,8 +60,8 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Centered", "Choice", "DivPrune",
-    "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
+    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Centered", "Choice", "Cover",
+    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
     "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
     "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
