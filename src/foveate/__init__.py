@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FastV,
         FixedMix,
         HoloV,
+        MMTok,
         Method,
         Pool,
         PruMerge,
@@ -50,9 +51,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner Centered Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
-        "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
-        "VisionZip WRAPPERS Wrapper get_pruner register"
+        "AdaFV CDPruner Centered Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS MMTok Method Pool "
+        "PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform "
+        "VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

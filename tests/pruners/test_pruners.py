@@ -16,6 +16,7 @@ from foveate.functional import (
     important_and_diverse,
     least_duplicated,
     max_min_diversity,
+    multimodal_cover,
     outliers_with_neighbours,
     relevance_to_text,
     saliency_coverage,
@@ -45,12 +46,14 @@ from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
 READING_TEXT = [name for name, method in METHODS.items() if method.reads_text]
 READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(method, ReadsText)]
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
+READING_ENCODED = [name for name, method in METHODS.items() if method.reads_encoded]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
 OWN_SCORES = {
     "cdpruner": {"relevance"},
     "dart": {"norm"},
     "divprune": {"distance"},
     "holov": {"context"},
+    "mmtok": {"coverage"},
     "scope": {"coverage"},
     "vispruner": {"similarity"},
 }
@@ -73,7 +76,8 @@ def picture(*grids, seed=0, dtype=torch.float32, full_grid=True):
     where, generator = geometry(*(grids or [(6, 6)] * 3)), torch.Generator().manual_seed(seed)
     features = torch.randn(len(where), 16, generator=generator).to(dtype)
     saliency, keys = torch.rand(len(where), generator=generator), torch.randn(len(where), 8, generator=generator)
-    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype))
+    encoded = torch.randn(len(where), 12, generator=generator).to(dtype)
+    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype), encoded)
 
 
 def question(tokens=7, turn=5, special=(0, 4), seed=1, dtype=torch.float32):
@@ -140,7 +144,9 @@ def test_scores_are_those_it_reads(name):
 
 def test_features_that_need_gradients(name):
     visual, text = picture(), question()
-    grown = VisualTokens(visual.features.clone().requires_grad_(), visual.geometry, visual.saliency, keys=visual.keys)
+    grown = dataclasses.replace(
+        visual, features=visual.features.clone().requires_grad_(), encoded=visual.encoded.clone().requires_grad_()
+    )
     asked = TextTokens(text.embeddings.clone().requires_grad_(), text.turn, text.special)
     selection = get_pruner(name, keep=0.2).select(grown, asked)
     assert not any(score.requires_grad for score in selection.scores.values())
@@ -176,6 +182,14 @@ def test_no_keys(method):
             get_pruner(method, keep=keep).select(VisualTokens(visual.features, visual.geometry, visual.saliency))
 
 
+@pytest.mark.parametrize("method", READING_ENCODED)
+def test_no_encoder_features(method):
+    visual = dataclasses.replace(picture(), encoded=None)
+    for keep in (0.1, 1.0):
+        with pytest.raises(ValueError, match="reads the vision encoder's features, and these tokens carry none"):
+            get_pruner(method, keep=keep).select(visual, question())
+
+
 @pytest.mark.parametrize("method", READING_SALIENCY)
 def test_broken_saliency(method):
     visual = picture()
@@ -198,7 +212,8 @@ def test_broken_features(method):
 def test_registry():
     assert list(METHODS) == [
         *("adafv", "saliency", "text", "fixed-mix"),
-        *("cdpruner", "dart", "divprune", "holov", "prumerge", "prumerge-plus", "scope", "visionzip", "vispruner"),
+        *("cdpruner", "dart", "divprune", "holov", "mmtok", "prumerge", "prumerge-plus"),
+        *("scope", "visionzip", "vispruner"),
         *("random", "uniform", "pool"),
     ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
@@ -384,6 +399,21 @@ PEERS = [
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
     ("holov", {}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(4), 20, 0.09)[0]]),
     ("holov", {"crops": 2, "beta": 9}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(2), 20, 9)[0]]),
+    (
+        "mmtok",
+        {},
+        lambda v, t, r: [multimodal_cover(t.embeddings[1:4], v.features, v.encoded, 20, 0.02, 0.2, 0.5)[0]],
+    ),
+    (
+        "mmtok",
+        {"temperature": 0.5, "visual_temperature": 0.05, "visual_weight": 2},
+        lambda v, t, r: [multimodal_cover(t.embeddings[1:4], v.features, v.encoded, 20, 0.5, 0.05, 2)[0]],
+    ),
+    (
+        "mmtok",
+        {"features": "projected", "special_tokens": True},
+        lambda v, t, r: [multimodal_cover(t.embeddings[:5], v.features, v.features, 20)[0]],
+    ),
     ("prumerge", {}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 32)),
     ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
     ("prumerge-plus", {}, lambda v, t, r: merged(r(0.25, 20), v.saliency, v.keys, 32)),
@@ -457,6 +487,10 @@ def test_cdpruner_reads_the_chosen_text():
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
         ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("mmtok", {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
+        ("mmtok", {"visual_temperature": math.inf}, ValueError, "visual_temperature must be positive"),
+        ("mmtok", {"visual_weight": -0.1}, ValueError, "visual_weight must be finite and >= 0"),
+        ("mmtok", {"features": "raw"}, ValueError, "unknown features 'raw'; known: encoded, projected"),
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
@@ -476,6 +510,14 @@ def test_broken_features_are_seen(method):
     visual = picture()
     visual.features[3, 2] = math.inf
     with pytest.raises(ValueError, match="NaN or infinity in visual"):
+        get_pruner(method).select(visual, question())
+
+
+@pytest.mark.parametrize("method", READING_ENCODED)
+def test_broken_encoder_features(method):
+    visual = picture()
+    visual.encoded[3, 2] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinity in encoded"):
         get_pruner(method).select(visual, question())
 
 
@@ -510,7 +552,7 @@ def placed(tokens, device):
     places = (tensor.to(device) for tensor in (where.view, where.row, where.column, where.boxes))
     there = Geometry(*places, where.image_size, where.grids)
     given = (tokens.features.to(device), there, tokens.saliency.to(device), tokens.full_grid, tokens.keys.to(device))
-    return VisualTokens(*given)
+    return VisualTokens(*given, tokens.encoded.to(device))
 
 
 def asked(text, device):
@@ -562,8 +604,8 @@ def test_autocast_changes_nothing(method, dtype):
 @pytest.mark.parametrize("method", READING_SALIENCY)
 def test_saliency_of_half_precision_is_scored_in_float32(method):
     visual = picture()
-    half = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16(), True, visual.keys)
-    whole = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16().float(), True, visual.keys)
+    half = dataclasses.replace(visual, saliency=visual.saliency.bfloat16())
+    whole = dataclasses.replace(visual, saliency=visual.saliency.bfloat16().float())
     pruner = get_pruner(method, keep=0.3)
     same_selection(pruner.select(half, question()), pruner.select(whole, question()))
 
@@ -586,7 +628,7 @@ def test_the_default_device_does_not_matter(name, keep):
 def test_scores_are_computed_where_the_features_are(name, monkeypatch):
     """Whatever else lies on another device (an embedding table, say) comes there; mixing devices would raise."""
     there, text = placed(picture(), "meta"), question()
-    scattered = VisualTokens(there.features, picture().geometry, picture().saliency, True, picture().keys)
+    scattered = dataclasses.replace(picture(), features=there.features)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know that device
     selection = get_pruner(name, keep=0.3).select(scattered, text)
     assert selection.indices.is_meta and selection.gather(there.features).is_meta

@@ -26,6 +26,7 @@ from foveate.functional.merging import (
     spatial_pooling,
 )
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
+from foveate.functional.multimodal import multimodal_cover
 from foveate.functional.released import adafv_released, released_mixture
 from foveate.functional.text import relevance_to_text, text_to_image_attention
 
@@ -50,6 +51,7 @@ __all__ = [
     "least_duplicated",
     "max_min_diversity",
     "merged",
+    "multimodal_cover",
     "outliers_with_neighbours",
     "released_mixture",
     "relevance_to_text",

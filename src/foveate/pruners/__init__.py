@@ -11,6 +11,7 @@ from foveate.pruners.fastv import FastV
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
 from foveate.pruners.mix import FixedMix
+from foveate.pruners.mmtok import MMTok
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
 from foveate.pruners.pyramiddrop import PyramidDrop
@@ -44,6 +45,7 @@ for _method in (
     DART,
     DivPrune,
     HoloV,
+    MMTok,
     PruMerge,
     PruMergePlus,
     SCOPE,
@@ -61,7 +63,7 @@ for _method in (
 
 __all__ = [
     "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Centered", "Choice", "Cover",
-    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
-    "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
-    "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Method", "Pool", "PruMerge", "PruMergePlus",
+    "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner",
+    "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
