@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         WRAPPERS,
         AdaFV,
         CDPruner,
+        Centered,
         Cover,
         DivPrune,
         FastV,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         HoloV,
         Merged,
         Method,
+        MMTok,
         Pool,
         PruMerge,
         PruMergePlus,
@@ -52,10 +54,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "DART FSR INSIDE_METHODS METHODS SCOPE TOPS AdaFV CDPruner Cover DivPrune FastV FixedMix HoloV Merged "
-        "Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random Saliency Scorer SparseVLM TextSimilarity "
-        "Uniform VisPruner "
-        "VisionZip WRAPPERS Wrapper get_pruner register"
+        "DART FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV CDPruner Centered Cover DivPrune FastV "
+        "FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random Saliency Scorer "
+        "SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

@@ -18,6 +18,7 @@ from foveate.functional import (
     important_and_diverse,
     least_duplicated,
     max_min_diversity,
+    multimodal_cover,
     optimal_preservation,
     outliers_with_neighbours,
     relevance_to_text,
@@ -49,6 +50,7 @@ from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
 READING_TEXT = [name for name, method in METHODS.items() if method.reads_text]
 READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(method, ReadsText)]
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
+READING_ENCODED = [name for name, method in METHODS.items() if method.reads_encoded]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
 OWN_SCORES = {
     "cdpruner": {"relevance"},
@@ -57,6 +59,7 @@ OWN_SCORES = {
     "divprune": {"distance"},
     "fsr": {"relevance", "priority"},
     "holov": {"context"},
+    "mmtok": {"coverage"},
     "scope": {"coverage"},
     "tops": {"coverage"},
     "vispruner": {"similarity"},
@@ -80,7 +83,8 @@ def picture(*grids, seed=0, dtype=torch.float32, full_grid=True):
     where, generator = geometry(*(grids or [(6, 6)] * 3)), torch.Generator().manual_seed(seed)
     features = torch.randn(len(where), 16, generator=generator).to(dtype)
     saliency, keys = torch.rand(len(where), generator=generator), torch.randn(len(where), 8, generator=generator)
-    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype))
+    encoded = torch.randn(len(where), 12, generator=generator).to(dtype)
+    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype), encoded)
 
 
 def question(tokens=7, turn=5, special=(0, 4), seed=1, dtype=torch.float32):
@@ -147,7 +151,9 @@ def test_scores_are_those_it_reads(name):
 
 def test_features_that_need_gradients(name):
     visual, text = picture(), question()
-    grown = VisualTokens(visual.features.clone().requires_grad_(), visual.geometry, visual.saliency, keys=visual.keys)
+    grown = dataclasses.replace(
+        visual, features=visual.features.clone().requires_grad_(), encoded=visual.encoded.clone().requires_grad_()
+    )
     asked = TextTokens(text.embeddings.clone().requires_grad_(), text.turn, text.special)
     selection = get_pruner(name, keep=0.2).select(grown, asked)
     assert not any(score.requires_grad for score in selection.scores.values())
@@ -181,6 +187,14 @@ def test_no_keys(method):
     for keep in (0.1, 1.0):
         with pytest.raises(ValueError, match="compares the vision encoder's keys, and these tokens carry none"):
             get_pruner(method, keep=keep).select(VisualTokens(visual.features, visual.geometry, visual.saliency))
+
+
+@pytest.mark.parametrize("method", READING_ENCODED)
+def test_no_encoder_features(method):
+    visual = dataclasses.replace(picture(), encoded=None)
+    for keep in (0.1, 1.0):
+        with pytest.raises(ValueError, match="reads the vision encoder's features, and these tokens carry none"):
+            get_pruner(method, keep=keep).select(visual, question())
 
 
 @pytest.mark.parametrize("method", READING_SALIENCY)
@@ -408,6 +422,21 @@ PEERS = [
         {"variant": "released", "crops": 2},
         lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 4, 0.09)[0]],
     ),
+    (
+        "mmtok",
+        {},
+        lambda v, t, r: [multimodal_cover(t.embeddings[1:4], v.features, v.encoded, 20, 0.02, 0.2, 0.5)[0]],
+    ),
+    (
+        "mmtok",
+        {"temperature": 0.5, "visual_temperature": 0.05, "visual_weight": 2},
+        lambda v, t, r: [multimodal_cover(t.embeddings[1:4], v.features, v.encoded, 20, 0.5, 0.05, 2)[0]],
+    ),
+    (
+        "mmtok",
+        {"features": "projected", "special_tokens": True},
+        lambda v, t, r: [multimodal_cover(t.embeddings[:5], v.features, v.features, 20)[0]],
+    ),
     ("prumerge", {}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 32)),
     ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
     ("prumerge-plus", {}, lambda v, t, r: merged(r(0.25, 20), v.saliency, v.keys, 32)),
@@ -493,6 +522,10 @@ def test_cdpruner_reads_the_chosen_text():
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
         ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
         ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),
+        ("mmtok", {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
+        ("mmtok", {"visual_temperature": math.inf}, ValueError, "visual_temperature must be positive"),
+        ("mmtok", {"visual_weight": -0.1}, ValueError, "visual_weight must be finite and >= 0"),
+        ("mmtok", {"features": "raw"}, ValueError, "unknown features 'raw'; known: encoded, projected"),
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
@@ -515,6 +548,14 @@ def test_broken_features_are_seen(method):
     visual = picture()
     visual.features[3, 2] = math.inf
     with pytest.raises(ValueError, match="NaN or infinity in visual"):
+        get_pruner(method).select(visual, question())
+
+
+@pytest.mark.parametrize("method", READING_ENCODED)
+def test_broken_encoder_features(method):
+    visual = picture()
+    visual.encoded[3, 2] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinity in encoded"):
         get_pruner(method).select(visual, question())
 
 
@@ -549,7 +590,7 @@ def placed(tokens, device):
     places = (tensor.to(device) for tensor in (where.view, where.row, where.column, where.boxes))
     there = Geometry(*places, where.image_size, where.grids)
     given = (tokens.features.to(device), there, tokens.saliency.to(device), tokens.full_grid, tokens.keys.to(device))
-    return VisualTokens(*given)
+    return VisualTokens(*given, tokens.encoded.to(device))
 
 
 def asked(text, device):
@@ -601,8 +642,8 @@ def test_autocast_changes_nothing(method, dtype):
 @pytest.mark.parametrize("method", READING_SALIENCY)
 def test_saliency_of_half_precision_is_scored_in_float32(method):
     visual = picture()
-    half = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16(), True, visual.keys)
-    whole = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16().float(), True, visual.keys)
+    half = dataclasses.replace(visual, saliency=visual.saliency.bfloat16())
+    whole = dataclasses.replace(visual, saliency=visual.saliency.bfloat16().float())
     pruner = get_pruner(method, keep=0.3)
     same_selection(pruner.select(half, question()), pruner.select(whole, question()))
 
@@ -625,7 +666,7 @@ def test_the_default_device_does_not_matter(name, keep):
 def test_scores_are_computed_where_the_features_are(name, monkeypatch):
     """Whatever else lies on another device (an embedding table, say) comes there; mixing devices would raise."""
     there, text = placed(picture(), "meta"), question()
-    scattered = VisualTokens(there.features, picture().geometry, picture().saliency, True, picture().keys)
+    scattered = dataclasses.replace(picture(), features=there.features)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know that device
     selection = get_pruner(name, keep=0.3).select(scattered, text)
     assert selection.indices.is_meta and selection.gather(there.features).is_meta

@@ -4,6 +4,7 @@ They take any floating dtype, on CPU and GPU. Half precision is upcast before an
 earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written ``...``).
 """
 
+from foveate.functional.centering import centered, distinctiveness
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
@@ -26,6 +27,7 @@ from foveate.functional.merging import (
     spatial_pooling,
 )
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
+from foveate.functional.multimodal import multimodal_cover
 from foveate.functional.nearest import merge_into_nearest
 from foveate.functional.preservation import optimal_preservation
 from foveate.functional.released import adafv_released, released_mixture
@@ -40,9 +42,11 @@ __all__ = [
     "adafv_split",
     "attention_in_runs",
     "attention_of_queries",
+    "centered",
     "conditional_dpp",
     "cosine_cover",
     "density_peaks",
+    "distinctiveness",
     "dominant_and_contextual",
     "facility_location",
     "fixed_mix",
@@ -54,6 +58,7 @@ __all__ = [
     "max_min_diversity",
     "merge_into_nearest",
     "merged",
+    "multimodal_cover",
     "optimal_preservation",
     "outliers_with_neighbours",
     "released_mixture",

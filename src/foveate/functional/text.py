@@ -102,9 +102,7 @@ def relevance_to_text(
         ValueError: shapes that do not fit, no token, other ``words``, another ``sign``; on CPU tensors also NaN or
             infinity, or a mask that leaves none.
     """
-    require_floating(text=text)
-    if text.ndim != 2 or 0 in text.shape or text.shape[-1] != visual.shape[-1]:
-        raise ValueError(f"text (T, D) and visual (N, D) must share D, got {shape_of(text)} and {shape_of(visual)}")
+    require_text(text, visual)
     if words not in WORDS:
         raise ValueError(f"unknown words {words!r}; known: {', '.join(WORDS)}")
     require_sign(sign)
@@ -144,6 +142,13 @@ def min_max(scores: Tensor) -> Tensor:
     # NaN equals nothing, and what is infinite has no scale: both stay to be seen, for the caller.
     same = (high == low) & torch.isfinite(low)
     return torch.where(same, torch.ones_like(scores), (scores - low) / (high - low))
+
+
+def require_text(text: Tensor, visual: Tensor) -> None:
+    """(T, D) floating embeddings with T >= 1, as wide as the tokens."""
+    require_floating(text=text)
+    if text.ndim != 2 or 0 in text.shape or text.shape[-1] != visual.shape[-1]:
+        raise ValueError(f"text (T, D) and visual (N, D) must share D, got {shape_of(text)} and {shape_of(visual)}")
 
 
 def require_sign(sign: int) -> None:

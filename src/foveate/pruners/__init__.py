@@ -3,6 +3,7 @@
 from foveate.pruners.adafv import AdaFV
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
+from foveate.pruners.centered import Centered
 from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
@@ -12,6 +13,7 @@ from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
 from foveate.pruners.merged import Merged
 from foveate.pruners.mix import FixedMix
+from foveate.pruners.mmtok import MMTok
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
 from foveate.pruners.pyramiddrop import PyramidDrop
@@ -48,6 +50,7 @@ for _method in (
     DivPrune,
     FSR,
     HoloV,
+    MMTok,
     PruMerge,
     PruMergePlus,
     SCOPE,
@@ -60,13 +63,15 @@ for _method in (
     FastV,
     PyramidDrop,
     SparseVLM,
+    Centered,
     Merged,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "Cover",
-    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus",
-    "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner",
-    "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "replaced", "takes",
+    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Centered",
+    "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Merged", "Method", "Pool",
+    "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM",
+    "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method",
+    "register", "replaced", "takes",
 ]  # fmt: skip

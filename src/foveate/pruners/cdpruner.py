@@ -20,7 +20,7 @@ class CDPruner(ReadsRelevance, Pruner):
     its published numbers are not to be expected. (There it also turns the sign of the cosines, as CLIP's patches are
     least similar to the text they show; projected tokens are most similar, and are scored so; ``sign=-1`` turns it.)
     ``words="max"`` is no part of the paper: it is how AdaFV puts the words of a question together. All views of the
-    image compete at once.
+    image compete at once. ``Centered`` holds it.
 
     Args:
         keep: as for ``Pruner``.
@@ -33,9 +33,11 @@ class CDPruner(ReadsRelevance, Pruner):
     sign: int = 1
 
     name: ClassVar[str] = "cdpruner"
+    takes_weight: ClassVar[bool] = True
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Greedy MAP of the conditional DPP."""
         assert text is not None  # Pruner.select has refused an image without text
         relevance = self.relevance(visual, text)
-        return Choice(conditional_dpp(visual.features.detach(), relevance, budget), {"relevance": relevance})
+        quality = relevance if visual.weight is None else relevance * visual.weight
+        return Choice(conditional_dpp(visual.likened.detach(), quality, budget), {"relevance": relevance})
