@@ -269,7 +269,9 @@ def test_flags_are_those_of_the_held_method():
 
 @pytest.mark.parametrize("method", ["scope", "uniform", "adafv", "visionzip"])
 def test_methods_that_do_not_weigh_tokens_are_refused(method):
-    message = f"centered cannot hold {method}: it does not compare tokens by weight, as (?=.*cdpruner)(?=.*divprune).* do"
+    message = (
+        f"centered cannot hold {method}: it does not compare tokens by weight, as (?=.*cdpruner)(?=.*divprune).* do"
+    )
     with pytest.raises(ValueError, match=message):
         Centered(method)
     with pytest.raises(ValueError, match=message):

@@ -50,6 +50,7 @@ READING_ENCODED = [name for name, method in METHODS.items() if method.reads_enco
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
 OWN_SCORES = {
     "cdpruner": {"relevance"},
+    "cover": {"relevance", "weight"},
     "dart": {"norm"},
     "divprune": {"distance"},
     "holov": {"context"},
@@ -211,13 +212,13 @@ def test_broken_features(method):
 
 def test_registry():
     assert list(METHODS) == [
-        *("adafv", "saliency", "text", "fixed-mix"),
+        *("adafv", "cover", "saliency", "text", "fixed-mix"),
         *("cdpruner", "dart", "divprune", "holov", "mmtok", "prumerge", "prumerge-plus"),
         *("scope", "visionzip", "vispruner"),
         *("random", "uniform", "pool"),
     ]
     assert get_pruner("adafv", keep=5) == AdaFV(5)
-    with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, saliency"):
+    with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, cover"):
         get_pruner("fast-v")
     with pytest.raises(ValueError, match="trim is not available: .* needs CLIP's text encoder"):
         get_pruner("trim")
@@ -453,7 +454,7 @@ def test_peers_are_their_functions(method, options, expected):
 
 
 def test_every_peer_is_among_them():
-    ours = {"adafv", "saliency", "text", "fixed-mix", "random", "uniform"}
+    ours = {"adafv", "cover", "saliency", "text", "fixed-mix", "random", "uniform"}
     assert {method for method, _, _ in PEERS} == set(METHODS) - ours
 
 
