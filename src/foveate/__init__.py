@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
+        EADP,
         INSIDE_METHODS,
         METHODS,
         SCOPE,
@@ -51,8 +52,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner Centered Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS MMTok Method Pool "
-        "PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform "
+        "AdaFV CDPruner Centered Cover DART DivPrune EADP FastV FixedMix HoloV INSIDE_METHODS METHODS MMTok Method "
+        "Pool PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform "
         "VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",

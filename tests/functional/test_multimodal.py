@@ -95,13 +95,18 @@ def test_an_empty_picture(budget):
 
 
 def test_by_hand():
-    """One word, on token 0; of the tokens 1, 2 and 3 the last two are alike."""
+    """One word, on token 3, the twin of token 2: each twin covers half of two rows, as much as 0 and 1 of their own."""
     visual, encoded = torch.eye(4), torch.eye(4)[[0, 1, 2, 2]]
-    text = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-    for weight, budget, expected in [(0.0, 1, [0]), (0.5, 2, [0, 2]), (0.5, 3, [0, 1, 2]), (100.0, 1, [2])]:
-        assert multimodal_cover(text, visual, encoded, budget, 0.02, 0.02, weight)[0].tolist() == expected
-    covered = multimodal_cover(text, visual, encoded, 4, 0.02, 0.02)[1]  # 1 + 1/8, 1/8, 2 halves of 1/8 each
-    torch.testing.assert_close(covered, torch.tensor([1.125, 0.125, 0.125, 0.125]))
+    text = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    for budget, expected in [(1, [3]), (2, [0, 3]), (3, [0, 1, 3])]:
+        assert multimodal_cover(text, visual, encoded, budget, 0.02, 0.02)[0].tolist() == expected
+    covered = multimodal_cover(text, visual, encoded, 4, 0.02, 0.02)[1]
+    torch.testing.assert_close(covered, torch.tensor([0.125, 0.125, 0.125, 1.125]))
+    # A token of a crowd covers more than one that stands alone.
+    assert multimodal_cover(text[:, [3, 1, 2, 0]], visual, torch.eye(4)[[0, 1, 1, 1]], 2, 0.02, 0.5)[0].tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_what_the_mask_leaves_out_is_not_read():

@@ -12,6 +12,7 @@ from foveate.functional import (
     adafv_split,
     conditional_dpp,
     dominant_and_contextual,
+    focused_relevance,
     holistic_context,
     important_and_diverse,
     least_duplicated,
@@ -21,6 +22,8 @@ from foveate.functional import (
     relevance_to_text,
     saliency_coverage,
     salient_and_spread,
+    shifted_cosine_cover,
+    smooth_on_grid,
     spatial_crops,
     spatial_pooling,
     text_to_image_attention,
@@ -53,6 +56,7 @@ OWN_SCORES = {
     "cover": {"relevance", "weight"},
     "dart": {"norm"},
     "divprune": {"distance"},
+    "eadp": {"relevance", "weight"},
     "holov": {"context"},
     "mmtok": {"coverage"},
     "scope": {"coverage"},
@@ -213,7 +217,7 @@ def test_broken_features(method):
 def test_registry():
     assert list(METHODS) == [
         *("adafv", "cover", "saliency", "text", "fixed-mix"),
-        *("cdpruner", "dart", "divprune", "holov", "mmtok", "prumerge", "prumerge-plus"),
+        *("cdpruner", "dart", "divprune", "eadp", "holov", "mmtok", "prumerge", "prumerge-plus"),
         *("scope", "visionzip", "vispruner"),
         *("random", "uniform", "pool"),
     ]
@@ -398,6 +402,8 @@ PEERS = [
     ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
     ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
+    ("eadp", {}, lambda v, t, r: [r(0.5, 10, 1)]),
+    ("eadp", {"share": 0.2, "power": 1, "sign": -1}, lambda v, t, r: [r(0.2, 1, -1)]),
     ("holov", {}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(4), 20, 0.09)[0]]),
     ("holov", {"crops": 2, "beta": 9}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(2), 20, 9)[0]]),
     (
@@ -433,12 +439,20 @@ PEERS = [
 ]
 
 
+def cover_of_focus(visual, text, share, power, sign):
+    where, features = visual.geometry, visual.features
+    relevance = focused_relevance(text.embeddings[:5], features, share=share, sign=sign)
+    weight = smooth_on_grid(relevance, where.view, where.row, where.column, where.grids) ** power
+    return shifted_cosine_cover(features, weight, 20)[0].sort().values
+
+
 @pytest.mark.parametrize("method, options, expected", PEERS)
 def test_peers_are_their_functions(method, options, expected):
     visual, text = picture(), question()
     where = visual.geometry
     places = where.view, where.row, where.column
     regions = {
+        "eadp": lambda *given: cover_of_focus(visual, text, *given),
         "holov": lambda side: spatial_crops(*places, where.grids, side),
         "prumerge-plus": lambda salient, budget: salient_and_spread(visual.saliency, *places, budget, salient),
         "pool": lambda budget: spatial_pooling(*places, budget),
@@ -486,6 +500,9 @@ def test_cdpruner_reads_the_chosen_text():
         ("cdpruner", {"sign": 0}, ValueError, "sign must be 1 or -1, got 0"),
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
+        ("eadp", {"share": 0}, ValueError, r"share must be in \(0, 1\], got 0"),
+        ("eadp", {"power": 0.0}, ValueError, "power must be positive and finite, got 0.0"),
+        ("eadp", {"sign": 2}, ValueError, "sign must be 1 or -1, got 2"),
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
         ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
         ("mmtok", {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),

@@ -9,8 +9,9 @@ from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
 from foveate.functional.duplicates import important_and_diverse
-from foveate.functional.facility import cosine_cover, facility_location
-from foveate.functional.grid import spatial_crops, uniform_grid
+from foveate.functional.entropy import focused_relevance
+from foveate.functional.facility import cosine_cover, facility_location, shifted_cosine_cover
+from foveate.functional.grid import smooth_on_grid, spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
     density_peaks,
@@ -45,6 +46,7 @@ __all__ = [
     "dominant_and_contextual",
     "facility_location",
     "fixed_mix",
+    "focused_relevance",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",
@@ -58,6 +60,8 @@ __all__ = [
     "require_finite",
     "saliency_coverage",
     "salient_and_spread",
+    "shifted_cosine_cover",
+    "smooth_on_grid",
     "spatial_crops",
     "spatial_pooling",
     "stage_budgets",

@@ -7,6 +7,7 @@ from foveate.pruners.centered import Centered
 from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
+from foveate.pruners.eadp import EADP
 from foveate.pruners.fastv import FastV
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
@@ -44,6 +45,7 @@ for _method in (
     CDPruner,
     DART,
     DivPrune,
+    EADP,
     HoloV,
     MMTok,
     PruMerge,
@@ -62,8 +64,8 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Centered", "Choice", "Cover",
-    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Method", "Pool", "PruMerge", "PruMergePlus",
-    "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner",
-    "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DART", "EADP", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Centered", "Choice",
+    "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Method", "Pool", "PruMerge",
+    "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform",
+    "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
