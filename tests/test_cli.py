@@ -206,8 +206,9 @@ def test_lists():
     listed = call("methods").stdout
     assert all(name in listed for name in METHODS) and "2501.09532" in listed
     told = json.loads(call("methods", "--json").stdout)["methods"]
-    names = {*METHODS, *INSIDE_METHODS, *(f"{name}:METHOD" for name in WRAPPERS)}
-    assert {entry["name"] for entry in told} == names and all(entry["does"] for entry in told)
+    wrapped = {f"{name}:METHOD" for name in WRAPPERS}
+    assert {entry["name"] for entry in told} == {*METHODS, *INSIDE_METHODS, *wrapped}
+    assert all(entry["does"] for entry in told)
     assert {entry["name"] for entry in told if entry["prunes"] == "inside the LLM"} == set(INSIDE_METHODS)
     assert next(entry for entry in told if entry["name"] == "saliency")["reads"] == ["saliency"]
     assert "LLaVA-NeXT" in call("models").stdout

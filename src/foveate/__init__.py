@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from foveate.pruners import (
         DART,
         EADP,
+        FSR,
         INSIDE_METHODS,
         METHODS,
         SCOPE,
+        TOPS,
         WRAPPERS,
         AdaFV,
         CDPruner,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         FastV,
         FixedMix,
         HoloV,
+        Merged,
         Method,
         MMTok,
         Pool,
@@ -52,9 +55,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner Centered Cover DART DivPrune EADP FastV FixedMix HoloV INSIDE_METHODS METHODS MMTok Method "
-        "Pool PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform "
-        "VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
+        "AdaFV CDPruner Centered Cover DART DivPrune EADP FSR FastV FixedMix HoloV INSIDE_METHODS METHODS MMTok "
+        "Merged Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS "
+        "TextSimilarity Uniform VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

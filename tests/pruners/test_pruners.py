@@ -10,14 +10,17 @@ import torch
 from foveate.functional import (
     adafv_released,
     adafv_split,
+    attention_in_runs,
     conditional_dpp,
     dominant_and_contextual,
+    focus_scan_refine,
     focused_relevance,
     holistic_context,
     important_and_diverse,
     least_duplicated,
     max_min_diversity,
     multimodal_cover,
+    optimal_preservation,
     outliers_with_neighbours,
     relevance_to_text,
     saliency_coverage,
@@ -32,6 +35,7 @@ from foveate.functional import (
 from foveate.pruners import (
     INSIDE_METHODS,
     METHODS,
+    WRAPPERS,
     AdaFV,
     Choice,
     FixedMix,
@@ -57,9 +61,11 @@ OWN_SCORES = {
     "dart": {"norm"},
     "divprune": {"distance"},
     "eadp": {"relevance", "weight"},
+    "fsr": {"relevance", "priority"},
     "holov": {"context"},
     "mmtok": {"coverage"},
     "scope": {"coverage"},
+    "tops": {"coverage"},
     "vispruner": {"similarity"},
 }
 """What a method records beside saliency and text-to-image attention."""
@@ -215,12 +221,8 @@ def test_broken_features(method):
 
 
 def test_registry():
-    assert list(METHODS) == [
-        *("adafv", "cover", "saliency", "text", "fixed-mix"),
-        *("cdpruner", "dart", "divprune", "eadp", "holov", "mmtok", "prumerge", "prumerge-plus"),
-        *("scope", "visionzip", "vispruner"),
-        *("random", "uniform", "pool"),
-    ]
+    assert all(name == method.name and issubclass(method, Pruner) for name, method in METHODS.items())
+    assert next(iter(METHODS)) == "adafv" and not set(METHODS) & {*INSIDE_METHODS, *WRAPPERS}
     assert get_pruner("adafv", keep=5) == AdaFV(5)
     with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, cover"):
         get_pruner("fast-v")
@@ -381,6 +383,11 @@ def test_random_reaches_every_token():
 # --- the peers: their functions, with their options --------------------------------------------------------------
 
 
+def fsr(visual, text, *options):
+    relevance = relevance_to_text(text.embeddings[:5], visual.features)
+    return focus_scan_refine(visual.features, relevance, visual.saliency, 20, *options)[:2]
+
+
 def merged(kept, saliency, keys, neighbours):
     return kept, outliers_with_neighbours(saliency, keys, kept, neighbours)
 
@@ -404,8 +411,23 @@ PEERS = [
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
     ("eadp", {}, lambda v, t, r: [r(0.5, 10, 1)]),
     ("eadp", {"share": 0.2, "power": 1, "sign": -1}, lambda v, t, r: [r(0.2, 1, -1)]),
+    ("fsr", {}, lambda v, t, r: fsr(v, t)),
+    ("fsr", {"alpha": 1}, lambda v, t, r: fsr(v, t, 1)),
+    ("fsr", {"beta": 0}, lambda v, t, r: fsr(v, t, 3, 0)),
+    ("fsr", {"mass": 0.1}, lambda v, t, r: fsr(v, t, 3, 1, 0.1)),
+    ("fsr", {"mass": 0.3, "refine": 3}, lambda v, t, r: fsr(v, t, 3, 1, 0.3, 3)),
     ("holov", {}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(4), 20, 0.09)[0]]),
     ("holov", {"crops": 2, "beta": 9}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(2), 20, 9)[0]]),
+    (
+        "holov",
+        {"variant": "released"},
+        lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 16, 0.09)[0]],
+    ),
+    (
+        "holov",
+        {"variant": "released", "crops": 2},
+        lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 4, 0.09)[0]],
+    ),
     (
         "mmtok",
         {},
@@ -427,6 +449,13 @@ PEERS = [
     ("prumerge-plus", {"neighbours": 2, "salient": 1}, lambda v, t, r: merged(r(1, 20), v.saliency, v.keys, 2)),
     ("scope", {}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20)[0]]),
     ("scope", {"alpha": 3}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20, 3)[0]]),
+    ("tops", {}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20)[0]]),
+    (
+        "tops",
+        {"coverage": 2, "scale": "range"},
+        lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 2, 0.5, "range")[0]],
+    ),
+    ("tops", {"diversity": 3}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 0.5, 3)[0]]),
     ("visionzip", {}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20)),
     ("visionzip", {"contextual": 0.5}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20, 0.5)),
     ("vispruner", {}, lambda v, t, r: [important_and_diverse(v.features, v.saliency, 20, 0.5, 8)[0]]),
@@ -509,10 +538,18 @@ def test_cdpruner_reads_the_chosen_text():
         ("mmtok", {"visual_temperature": math.inf}, ValueError, "visual_temperature must be positive"),
         ("mmtok", {"visual_weight": -0.1}, ValueError, "visual_weight must be finite and >= 0"),
         ("mmtok", {"features": "raw"}, ValueError, "unknown features 'raw'; known: encoded, projected"),
+        ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("fsr", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("fsr", {"mass": 0}, ValueError, "mass must be in"),
+        ("fsr", {"refine": math.inf}, ValueError, "refine must be finite"),
+        ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
         ("scope", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("tops", {"coverage": -1}, ValueError, "coverage must be finite"),
+        ("tops", {"diversity": math.nan}, ValueError, "diversity must be finite"),
+        ("tops", {"scale": "sum"}, ValueError, "unknown scale 'sum'; known: mean, range"),
         ("visionzip", {"contextual": 1.0}, ValueError, "contextual must be in"),
         ("vispruner", {"important": math.nan}, ValueError, "important must be in"),
         ("vispruner", {"step": 0}, ValueError, "step must be >= 1"),
@@ -607,7 +644,7 @@ def same_selection(one, other):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", [*METHODS, "adafv:variant=released"])
+@pytest.mark.parametrize("method", [*METHODS, "adafv:variant=released", "holov:variant=released"])
 def test_autocast_changes_nothing(method, dtype):
     pruner = get_pruner(method, keep=0.3)
     visual, text = picture(dtype=dtype), question(dtype=dtype)

@@ -11,6 +11,7 @@ from foveate.functional.diversity import conditional_dpp, least_duplicated, max_
 from foveate.functional.duplicates import important_and_diverse
 from foveate.functional.entropy import focused_relevance
 from foveate.functional.facility import cosine_cover, facility_location, shifted_cosine_cover
+from foveate.functional.focus import focus_scan_refine
 from foveate.functional.grid import smooth_on_grid, spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
@@ -28,7 +29,10 @@ from foveate.functional.merging import (
 )
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
 from foveate.functional.multimodal import multimodal_cover
+from foveate.functional.nearest import merge_into_nearest
+from foveate.functional.preservation import optimal_preservation
 from foveate.functional.released import adafv_released, released_mixture
+from foveate.functional.runs import attention_in_runs
 from foveate.functional.text import relevance_to_text, text_to_image_attention
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "adafv",
     "adafv_released",
     "adafv_split",
+    "attention_in_runs",
     "attention_of_queries",
     "centered",
     "conditional_dpp",
@@ -46,14 +51,17 @@ __all__ = [
     "dominant_and_contextual",
     "facility_location",
     "fixed_mix",
+    "focus_scan_refine",
     "focused_relevance",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",
     "least_duplicated",
     "max_min_diversity",
+    "merge_into_nearest",
     "merged",
     "multimodal_cover",
+    "optimal_preservation",
     "outliers_with_neighbours",
     "released_mixture",
     "relevance_to_text",

@@ -9,8 +9,10 @@ from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.eadp import EADP
 from foveate.pruners.fastv import FastV
+from foveate.pruners.fsr import FSR
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
+from foveate.pruners.merged import Merged
 from foveate.pruners.mix import FixedMix
 from foveate.pruners.mmtok import MMTok
 from foveate.pruners.pool import Pool
@@ -25,12 +27,14 @@ from foveate.pruners.registry import (
     known_methods,
     parse_method,
     register,
+    replaced,
     takes,
 )
 from foveate.pruners.saliency import Saliency
 from foveate.pruners.scope import SCOPE
 from foveate.pruners.sparsevlm import SparseVLM
 from foveate.pruners.text import TextSimilarity
+from foveate.pruners.tops import TOPS
 from foveate.pruners.uniform import Uniform
 from foveate.pruners.visionzip import VisionZip
 from foveate.pruners.vispruner import VisPruner
@@ -46,11 +50,13 @@ for _method in (
     DART,
     DivPrune,
     EADP,
+    FSR,
     HoloV,
     MMTok,
     PruMerge,
     PruMergePlus,
     SCOPE,
+    TOPS,
     VisionZip,
     VisPruner,
     Random,
@@ -60,12 +66,14 @@ for _method in (
     PyramidDrop,
     SparseVLM,
     Centered,
+    Merged,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "EADP", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Centered", "Choice",
-    "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Method", "Pool", "PruMerge",
-    "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform",
-    "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Centered",
+    "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Merged", "Method", "Pool",
+    "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity",
+    "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register",
+    "replaced", "takes",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
@@ -79,6 +79,11 @@ class Method:
 
     def __hash__(self) -> int:
         return hash(type(self))  # options may be set anew, and may be lists
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of its options beside ``keep``; of a wrapper also those of the method it holds."""
+        return tuple(one.name for one in fields(self) if one.init and one.name != "keep")
 
     @property
     def selections(self) -> list[Selection]:
