@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
+        EADP,
         FSR,
         INSIDE_METHODS,
         METHODS,
@@ -54,7 +55,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "DART FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV CDPruner Centered Cover DivPrune FastV "
+        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV CDPruner Centered Cover DivPrune FastV "
         "FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random Saliency Scorer "
         "SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
     ),

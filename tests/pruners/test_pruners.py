@@ -14,6 +14,7 @@ from foveate.functional import (
     conditional_dpp,
     dominant_and_contextual,
     focus_scan_refine,
+    focused_relevance,
     holistic_context,
     important_and_diverse,
     least_duplicated,
@@ -24,6 +25,8 @@ from foveate.functional import (
     relevance_to_text,
     saliency_coverage,
     salient_and_spread,
+    shifted_cosine_cover,
+    smooth_on_grid,
     spatial_crops,
     spatial_pooling,
     text_to_image_attention,
@@ -57,6 +60,7 @@ OWN_SCORES = {
     "cover": {"relevance", "weight"},
     "dart": {"norm"},
     "divprune": {"distance"},
+    "eadp": {"relevance", "weight"},
     "fsr": {"relevance", "priority"},
     "holov": {"context"},
     "mmtok": {"coverage"},
@@ -405,6 +409,8 @@ PEERS = [
     ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
     ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
+    ("eadp", {}, lambda v, t, r: [r(0.5, 10, 1)]),
+    ("eadp", {"share": 0.2, "power": 1, "sign": -1}, lambda v, t, r: [r(0.2, 1, -1)]),
     ("fsr", {}, lambda v, t, r: fsr(v, t)),
     ("fsr", {"alpha": 1}, lambda v, t, r: fsr(v, t, 1)),
     ("fsr", {"beta": 0}, lambda v, t, r: fsr(v, t, 3, 0)),
@@ -462,12 +468,20 @@ PEERS = [
 ]
 
 
+def cover_of_focus(visual, text, share, power, sign):
+    where, features = visual.geometry, visual.features
+    relevance = focused_relevance(text.embeddings[:5], features, share=share, sign=sign)
+    weight = smooth_on_grid(relevance, where.view, where.row, where.column, where.grids) ** power
+    return shifted_cosine_cover(features, weight, 20)[0].sort().values
+
+
 @pytest.mark.parametrize("method, options, expected", PEERS)
 def test_peers_are_their_functions(method, options, expected):
     visual, text = picture(), question()
     where = visual.geometry
     places = where.view, where.row, where.column
     regions = {
+        "eadp": lambda *given: cover_of_focus(visual, text, *given),
         "holov": lambda side: spatial_crops(*places, where.grids, side),
         "prumerge-plus": lambda salient, budget: salient_and_spread(visual.saliency, *places, budget, salient),
         "pool": lambda budget: spatial_pooling(*places, budget),
@@ -515,17 +529,20 @@ def test_cdpruner_reads_the_chosen_text():
         ("cdpruner", {"sign": 0}, ValueError, "sign must be 1 or -1, got 0"),
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
-        ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
-        ("fsr", {"beta": math.nan}, ValueError, "beta must be finite"),
-        ("fsr", {"mass": 0}, ValueError, "mass must be in"),
-        ("fsr", {"refine": math.inf}, ValueError, "refine must be finite"),
+        ("eadp", {"share": 0}, ValueError, r"share must be in \(0, 1\], got 0"),
+        ("eadp", {"power": 0.0}, ValueError, "power must be positive and finite, got 0.0"),
+        ("eadp", {"sign": 2}, ValueError, "sign must be 1 or -1, got 2"),
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
         ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
-        ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),
         ("mmtok", {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
         ("mmtok", {"visual_temperature": math.inf}, ValueError, "visual_temperature must be positive"),
         ("mmtok", {"visual_weight": -0.1}, ValueError, "visual_weight must be finite and >= 0"),
         ("mmtok", {"features": "raw"}, ValueError, "unknown features 'raw'; known: encoded, projected"),
+        ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("fsr", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("fsr", {"mass": 0}, ValueError, "mass must be in"),
+        ("fsr", {"refine": math.inf}, ValueError, "refine must be finite"),
+        ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),

@@ -9,9 +9,10 @@ from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
 from foveate.functional.duplicates import important_and_diverse
-from foveate.functional.facility import cosine_cover, facility_location
+from foveate.functional.entropy import focused_relevance
+from foveate.functional.facility import cosine_cover, facility_location, shifted_cosine_cover
 from foveate.functional.focus import focus_scan_refine
-from foveate.functional.grid import spatial_crops, uniform_grid
+from foveate.functional.grid import smooth_on_grid, spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
     density_peaks,
@@ -51,6 +52,7 @@ __all__ = [
     "facility_location",
     "fixed_mix",
     "focus_scan_refine",
+    "focused_relevance",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",
@@ -66,6 +68,8 @@ __all__ = [
     "require_finite",
     "saliency_coverage",
     "salient_and_spread",
+    "shifted_cosine_cover",
+    "smooth_on_grid",
     "spatial_crops",
     "spatial_pooling",
     "stage_budgets",

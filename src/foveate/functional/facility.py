@@ -95,6 +95,28 @@ def cosine_cover(visual: Tensor, weight: Tensor, budget: int, power: float = 8.0
         return _greedy(_cosines(visual, power), _checked(weight), budget)
 
 
+def shifted_cosine_cover(visual: Tensor, weight: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """Tokens that cover all tokens: :func:`facility_location` with ``L = (1 + cos) / 2``, as EADP (arXiv 2607.02484).
+
+    Time and memory as for :func:`cosine_cover`.
+
+    Args:
+        visual: (N, D) tokens of one image.
+        weight: (N,) >= 0, how much it counts that a token is covered.
+        budget: K >= 1; with N <= K everything is taken.
+
+    Returns:
+        As for :func:`facility_location`.
+
+    Raises:
+        TypeError, ValueError: as for :func:`facility_location`.
+    """
+    budget = require_budget(budget)
+    require_length(len(visual), weight=weight)
+    with torch.autocast(visual.device.type, enabled=False):
+        return _greedy(_cosines(visual, 1.0, shifted=True), _checked(weight), budget)
+
+
 class _Table:
     """(R, N) likenesses.
 
@@ -117,8 +139,11 @@ class _Table:
         return self.rows(token)[0] if self.mirrored else self.cells.index_select(1, token)[:, 0]
 
 
-def _cosines(visual: Tensor, power: float) -> _Table:
-    """max(0, cos) ** power of all pairs of (N, D) tokens, block by block, each block of pairs once."""
+def _cosines(visual: Tensor, power: float, shifted: bool = False) -> _Table:
+    """max(0, cos) ** power of all pairs of (N, D) tokens, block by block, each block of pairs once.
+
+    With ``shifted`` it is ``((1 + cos) / 2) ** power``.
+    """
     tokens = len(visual)
     unit = directions(visual) if visual.numel() <= _UNIT else None
     if unit is None and visual.device.type == "cpu":
@@ -134,7 +159,8 @@ def _cosines(visual: Tensor, power: float) -> _Table:
     for down in range(0, tokens, _SIDE):
         rows = of(down)
         for across in range(0, down + 1, _SIDE):
-            block = (rows @ (rows if across == down else of(across)).T).clamp_(0.0, 1.0)
+            block = rows @ (rows if across == down else of(across)).T
+            block = (block.add_(1.0).div_(2.0) if shifted else block).clamp_(0.0, 1.0)
             block = _raised(block, power) if small else block.mul_(_STEPS).round_().to(torch.int16)
             cells[down : down + _SIDE, across : across + _SIDE] = block
             if across != down:

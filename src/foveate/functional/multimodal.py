@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import directions, require_budget, shape_of
+from foveate.functional.common import accumulator, directions, require_budget, shape_of
 from foveate.functional.facility import facility_location
 from foveate.functional.text import counted_words, require_text
+
+_BLOCK = 1 << 20  # cells of a table that is built piece by piece (8 MiB)
 
 
 def multimodal_cover(
@@ -64,11 +66,22 @@ def multimodal_cover(
         queries, counts = counted_words(text, text_mask)
         words, tokens = len(queries), len(unit)
         likeness = unit.new_empty(words + tokens, tokens)
-        likeness[:words] = torch.softmax((queries @ unit.T).div_(temperature), dim=1)
-        likeness[words:] = torch.softmax((own @ own.T).div_(visual_temperature), dim=1)
+        _spread(queries, unit, temperature, likeness[:words])
+        _spread(own, own, visual_temperature, likeness[words:])
         # Words that do not count weigh nothing.
         each = unit.new_ones(words) if counts is None else counts.to(unit.dtype)
         weight = torch.cat([each / each.sum(), unit.new_full((tokens,), visual_weight / tokens)])
         alone = weight @ likeness
         order, _ = facility_location(likeness, weight, budget)
     return order.sort().values, alone
+
+
+def _spread(ones: Tensor, tokens: Tensor, temperature: float, into: Tensor) -> None:
+    """What each of (R, D) directions spreads over (N, D) ones, written into an (R, N) table, some rows at a time.
+
+    Rounded from a longer accumulator: what is equal stays equal wherever in a row it stands, and ties are ties.
+    """
+    real, height = accumulator(tokens.device), max(1, _BLOCK // len(tokens))
+    for start in range(0, len(ones), height):
+        some = slice(start, start + height)
+        into[some] = torch.softmax((ones[some] @ tokens.T).to(real).div_(temperature), dim=1)

@@ -7,6 +7,7 @@ from foveate.pruners.centered import Centered
 from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
+from foveate.pruners.eadp import EADP
 from foveate.pruners.fastv import FastV
 from foveate.pruners.fsr import FSR
 from foveate.pruners.holov import HoloV
@@ -48,6 +49,7 @@ for _method in (
     CDPruner,
     DART,
     DivPrune,
+    EADP,
     FSR,
     HoloV,
     MMTok,
@@ -69,7 +71,7 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Centered",
+    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Centered",
     "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Merged", "Method", "Pool",
     "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM",
     "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method",
