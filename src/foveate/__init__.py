@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         TOPS,
         WRAPPERS,
         AdaFV,
+        AgilePruner,
         CDPruner,
         Centered,
         Cover,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         PruMerge,
         PruMergePlus,
         Pruner,
+        PruneSID,
         PyramidDrop,
         Random,
         Saliency,
@@ -55,9 +57,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV CDPruner Centered Cover DivPrune FastV "
-        "FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random Saliency Scorer "
-        "SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
+        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner CDPruner Centered Cover "
+        "DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID Pruner PyramidDrop "
+        "Random Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

@@ -1,6 +1,7 @@
 """Methods by name. One method, one file; a new one is imported and listed here."""
 
 from foveate.pruners.adafv import AdaFV
+from foveate.pruners.agilepruner import AgilePruner
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.centered import Centered
@@ -17,6 +18,7 @@ from foveate.pruners.mix import FixedMix
 from foveate.pruners.mmtok import MMTok
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
+from foveate.pruners.prunesid import PruneSID
 from foveate.pruners.pyramiddrop import PyramidDrop
 from foveate.pruners.random import Random
 from foveate.pruners.registry import (
@@ -46,6 +48,7 @@ for _method in (
     Saliency,
     TextSimilarity,
     FixedMix,
+    AgilePruner,
     CDPruner,
     DART,
     DivPrune,
@@ -55,6 +58,7 @@ for _method in (
     MMTok,
     PruMerge,
     PruMergePlus,
+    PruneSID,
     SCOPE,
     TOPS,
     VisionZip,
@@ -71,9 +75,9 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Centered",
-    "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Merged", "Method", "Pool",
-    "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM",
-    "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method",
-    "register", "replaced", "takes",
+    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner",
+    "CDPruner", "Centered", "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok",
+    "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "PruneSID", "Pruner", "PyramidDrop", "Random", "Saliency",
+    "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner",
+    "known_methods", "parse_method", "register", "replaced", "takes",
 ]  # fmt: skip
