@@ -225,6 +225,7 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as instrumented, torch.no_grad():
         Options(layout=layout).check(instrumented.family)
-        request = Request(instrumented.features["image"], keys=True, layout=layout, prompt=torch.where(mask, ids, -1))
+        features, prompt = instrumented.features["image"], torch.where(mask, ids, -1)
+        request = Request(features, keys=True, encoded=True, layout=layout, prompt=prompt)
         encoded = instrumented.family.encode(inputs, request)
     return Session(model, processor, pictures, encoded, inputs, layout)

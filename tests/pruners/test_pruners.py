@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from foveate.pruners import (
     Pruner,
     Random,
     Saliency,
+    Scorer,
     TextSimilarity,
     Uniform,
     get_pruner,
@@ -46,6 +48,7 @@ READING_TEXT = [name for name, method in METHODS.items() if method.reads_text]
 READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(method, ReadsText)]
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
+READING_ENCODED = [method for method in METHODS.values() if method.reads_encoded]
 OWN_SCORES = {
     "cdpruner": {"relevance"},
     "dart": {"norm"},
@@ -73,7 +76,8 @@ def picture(*grids, seed=0, dtype=torch.float32, full_grid=True):
     where, generator = geometry(*(grids or [(6, 6)] * 3)), torch.Generator().manual_seed(seed)
     features = torch.randn(len(where), 16, generator=generator).to(dtype)
     saliency, keys = torch.rand(len(where), generator=generator), torch.randn(len(where), 8, generator=generator)
-    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype))
+    encoded = torch.randn(len(where), 12, generator=generator)
+    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype), encoded.to(dtype))
 
 
 def question(tokens=7, turn=5, special=(0, 4), seed=1, dtype=torch.float32):
@@ -140,7 +144,7 @@ def test_scores_are_those_it_reads(name):
 
 def test_features_that_need_gradients(name):
     visual, text = picture(), question()
-    grown = VisualTokens(visual.features.clone().requires_grad_(), visual.geometry, visual.saliency, keys=visual.keys)
+    grown = dataclasses.replace(visual, features=visual.features.clone().requires_grad_())
     asked = TextTokens(text.embeddings.clone().requires_grad_(), text.turn, text.special)
     selection = get_pruner(name, keep=0.2).select(grown, asked)
     assert not any(score.requires_grad for score in selection.scores.values())
@@ -165,7 +169,7 @@ def test_no_text(method):
 def test_no_saliency(method):
     visual = picture()
     with pytest.raises(ValueError, match="reads visual saliency"):
-        get_pruner(method).select(VisualTokens(visual.features, visual.geometry, keys=visual.keys), question())
+        get_pruner(method).select(dataclasses.replace(visual, saliency=None), question())
 
 
 @pytest.mark.parametrize("method", READING_KEYS)
@@ -173,7 +177,27 @@ def test_no_keys(method):
     visual = picture()
     for keep in (0.1, 1.0):
         with pytest.raises(ValueError, match="compares the vision encoder's keys, and these tokens carry none"):
-            get_pruner(method, keep=keep).select(VisualTokens(visual.features, visual.geometry, visual.saliency))
+            get_pruner(method, keep=keep).select(dataclasses.replace(visual, keys=None))
+
+
+@dataclasses.dataclass
+class Brightest(Scorer):
+    """The largest first channels of what the encoder hands over."""
+
+    name: ClassVar[str] = "brightest"
+    reads_encoded: ClassVar[bool] = True
+
+    def score(self, visual, text):
+        return {"encoded": visual.encoded[:, 0].float()}
+
+
+@pytest.mark.parametrize("method", [Brightest, *READING_ENCODED])
+def test_no_encoder_features(method):
+    visual = picture()
+    for keep in (0.1, 1.0):
+        method(keep=keep).select(visual, question())
+        with pytest.raises(ValueError, match="reads the vision encoder's features, and these tokens carry none"):
+            method(keep=keep).select(dataclasses.replace(visual, encoded=None), question())
 
 
 @pytest.mark.parametrize("method", READING_SALIENCY)
@@ -500,8 +524,8 @@ def placed(tokens, device):
     where = tokens.geometry
     places = (tensor.to(device) for tensor in (where.view, where.row, where.column, where.boxes))
     there = Geometry(*places, where.image_size, where.grids)
-    given = (tokens.features.to(device), there, tokens.saliency.to(device), tokens.full_grid, tokens.keys.to(device))
-    return VisualTokens(*given)
+    read = {name: getattr(tokens, name).to(device) for name in ("features", "saliency", "keys", "encoded")}
+    return dataclasses.replace(tokens, geometry=there, **read)
 
 
 def asked(text, device):
