@@ -6,9 +6,7 @@ And what is read of patches, put together for tokens.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor

@@ -16,7 +16,7 @@ from foveate.functional.in_llm import (
     stage_budgets,
     text_raters,
 )
-from foveate.functional.merge import Merge, Weights, merged
+from foveate.functional.merge import Merge, Weights, merged, sizes
 from foveate.functional.merging import (
     dominant_and_contextual,
     outliers_with_neighbours,
@@ -50,6 +50,7 @@ __all__ = [
     "require_finite",
     "saliency_coverage",
     "salient_and_spread",
+    "sizes",
     "spatial_crops",
     "spatial_pooling",
     "stage_budgets",

@@ -171,7 +171,13 @@ class ImageEmbedder:
 
         policy = self.policy
         request = Request(features, policy.reads_saliency, policy.reads_keys, policy.reads_encoded, prompt=prompt)
-        return self.family.encode(inputs, request)
+        images = self.family.encode(inputs, request)
+        if policy.reads_encoded and any(image.tokens.encoded is None for image in images):
+            raise RuntimeError(
+                f"foveate: what the encoder of {self.family.title} hands to the projector was not seen in this vLLM: "
+                f"none of {', '.join(policy.names)} that reads it can be served with this model"
+            )
+        return images
 
     def _put(self, key: Any, image: EncodedImage) -> None:
         tokens, place = image.tokens, image.tokens.geometry

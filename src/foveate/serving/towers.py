@@ -50,7 +50,7 @@ class Batches(ABC):
 
     @abstractmethod
     def reader(self, model: Any) -> Any:
-        """The module that reads the encoder's features: projector or merger."""
+        """The module whose input is what the encoder hands to the projector or merger."""
 
     def unserved(self) -> str | None:
         """Why the model's configuration cannot be served, and what to do; None when it can."""
@@ -199,4 +199,6 @@ class Packed(Batches):
         return model.visual.blocks[self.family.read_layer].attn.attn
 
     def reader(self, model: Any) -> Any:
-        return model.visual.merger
+        # The norm that is the first thing in it: vLLM calls some mergers past their own hooks.
+        merger = model.visual.merger
+        return merger.ln_q if hasattr(merger, "ln_q") else merger.norm
