@@ -111,6 +111,7 @@ class Session:
         positions: Positions | None = None,
         newlines: Newlines = "drop",
         turn_end: Sequence[Sequence[int]] | None = None,
+        calibrate: bool | float = False,
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> list[Answer]:
@@ -119,7 +120,7 @@ class Session:
         Args:
             questions: one prompt each, about all of the session's images.
             pruner: which tokens stay; None keeps all.
-            positions, newlines, turn_end: see ``foveate.attach``.
+            positions, newlines, turn_end, calibrate: see ``foveate.attach``.
             max_new_tokens: longest answer, tokens.
             generate_options: for the model's own ``generate`` (``num_return_sequences`` must stay 1).
 
@@ -129,9 +130,7 @@ class Session:
         if not questions:
             return []
         pruner = Uniform(keep=1.0) if pruner is None else pruner
-        options = Options(
-            positions=positions, newlines=newlines, layout=self.layout, turn_end=turn_end, processor=self.processor
-        )
+        options = Options(positions, newlines, self.layout, turn_end, self.processor, calibrate)
         inputs = self._tokenize([self.prompt(question) for question in questions])
         images = [image for _ in questions for image in self.images]
         repeated = {
@@ -225,6 +224,7 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as instrumented, torch.no_grad():
         Options(layout=layout).check(instrumented.family)
-        request = Request(instrumented.features["image"], keys=True, layout=layout, prompt=torch.where(mask, ids, -1))
+        features, prompt = instrumented.features["image"], torch.where(mask, ids, -1)
+        request = Request(features, keys=True, encoded=True, layout=layout, prompt=prompt)
         encoded = instrumented.family.encode(inputs, request)
     return Session(model, processor, pictures, encoded, inputs, layout)

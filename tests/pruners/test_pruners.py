@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ from foveate.pruners import (
     Pruner,
     Random,
     Saliency,
+    Scorer,
     TextSimilarity,
     Uniform,
     get_pruner,
@@ -59,6 +61,7 @@ READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(meth
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
 READING_ENCODED = [name for name, method in METHODS.items() if method.reads_encoded]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
+READING_ENCODED = [method for method in METHODS.values() if method.reads_encoded]
 OWN_SCORES = {
     "agilepruner": {"threshold"},
     "cdpruner": {"relevance"},
@@ -188,7 +191,7 @@ def test_no_text(method):
 def test_no_saliency(method):
     visual = picture()
     with pytest.raises(ValueError, match="reads visual saliency"):
-        get_pruner(method).select(VisualTokens(visual.features, visual.geometry, keys=visual.keys), question())
+        get_pruner(method).select(dataclasses.replace(visual, saliency=None), question())
 
 
 @pytest.mark.parametrize("method", READING_KEYS)
@@ -196,15 +199,27 @@ def test_no_keys(method):
     visual = picture()
     for keep in (0.1, 1.0):
         with pytest.raises(ValueError, match="compares the vision encoder's keys, and these tokens carry none"):
-            get_pruner(method, keep=keep).select(VisualTokens(visual.features, visual.geometry, visual.saliency))
+            get_pruner(method, keep=keep).select(dataclasses.replace(visual, keys=None))
 
 
-@pytest.mark.parametrize("method", READING_ENCODED)
+@dataclasses.dataclass
+class Brightest(Scorer):
+    """The largest first channels of what the encoder hands over."""
+
+    name: ClassVar[str] = "brightest"
+    reads_encoded: ClassVar[bool] = True
+
+    def score(self, visual, text):
+        return {"encoded": visual.encoded[:, 0].float()}
+
+
+@pytest.mark.parametrize("method", [Brightest, *READING_ENCODED])
 def test_no_encoder_features(method):
-    visual = dataclasses.replace(picture(), encoded=None)
+    visual = picture()
     for keep in (0.1, 1.0):
+        method(keep=keep).select(visual, question())
         with pytest.raises(ValueError, match="reads the vision encoder's features, and these tokens carry none"):
-            get_pruner(method, keep=keep).select(visual, question())
+            method(keep=keep).select(dataclasses.replace(visual, encoded=None), question())
 
 
 @pytest.mark.parametrize("method", READING_SALIENCY)
@@ -636,8 +651,8 @@ def placed(tokens, device):
     where = tokens.geometry
     places = (tensor.to(device) for tensor in (where.view, where.row, where.column, where.boxes))
     there = Geometry(*places, where.image_size, where.grids)
-    given = (tokens.features.to(device), there, tokens.saliency.to(device), tokens.full_grid, tokens.keys.to(device))
-    return VisualTokens(*given, tokens.encoded.to(device))
+    read = {name: getattr(tokens, name).to(device) for name in ("features", "saliency", "keys", "encoded")}
+    return dataclasses.replace(tokens, geometry=there, **read)
 
 
 def asked(text, device):

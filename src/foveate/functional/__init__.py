@@ -21,7 +21,7 @@ from foveate.functional.in_llm import (
     stage_budgets,
     text_raters,
 )
-from foveate.functional.merge import Merge, Weights, merged
+from foveate.functional.merge import Merge, Weights, merged, sizes
 from foveate.functional.merging import (
     dominant_and_contextual,
     outliers_with_neighbours,
@@ -75,6 +75,7 @@ __all__ = [
     "salient_and_apart",
     "salient_and_spread",
     "shifted_cosine_cover",
+    "sizes",
     "smooth_on_grid",
     "spatial_crops",
     "spatial_pooling",

@@ -98,6 +98,11 @@ class Policy:
         """Whether any method that may run reads the encoder's keys."""
         return any(self.pruner(name, 1).reads_keys for name in self.names)
 
+    @property
+    def reads_encoded(self) -> bool:
+        """Whether any method that may run reads what the encoder hands to the projector."""
+        return any(self.pruner(name, 1).reads_encoded for name in self.names)
+
     def pruner(self, method: str, keep: float | int) -> Pruner:
         """The pruner of an allowed method.
 
