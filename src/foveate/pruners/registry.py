@@ -30,6 +30,11 @@ LACKING = {
         "both its projections, which a vision-language checkpoint does not hold; 'text' and 'cdpruner' rank by the "
         "language model's own embeddings of the question"
     ),
+    "ask-again": (
+        "it is no method but a way to ask a session's questions, for `foveate eval` and `foveate tune` with "
+        "transformers, `foveate ask --again`, and session.ask(question, foveate.AskAgain(...)); what runs the model "
+        "once per question (`with pruner(model)`, pipelines, bench, a server) cannot ask again"
+    ),
 }
 """Methods that people ask for by name, and what stands in their way."""
 
