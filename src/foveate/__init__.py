@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         WRAPPERS,
         AdaFV,
         CDPruner,
+        Cover,
         DivPrune,
         FastV,
         FixedMix,
@@ -50,9 +51,9 @@ _HOMES = {
     "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge PruMergePlus "
-        "Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip WRAPPERS "
-        "Wrapper get_pruner register"
+        "AdaFV CDPruner Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
+        "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
+        "VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

@@ -372,6 +372,13 @@ PEERS = [
         {},
         lambda v, t, r: [conditional_dpp(v.features, relevance_to_text(t.embeddings[:5], v.features), 20)],
     ),
+    (
+        "cdpruner",
+        {"words": "max", "sign": -1},
+        lambda v, t, r: [
+            conditional_dpp(v.features, relevance_to_text(t.embeddings[:5], v.features, words="max", sign=-1), 20)
+        ],
+    ),
     ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
     ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
@@ -444,6 +451,8 @@ def test_cdpruner_reads_the_chosen_text():
 @pytest.mark.parametrize(
     "method, options, error, message",
     [
+        ("cdpruner", {"words": "sum"}, ValueError, "unknown words 'sum'; known: mean, max"),
+        ("cdpruner", {"sign": 0}, ValueError, "sign must be 1 or -1, got 0"),
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),

@@ -14,6 +14,7 @@ from rich.table import Table
 from foveate.asking_again import is_spelled
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.evaluation import report as reporting
+from foveate.evaluation import saving
 from foveate.evaluation.analysis import read_salience
 from foveate.evaluation.engines import Engine
 from foveate.evaluation.processes import Processes, from_environment
@@ -35,6 +36,12 @@ from foveate.pruners import METHODS, get_pruner, known_methods
 
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
+WRITTEN = (
+    "pooled", "overall", "small", "large", "salient", "not salient", "small in clutter", "reading", "biggest",
+    "counting", "position", "relation",
+)  # fmt: skip
+REFERENCES = ("adafv", "cover")
+"""Methods that every other one is compared with, where they run."""
 TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient")
 
 
@@ -141,7 +148,8 @@ def run(request: Request) -> None:
         return
     report = _report(suite, rows, methods, salience)
     title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
-    files = reporting.save(report, out, PLOTTED if suite.is_scenes else report.groups[:3], title)
+    plotted, columns = (PLOTTED, WRITTEN) if suite.is_scenes else (report.groups[:3], report.groups)
+    files = saving.save(report, out, plotted, columns, title)
     try:
         files.append(write_parquet(rows, suite.items, suite.metric, out / PARQUET_FILE))
     except ModuleNotFoundError as error:
@@ -205,7 +213,13 @@ def _engine(request: Request, methods: list[str]) -> Engine:
 def _report(
     suite: Suite, rows: list[Any], methods: list[str], salience: Mapping[tuple[str, str], float] | None
 ) -> reporting.Report:
-    pairs = [("adafv", other) for other in methods if other != "adafv"]
+    # The same comparison is not made twice: among themselves, only the later ones are compared with the earlier.
+    pairs = [
+        (first, other)
+        for place, first in enumerate(REFERENCES)
+        for other in methods
+        if first in methods and other not in REFERENCES[: place + 1]
+    ]
     if suite.is_scenes:
         groups = reporting.scenes_groups()
         if salience is not None:
@@ -253,12 +267,12 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
 def _paired(report: reporting.Report) -> Table:
     table = Table(title="paired on the same questions, points [95 %]", title_justify="left", box=None, pad_edge=False)
     test = "p (McNemar)" if report.metric.binary else "p (swaps)"
-    for name in ("group", "keep", "first", "second", "difference", "won:lost", test):
+    for name in ("group", "keep", "first", "second", "difference", "won:lost", test, "p, Holm"):
         table.add_column(
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )
     for pair in report.pairs:
-        if pair.first != "adafv" or pair.group not in ("pooled", "all"):
+        if pair.first not in REFERENCES or pair.group not in ("pooled", "all"):
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(
@@ -269,5 +283,6 @@ def _paired(report: reporting.Report) -> Table:
             f"{100 * d.value:+.1f} [dim]{100 * d.low:+.1f} to {100 * d.high:+.1f}[/]",
             f"{d.first_only}:{d.second_only}",
             f"{d.p_value:.2g}",
+            f"{pair.p_corrected:.2g}",
         )
     return table

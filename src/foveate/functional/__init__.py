@@ -8,6 +8,7 @@ from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
 from foveate.functional.duplicates import important_and_diverse
+from foveate.functional.facility import cosine_cover, facility_location
 from foveate.functional.grid import spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
@@ -35,8 +36,10 @@ __all__ = [
     "adafv_split",
     "attention_of_queries",
     "conditional_dpp",
+    "cosine_cover",
     "density_peaks",
     "dominant_and_contextual",
+    "facility_location",
     "fixed_mix",
     "holistic_context",
     "important_and_diverse",

@@ -3,6 +3,7 @@
 from foveate.pruners.adafv import AdaFV
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
+from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
@@ -34,6 +35,7 @@ from foveate.pruners.wrapper import Wrapper
 
 for _method in (
     AdaFV,
+    Cover,
     Saliency,
     TextSimilarity,
     FixedMix,
@@ -56,8 +58,8 @@ for _method in (
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "DivPrune", "FastV",
-    "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop",
+    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "Cover", "DivPrune",
+    "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop",
     "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper",
     "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip
