@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         SCOPE,
         WRAPPERS,
         AdaFV,
+        Auto,
         CDPruner,
         Cover,
         DivPrune,
@@ -51,7 +52,7 @@ _HOMES = {
     "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
+        "AdaFV Auto CDPruner Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
         "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
         "VisionZip WRAPPERS Wrapper get_pruner register"
     ),

@@ -77,7 +77,7 @@ class AskAgain:
             raise ValueError(f"margin must be a difference of probabilities in (0, 1], got {self.margin!r}")
         if self.measure not in MEASURES:
             raise ValueError(f"unknown measure {self.measure!r}; known: {', '.join(MEASURES)}")
-        if type(self.first) is type(self.then) and not exceeds(self.then.keep, self.first.keep):
+        if type(self.first) is type(self.then) and not Keep(self.then.keep).exceeds(Keep(self.first.keep)):
             raise ValueError(
                 f"the second pass would see no more than the first: keep={self.first.keep} and then "
                 f"keep={self.then.keep}"
@@ -171,14 +171,6 @@ def answer_length(tokens: Tensor, ends: int | Sequence[int] | Tensor | None, pad
     while length > 1 and pad is not None and ids[length - 1] == int(pad):
         length -= 1
     return length
-
-
-def exceeds(keep: float | int, other: float | int) -> bool:
-    """Whether a budget is surely larger; a fraction and a number of tokens cannot be compared, and all exceeds both."""
-    one, two = Keep(keep).value, Keep(other).value
-    if type(one) is type(two):
-        return one > two
-    return not (isinstance(two, float) and two == 1.0)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,11 @@ def ask(
     model: Model = None,
     method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
     keep: Annotated[
-        str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image. 1.0: all.")
+        str,
+        typer.Option(
+            help="0.1: a fraction of each image's tokens. 64: tokens per image. 1.0: all. auto: as many as needed, for "
+            "cover, saliency and text."
+        ),
     ] = "0.1",
     again: Annotated[
         str | None, typer.Option(help="A larger budget, to ask again with where the answer is unsure; default: never.")

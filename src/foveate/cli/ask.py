@@ -17,6 +17,7 @@ from foveate.compare import Comparison, compare
 from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.pruners import Method, get_pruner
+from foveate.pruners.registry import AUTO
 from foveate.session import Session, look
 from foveate.tokens import Selection
 
@@ -131,7 +132,7 @@ def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
         raise ValueError(
             f"the last argument is the question, and {request.question} is a file: add the question after it"
         )
-    pruner: Method | AskAgain = get_pruner(request.method, keep=parse_keep(request.keep))
+    pruner: Method | AskAgain = get_pruner(request.method, keep=_keep(request))
     if request.again is None and request.margin is not None:
         raise ValueError("--margin says when to ask again: give the second budget with --again")
     if request.again is not None:
@@ -146,6 +147,11 @@ def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
     if request.show is not None:
         show.check_path(request.show)
     return pruner, [load_image(path) for path in request.images]
+
+
+def _keep(request: Request) -> float | int | str:
+    """The budget, or ``"auto"``."""
+    return AUTO if request.keep == AUTO else parse_keep(request.keep)
 
 
 def _finish(
@@ -180,7 +186,7 @@ def _finish(
             "question": request.question,
             "model": request.model or "bundled",
             "method": request.method,
-            "keep": parse_keep(request.keep),
+            "keep": _keep(request),
         }
         shown = {"show": str(request.show)} if request.show else {}
         print_json({**head, **result, "images": images, **shown})

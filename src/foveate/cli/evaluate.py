@@ -74,19 +74,19 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
         return write_scenes(out, count, seed, cast(Split, split), lambda done: progress(done, count))
 
 
-def parse_methods(text: str, *, asking: bool = False) -> list[str]:
+def parse_methods(text: str, *, varying: bool = False) -> list[str]:
     """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others.
 
     Args:
         text: comma-separated.
-        asking: whether ``ask-again`` may be among them.
+        varying: whether there may be some among them that spend different numbers of tokens on different questions.
     """
     known_methods()  # those of installed packages are among all
     names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
     for name in names:
         factory(name)
-        if is_spelled(name) and not asking:
-            get_pruner(name)  # which says why not
+        if not varying and get_pruner(name).adaptive:  # get_pruner says why ask-again is none
+            raise ValueError(f"{name} chooses its own number of tokens, and a given one is measured here: foveate eval")
     return list(dict.fromkeys(names))
 
 
@@ -126,10 +126,10 @@ def run(request: Request) -> None:
         ValueError: bad input, or an output folder made with other settings.
     """
     processes = from_environment()
-    methods = _runnable(request, parse_methods(request.methods, asking=True), processes)
+    methods = _runnable(request, parse_methods(request.methods, varying=True), processes)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
     for name in filter(is_spelled, methods):
-        if not budgets_of(name, keeps):
+        if not budgets_of(factory(name), keeps):
             raise ValueError(f"{name}: --keep is the second budget, and none of {request.keep} exceeds the first")
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}

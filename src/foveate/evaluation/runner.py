@@ -18,7 +18,7 @@ import torch
 from PIL.Image import Image
 
 from foveate import __version__
-from foveate.asking_again import AskAgain, Spelled, exceeds, is_spelled
+from foveate.asking_again import AskAgain, Spelled, is_spelled
 from foveate.evaluation.engines import Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
@@ -101,12 +101,17 @@ def factory(name: str) -> Factory:
     return make
 
 
-def budgets_of(name: str, budgets: Sequence[float | int]) -> list[float | int]:
-    """Those of some budgets that a method is run at: all but ``1.0``, which is the run with all tokens; of
-    ``ask-again``, those that exceed its first, ``1.0`` too."""
-    if is_spelled(name):
-        return [value for value in budgets if exceeds(value, Spelled.read(name).first)]
-    return [value for value in budgets if repr(value) != "1.0"]
+def budgets_of(make: Factory, budgets: Sequence[float | int]) -> list[float | int]:
+    """Those of some budgets that a method is run at: all but ``1.0``, which is the run with all tokens.
+
+    Where the budget is a limit, ``1.0`` is run too: ``auto`` without one, and ``ask-again``, whose second pass has all
+    tokens then. Of ``ask-again``, they are those that exceed its first.
+    """
+    made = make(1.0, 0)
+    if isinstance(made, AskAgain):
+        first = Keep(made.first.keep)
+        return [value for value in budgets if Keep(value).exceeds(first)]
+    return [value for value in budgets if made.adaptive or repr(value) != "1.0"]
 
 
 def evaluate(
@@ -167,7 +172,7 @@ def evaluate(
     if ALL in factories:
         raise ValueError(f"{ALL!r} is the run with all tokens, which is done in any case: leave it out of methods")
     budgets = list({repr(value): value for value in (Keep(keep).value for keep in keeps)}.values())
-    own_budgets = {name: budgets_of(name, budgets) for name in factories}
+    own_budgets = {name: budgets_of(make, budgets) for name, make in factories.items()}
     runs = [(ALL, cast("float | int", 1.0))]
     runs += [(name, value) for name, own in own_budgets.items() for value in own]
     ids = [str(getattr(item, "id", place)) for place, item in enumerate(items)]

@@ -4,6 +4,7 @@ They take any floating dtype, on CPU and GPU. Half precision is upcast before an
 earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written ``...``).
 """
 
+from foveate.functional.budgets import effective_tokens, least_reaching, mass_budget
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
@@ -39,12 +40,15 @@ __all__ = [
     "cosine_cover",
     "density_peaks",
     "dominant_and_contextual",
+    "effective_tokens",
     "facility_location",
     "fixed_mix",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",
     "least_duplicated",
+    "least_reaching",
+    "mass_budget",
     "max_min_diversity",
     "merged",
     "outliers_with_neighbours",

@@ -1,6 +1,7 @@
 """Methods by name. One method, one file; a new one is imported and listed here."""
 
 from foveate.pruners.adafv import AdaFV
+from foveate.pruners.auto import Auto
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.cover import Cover
@@ -54,12 +55,13 @@ for _method in (
     FastV,
     PyramidDrop,
     SparseVLM,
+    Auto,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "CDPruner", "Choice", "Cover", "DivPrune",
-    "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop",
-    "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper",
-    "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "Auto", "CDPruner", "Choice", "Cover",
+    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
+    "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
+    "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
 ]  # fmt: skip

@@ -60,6 +60,8 @@ class Method:
     reads_keys: ClassVar[bool] = False
     reads_encoded: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    """Whether how many tokens stay is the method's own choice, ``keep`` being the most; known once it has chosen."""
     text_span = "prompt"  # no annotation: a field only where a method has the choice
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -158,7 +160,7 @@ class Pruner(Method, ABC):
         if budget == len(visual):
             choice = self.keep_all(visual, text)
         else:
-            choice = self.choose(_together(visual), _beside(text, visual.features.device), budget)
+            choice = self.choose(together(visual), beside(text, visual.features.device), budget)
         return Selection(choice.indices, visual.geometry, choice.scores, choice.shares, choice.weights)
 
     def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
@@ -188,7 +190,7 @@ class Scorer(Pruner):
         return Choice(top_k(next(iter(scores.values())), budget), scores)
 
 
-def _together(visual: VisualTokens) -> VisualTokens:
+def together(visual: VisualTokens) -> VisualTokens:
     """All of it where the features lie, saliency in float32."""
     device = visual.features.device
     return replace(
@@ -200,7 +202,7 @@ def _together(visual: VisualTokens) -> VisualTokens:
     )
 
 
-def _beside(text: TextTokens | None, device: torch.device) -> TextTokens | None:
+def beside(text: TextTokens | None, device: torch.device) -> TextTokens | None:
     """Embeddings on that device; masks stay on the CPU, where they can be looked at."""
     return None if text is None else replace(text, embeddings=on_device(text.embeddings, device))
 
