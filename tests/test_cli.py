@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import foveate
-from foveate import INSIDE_METHODS, METHODS
+from foveate import INSIDE_METHODS, METHODS, WRAPPERS
 from foveate.cli import app
 from foveate.cli.evaluate import parse_methods
 from foveate.models import FAMILIES
@@ -206,7 +206,9 @@ def test_lists():
     listed = call("methods").stdout
     assert all(name in listed for name in METHODS) and "2501.09532" in listed
     told = json.loads(call("methods", "--json").stdout)["methods"]
-    assert {entry["name"] for entry in told} == {*METHODS, *INSIDE_METHODS} and all(entry["does"] for entry in told)
+    wrapped = {f"{name}:METHOD" for name in WRAPPERS}
+    assert {entry["name"] for entry in told} == {*METHODS, *INSIDE_METHODS, *wrapped}
+    assert all(entry["does"] for entry in told)
     assert {entry["name"] for entry in told if entry["prunes"] == "inside the LLM"} == set(INSIDE_METHODS)
     assert next(entry for entry in told if entry["name"] == "saliency")["reads"] == ["saliency"]
     assert "LLaVA-NeXT" in call("models").stdout

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
+        FSR,
         INSIDE_METHODS,
         METHODS,
         SCOPE,
+        TOPS,
         WRAPPERS,
         AdaFV,
         Auto,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         FastV,
         FixedMix,
         HoloV,
+        Merged,
         Method,
         Pool,
         PruMerge,
@@ -52,8 +55,9 @@ _HOMES = {
     "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV Auto CDPruner Cover DART DivPrune FastV FixedMix HoloV INSIDE_METHODS METHODS Method Pool PruMerge "
-        "PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner "
+        "DART FSR INSIDE_METHODS METHODS SCOPE TOPS AdaFV Auto CDPruner Cover DivPrune FastV FixedMix HoloV Merged "
+        "Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random Saliency Scorer SparseVLM TextSimilarity "
+        "Uniform VisPruner "
         "VisionZip WRAPPERS Wrapper get_pruner register"
     ),
     "foveate.session": "Answer Session look",

@@ -14,7 +14,7 @@ from PIL import Image
 
 import foveate
 from foveate.evaluation import report as reporting
-from foveate.evaluation import runner
+from foveate.evaluation import runner, saving
 from foveate.evaluation.metrics import METRICS
 from foveate.evaluation.processes import Processes
 from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, Transformers, evaluate, write_parquet

@@ -82,3 +82,16 @@ def test_bad_coverage() -> None:
         least_reaching(torch.ones(2, 2), 0.9)
     with pytest.raises(ValueError, match="NaN"):
         least_reaching(torch.tensor([float("nan")]), 0.9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nothing_waits_for_an_accelerator() -> None:
+    score = torch.rand(500, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = mass_budget(score, 0.9), effective_tokens(score), least_reaching(score.sort().values, 0.9)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    host = score.cpu()
+    expected = mass_budget(host, 0.9), effective_tokens(host), least_reaching(host.sort().values, 0.9)
+    assert [float(one) for one in found] == pytest.approx([float(one) for one in expected])

@@ -122,6 +122,17 @@ def test_names():
     assert not Cover().adaptive
 
 
+def test_what_it_drops_can_be_merged():
+    visual, text = picture((8, 8)), question()
+    for ceiling in (0.5, 1.0):
+        auto = Auto("cover", keep=ceiling, share=0.6)
+        merged = foveate.Merged(auto).select(visual, text)
+        assert torch.equal(merged.indices, auto.select(visual, text).indices) and len(merged) < 32
+        assert merged.weights is not None and foveate.Merged(auto).adaptive
+    with pytest.raises(ValueError, match="auto cannot hold merged"):
+        Auto(foveate.Merged("cover"))
+
+
 def test_a_server_refuses_it():
     for wrong in ({"method": "auto:cover"}, {"method": "cover", "methods": ["auto:cover"]}):
         with pytest.raises(ValueError, match="lays the prompt out before"):

@@ -10,12 +10,15 @@ import torch
 from foveate.functional import (
     adafv_released,
     adafv_split,
+    attention_in_runs,
     conditional_dpp,
     dominant_and_contextual,
+    focus_scan_refine,
     holistic_context,
     important_and_diverse,
     least_duplicated,
     max_min_diversity,
+    optimal_preservation,
     outliers_with_neighbours,
     relevance_to_text,
     saliency_coverage,
@@ -28,6 +31,7 @@ from foveate.functional import (
 from foveate.pruners import (
     INSIDE_METHODS,
     METHODS,
+    WRAPPERS,
     AdaFV,
     Choice,
     FixedMix,
@@ -48,10 +52,13 @@ READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_sal
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
 OWN_SCORES = {
     "cdpruner": {"relevance"},
+    "cover": {"relevance", "weight"},
     "dart": {"norm"},
     "divprune": {"distance"},
+    "fsr": {"relevance", "priority"},
     "holov": {"context"},
     "scope": {"coverage"},
+    "tops": {"coverage"},
     "vispruner": {"similarity"},
 }
 """What a method records beside saliency and text-to-image attention."""
@@ -196,13 +203,10 @@ def test_broken_features(method):
 
 
 def test_registry():
-    assert list(METHODS) == [
-        *("adafv", "saliency", "text", "fixed-mix"),
-        *("cdpruner", "dart", "divprune", "holov", "prumerge", "prumerge-plus", "scope", "visionzip", "vispruner"),
-        *("random", "uniform", "pool"),
-    ]
+    assert all(name == method.name and issubclass(method, Pruner) for name, method in METHODS.items())
+    assert next(iter(METHODS)) == "adafv" and not set(METHODS) & {*INSIDE_METHODS, *WRAPPERS}
     assert get_pruner("adafv", keep=5) == AdaFV(5)
-    with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, saliency"):
+    with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, cover"):
         get_pruner("fast-v")
     with pytest.raises(ValueError, match="trim is not available: .* needs CLIP's text encoder"):
         get_pruner("trim")
@@ -361,6 +365,11 @@ def test_random_reaches_every_token():
 # --- the peers: their functions, with their options --------------------------------------------------------------
 
 
+def fsr(visual, text, *options):
+    relevance = relevance_to_text(text.embeddings[:5], visual.features)
+    return focus_scan_refine(visual.features, relevance, visual.saliency, 20, *options)[:2]
+
+
 def merged(kept, saliency, keys, neighbours):
     return kept, outliers_with_neighbours(saliency, keys, kept, neighbours)
 
@@ -382,14 +391,36 @@ PEERS = [
     ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
     ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
+    ("fsr", {}, lambda v, t, r: fsr(v, t)),
+    ("fsr", {"alpha": 1}, lambda v, t, r: fsr(v, t, 1)),
+    ("fsr", {"beta": 0}, lambda v, t, r: fsr(v, t, 3, 0)),
+    ("fsr", {"mass": 0.1}, lambda v, t, r: fsr(v, t, 3, 1, 0.1)),
+    ("fsr", {"mass": 0.3, "refine": 3}, lambda v, t, r: fsr(v, t, 3, 1, 0.3, 3)),
     ("holov", {}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(4), 20, 0.09)[0]]),
     ("holov", {"crops": 2, "beta": 9}, lambda v, t, r: [holistic_context(v.features, v.saliency, *r(2), 20, 9)[0]]),
+    (
+        "holov",
+        {"variant": "released"},
+        lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 16, 0.09)[0]],
+    ),
+    (
+        "holov",
+        {"variant": "released", "crops": 2},
+        lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 4, 0.09)[0]],
+    ),
     ("prumerge", {}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 32)),
     ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
     ("prumerge-plus", {}, lambda v, t, r: merged(r(0.25, 20), v.saliency, v.keys, 32)),
     ("prumerge-plus", {"neighbours": 2, "salient": 1}, lambda v, t, r: merged(r(1, 20), v.saliency, v.keys, 2)),
     ("scope", {}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20)[0]]),
     ("scope", {"alpha": 3}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20, 3)[0]]),
+    ("tops", {}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20)[0]]),
+    (
+        "tops",
+        {"coverage": 2, "scale": "range"},
+        lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 2, 0.5, "range")[0]],
+    ),
+    ("tops", {"diversity": 3}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 0.5, 3)[0]]),
     ("visionzip", {}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20)),
     ("visionzip", {"contextual": 0.5}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20, 0.5)),
     ("vispruner", {}, lambda v, t, r: [important_and_diverse(v.features, v.saliency, 20, 0.5, 8)[0]]),
@@ -423,7 +454,7 @@ def test_peers_are_their_functions(method, options, expected):
 
 
 def test_every_peer_is_among_them():
-    ours = {"adafv", "saliency", "text", "fixed-mix", "random", "uniform"}
+    ours = {"adafv", "cover", "saliency", "text", "fixed-mix", "random", "uniform"}
     assert {method for method, _, _ in PEERS} == set(METHODS) - ours
 
 
@@ -455,12 +486,20 @@ def test_cdpruner_reads_the_chosen_text():
         ("cdpruner", {"sign": 0}, ValueError, "sign must be 1 or -1, got 0"),
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
+        ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("fsr", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("fsr", {"mass": 0}, ValueError, "mass must be in"),
+        ("fsr", {"refine": math.inf}, ValueError, "refine must be finite"),
         ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
         ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
         ("scope", {"alpha": -1}, ValueError, "alpha must be finite"),
+        ("tops", {"coverage": -1}, ValueError, "coverage must be finite"),
+        ("tops", {"diversity": math.nan}, ValueError, "diversity must be finite"),
+        ("tops", {"scale": "sum"}, ValueError, "unknown scale 'sum'; known: mean, range"),
         ("visionzip", {"contextual": 1.0}, ValueError, "contextual must be in"),
         ("vispruner", {"important": math.nan}, ValueError, "important must be in"),
         ("vispruner", {"step": 0}, ValueError, "step must be >= 1"),
@@ -547,7 +586,7 @@ def same_selection(one, other):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", [*METHODS, "adafv:variant=released"])
+@pytest.mark.parametrize("method", [*METHODS, "adafv:variant=released", "holov:variant=released"])
 def test_autocast_changes_nothing(method, dtype):
     pruner = get_pruner(method, keep=0.3)
     visual, text = picture(dtype=dtype), question(dtype=dtype)

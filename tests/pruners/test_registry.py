@@ -159,6 +159,20 @@ def test_names_that_do_not_compose_are_refused(fresh, name, match):
         parse_method(name)
 
 
+def test_a_server_runs_them_and_hands_options_down(fresh):
+    register(Reversed)
+    policy = foveate.serving.Policy(
+        "reversed:text", methods=["reversed:text:text_span=turn", "reversed:random", "text"],
+        options={"text_span": "prompt", "twice": True},
+    )  # fmt: skip
+    assert policy.pruner("reversed:text", 0.2) == Reversed(foveate.TextSimilarity(0.2, text_span="prompt"), twice=True)
+    assert policy.pruner("reversed:text:text_span=turn", 7).text_span == "turn"
+    assert policy.pruner("text", 7).text_span == "prompt"
+    assert policy.wish({"method": "reversed:random", "keep": 0.5}).method == "reversed:random"
+    with pytest.raises(TypeError, match="options of reversed:text are twice, text_span"):
+        foveate.serving.Policy("reversed:text", options={"min_share": 0.2})
+
+
 @pytest.mark.parametrize("held", [3, None, foveate.FastV()])
 def test_a_wrapper_holds_a_method_and_nothing_else(held):
     with pytest.raises(TypeError, match="holds a method that prunes before the LLM"):

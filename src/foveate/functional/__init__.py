@@ -10,6 +10,7 @@ from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
 from foveate.functional.duplicates import important_and_diverse
 from foveate.functional.facility import cosine_cover, facility_location
+from foveate.functional.focus import focus_scan_refine
 from foveate.functional.grid import spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
@@ -26,7 +27,10 @@ from foveate.functional.merging import (
     spatial_pooling,
 )
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
+from foveate.functional.nearest import merge_into_nearest
+from foveate.functional.preservation import optimal_preservation
 from foveate.functional.released import adafv_released, released_mixture
+from foveate.functional.runs import attention_in_runs
 from foveate.functional.text import relevance_to_text, text_to_image_attention
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "adafv",
     "adafv_released",
     "adafv_split",
+    "attention_in_runs",
     "attention_of_queries",
     "conditional_dpp",
     "cosine_cover",
@@ -43,6 +48,7 @@ __all__ = [
     "effective_tokens",
     "facility_location",
     "fixed_mix",
+    "focus_scan_refine",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",
@@ -50,7 +56,9 @@ __all__ = [
     "least_reaching",
     "mass_budget",
     "max_min_diversity",
+    "merge_into_nearest",
     "merged",
+    "optimal_preservation",
     "outliers_with_neighbours",
     "released_mixture",
     "relevance_to_text",

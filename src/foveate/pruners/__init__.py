@@ -8,8 +8,10 @@ from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
+from foveate.pruners.fsr import FSR
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
+from foveate.pruners.merged import Merged
 from foveate.pruners.mix import FixedMix
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
@@ -23,12 +25,14 @@ from foveate.pruners.registry import (
     known_methods,
     parse_method,
     register,
+    replaced,
     takes,
 )
 from foveate.pruners.saliency import Saliency
 from foveate.pruners.scope import SCOPE
 from foveate.pruners.sparsevlm import SparseVLM
 from foveate.pruners.text import TextSimilarity
+from foveate.pruners.tops import TOPS
 from foveate.pruners.uniform import Uniform
 from foveate.pruners.visionzip import VisionZip
 from foveate.pruners.vispruner import VisPruner
@@ -43,10 +47,12 @@ for _method in (
     CDPruner,
     DART,
     DivPrune,
+    FSR,
     HoloV,
     PruMerge,
     PruMergePlus,
     SCOPE,
+    TOPS,
     VisionZip,
     VisPruner,
     Random,
@@ -55,13 +61,14 @@ for _method in (
     FastV,
     PyramidDrop,
     SparseVLM,
+    Merged,
     Auto,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "INSIDE_METHODS", "METHODS", "SCOPE", "WRAPPERS", "AdaFV", "Auto", "CDPruner", "Choice", "Cover",
-    "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Method", "Pool", "PruMerge", "PruMergePlus", "Pruner",
-    "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip",
-    "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "Auto", "CDPruner", "Choice",
+    "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge",
+    "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity", "Uniform",
+    "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "replaced", "takes",
 ]  # fmt: skip

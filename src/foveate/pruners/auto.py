@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.functional import least_reaching, mass_budget, top_k
 from foveate.functional.budgets import require_share
-from foveate.pruners.base import Choice, Pruner, Scorer, beside, together
+from foveate.pruners.base import Choice, Pruner, Scorer
 from foveate.pruners.wrapper import Wrapper
 from foveate.tokens import Keep, TextTokens, VisualTokens
 
@@ -79,10 +79,6 @@ class Auto(Wrapper):
         ranking = next(iter(scores.values()))
         count = self._between(mass_budget(ranking, self.share), len(visual), budget)
         return Choice(top_k(ranking, count), scores)
-
-    def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
-        """A ceiling that covers every token is none: the share decides."""
-        return self.choose(together(visual), beside(text, visual.features.device), len(visual))
 
     def _between(self, count: Tensor, tokens: int, budget: int) -> int:
         # The one wait for an accelerator: how many stay decides how long the prompt is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
@@ -83,6 +83,11 @@ class Method:
         return hash(type(self))  # options may be set anew, and may be lists
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """Names of its options beside ``keep``; of a wrapper also those of the method it holds."""
+        return tuple(one.name for one in fields(self) if one.init and one.name != "keep")
+
+    @property
     def selections(self) -> list[Selection]:
         """One ``Selection`` per image of the last call through this pruner, in prompt order."""
         return self._selections
@@ -134,14 +139,15 @@ class Pruner(Method, ABC):
                 ``encoded`` when ``reads_encoded``.
             text: T >= 1 text tokens when ``reads_text``, else None. All but the text's masks is on
                 the device of ``visual.features``.
-            budget: K, 1 <= K < N.
+            budget: K, 1 <= K < N; of an ``adaptive`` method the most that may stay, 1 <= K <= N.
 
         Returns:
             K distinct indices, ascending, and what they were chosen from. No host sync, no loop over tokens.
         """
 
     def select(self, visual: VisualTokens, text: TextTokens | None = None) -> Selection:
-        """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N.
+        """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N, unless the
+        method is ``adaptive``.
 
         Scores are computed, and indices lie, where ``visual.features`` are.
 
@@ -157,10 +163,10 @@ class Pruner(Method, ABC):
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
         budget = Keep(self.keep).budget(len(visual))
-        if budget == len(visual):
+        if budget == len(visual) and not self.adaptive:
             choice = self.keep_all(visual, text)
         else:
-            choice = self.choose(together(visual), beside(text, visual.features.device), budget)
+            choice = self.choose(_together(visual), _beside(text, visual.features.device), budget)
         return Selection(choice.indices, visual.geometry, choice.scores, choice.shares, choice.weights)
 
     def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
@@ -190,7 +196,7 @@ class Scorer(Pruner):
         return Choice(top_k(next(iter(scores.values())), budget), scores)
 
 
-def together(visual: VisualTokens) -> VisualTokens:
+def _together(visual: VisualTokens) -> VisualTokens:
     """All of it where the features lie, saliency in float32."""
     device = visual.features.device
     return replace(
@@ -202,7 +208,7 @@ def together(visual: VisualTokens) -> VisualTokens:
     )
 
 
-def beside(text: TextTokens | None, device: torch.device) -> TextTokens | None:
+def _beside(text: TextTokens | None, device: torch.device) -> TextTokens | None:
     """Embeddings on that device; masks stay on the CPU, where they can be looked at."""
     return None if text is None else replace(text, embeddings=on_device(text.embeddings, device))
 

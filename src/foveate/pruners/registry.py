@@ -7,7 +7,7 @@ import functools
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -47,6 +47,7 @@ ENTRY_POINTS = "foveate.methods"
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _Kind = TypeVar("_Kind", bound=type[Method])
+_Method = TypeVar("_Method", bound=Method)
 
 
 def register(method: _Kind) -> _Kind:
@@ -172,15 +173,27 @@ def get_pruner(name: str, **options: Any) -> Method:
     return method(**{**own, **options})
 
 
+def replaced(pruner: _Method, **options: Any) -> _Method:
+    """The same method with other options; those that a wrapper does not have are of the method it holds.
+
+    Raises:
+        TypeError: an option that none of them has.
+        ValueError: a value that its method refuses.
+    """
+    own = {one.name for one in fields(pruner) if one.init}
+    mine = {name: value for name, value in options.items() if name in own}
+    others = {name: value for name, value in options.items() if name not in own}
+    if others and isinstance(pruner, Wrapper):
+        mine["method"] = replaced(pruner.method, **others)
+        others = {}
+    return replace(pruner, **mine, **others)
+
+
 def takes(name: str, option: str) -> bool:
     """Whether a method, or the one it holds, has an option that does not stand behind its name.
 
     Raises:
         ValueError: as for ``parse_method``.
     """
-    kind, options = parse_method(name)
-    if "method" in options:
-        held = options["method"]
-        kind = type(held.innermost if isinstance(held, Wrapper) else held)
-        return f":{option}=" not in name and any(field.name == option for field in fields(kind))
-    return option not in options and any(field.name == option for field in fields(kind))
+    *_, last = re.split(r":(?!\w+=)", name)  # the innermost with its options
+    return option in get_pruner(name).options and f":{option}=" not in f":{last}"

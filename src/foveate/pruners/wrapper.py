@@ -50,6 +50,11 @@ class Wrapper(Pruner):
         return None
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """Its own options, then those of the method it holds."""
+        return tuple(name for name in super().options if name != "method") + tuple(self.method.options)
+
+    @property
     def innermost(self) -> Pruner:
         """The method at the bottom."""
         held: Pruner = self.method

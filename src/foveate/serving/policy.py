@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foveate.pruners import Pruner, parse_method
+from foveate.pruners import Pruner, get_pruner, replaced, takes
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
@@ -109,20 +109,21 @@ class Policy:
         Raises:
             ValueError, TypeError: no such method, or options it does not have.
         """
-        kind, own = parse_method(method)
-        if not issubclass(kind, Pruner):
+        pruner = get_pruner(method, keep=keep)
+        if not isinstance(pruner, Pruner):
             raise ValueError(
                 f"{method} prunes between the layers of the LLM, and vLLM runs those itself: serve a method that "
                 "prunes before the LLM"
             )
         given = dict(self.options) if method == self.method else {}
-        known = [one.name for one in dataclasses.fields(kind) if one.name != "keep"]
-        if "text_span" in self.options and "text_span" in known and "text_span" not in own:
+        if "text_span" in self.options and takes(method, "text_span"):
             given["text_span"] = self.options["text_span"]
         try:
-            return kind(keep=keep, **{**own, **given})
+            return replaced(pruner, **given)
         except TypeError as error:
-            raise TypeError(f"options of {method} are {', '.join(known) or 'none'}, got {given}: {error}") from None
+            raise TypeError(
+                f"options of {method} are {', '.join(pruner.options) or 'none'}, got {given}: {error}"
+            ) from None
 
     def wish(self, request: object) -> Wish:
         """What a request asks for, the server's own values where it is silent.
