@@ -17,6 +17,7 @@ from foveate.asking_again import Spelled, answer_length
 from foveate.evaluation.runner import Transformers, budgets_of, evaluate, factory
 from tests import checkpoint
 from tests.test_cli import call, refused
+from tests.tiny import ROWS
 
 QUESTIONS = [
     "Is there a dog?",
@@ -170,6 +171,17 @@ def test_padding_behind_a_short_answer_does_not_count(session: foveate.Session, 
         alone = session.ask(answer.question, AskAgain("cdpruner"), max_new_tokens=12, do_sample=False, min_new_tokens=1)
         assert alone.margin == pytest.approx(answer.margin, abs=1e-4)
     assert lengths
+
+
+def test_several_images_of_another_family() -> None:
+    """LLaVA 1.5, whose answers of a random model are anything but sure."""
+    model, processor = ROWS["llava-clip"].make("sdpa"), checkpoint.llava_processor()
+    session = foveate.look(model, processor, [picture(3), picture(4)])
+    first, then = foveate.Saliency(keep=2), foveate.Saliency(keep=5)
+    answer = session.ask("is there a cat ?", AskAgain(first, then), **PLAIN)
+    plain = session.ask("is there a cat ?", then, **PLAIN)
+    assert answer.asked_again and torch.equal(answer.sequence, plain.sequence)
+    assert [len(one) for one in answer.selections] == [5, 5] and answer.tokens_spent == 14
 
 
 class Only(LogitsProcessor):
