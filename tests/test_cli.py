@@ -158,6 +158,17 @@ def test_bad_budgets_are_refused(photo, keep):
     assert "keep" in refused("ask", photo, QUESTION, f"--keep={keep}")
 
 
+def test_as_many_tokens_as_needed(folder, photo):
+    told = json.loads(ask(folder, photo, QUESTION, "--json", "--keep", "auto", "--method", "cover").stdout)
+    session = foveate.look(checkpoint.model(), checkpoint.processor(), Image.open(photo))
+    chosen = session.ask(QUESTION, foveate.Auto("cover"), max_new_tokens=3, do_sample=False)
+    assert told["keep"] == "auto" and told["visual_tokens"] == chosen.visual_tokens
+    assert "auto cannot hold adafv" in refused("ask", photo, QUESTION, "--keep", "auto")
+    assert "as many as needed keeps the method auto:cover" in refused("eval", "--keep", "auto")
+    for command in (["bench"], ["bench", "--serve"]):
+        assert "chooses its own number of tokens" in refused(*command, "--methods", "auto:cover")
+
+
 def test_an_unknown_method_is_refused(photo):
     assert "unknown method 'fastest'; known: adafv" in refused("ask", photo, QUESTION, "--method", "fastest")
 

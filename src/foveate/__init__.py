@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveate import bundled, functional, serving
+    from foveate.asking_again import AskAgain
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         WRAPPERS,
         AdaFV,
         AgilePruner,
+        Auto,
         CDPruner,
         Centered,
         Cover,
@@ -55,9 +57,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner CDPruner Centered Cover "
+        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner Auto CDPruner Centered Cover "
         "DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID Pruner PyramidDrop "
         "Random Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
     ),

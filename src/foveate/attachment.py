@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from foveate import ownership
+from foveate.asking_again import NO_PRUNER, AskAgain
 from foveate.inside import check_inside
 from foveate.instrumented import InstrumentedModel
 from foveate.models import stock_model
@@ -226,6 +227,8 @@ def check_handed(model: Any, pruner: Any) -> None:
         raise TypeError(f"{pruner.__name__} is a class: hand over an instance, foveate.{pruner.__name__}(keep=0.1)")
     if isinstance(model, Method) and not isinstance(pruner, Method):
         raise TypeError("model and pruner are swapped: the model comes first")
+    if isinstance(pruner, AskAgain):
+        raise TypeError(NO_PRUNER)
     if not isinstance(pruner, Method):
         raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
     check_model(model)

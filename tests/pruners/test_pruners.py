@@ -61,7 +61,6 @@ READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(meth
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
 READING_ENCODED = [name for name, method in METHODS.items() if method.reads_encoded]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
-READING_ENCODED = [method for method in METHODS.values() if method.reads_encoded]
 OWN_SCORES = {
     "agilepruner": {"threshold"},
     "cdpruner": {"relevance"},
@@ -213,7 +212,7 @@ class Brightest(Scorer):
         return {"encoded": visual.encoded[:, 0].float()}
 
 
-@pytest.mark.parametrize("method", [Brightest, *READING_ENCODED])
+@pytest.mark.parametrize("method", [Brightest, *(METHODS[name] for name in READING_ENCODED)])
 def test_no_encoder_features(method):
     visual = picture()
     for keep in (0.1, 1.0):

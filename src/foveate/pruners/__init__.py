@@ -2,6 +2,7 @@
 
 from foveate.pruners.adafv import AdaFV
 from foveate.pruners.agilepruner import AgilePruner
+from foveate.pruners.auto import Auto
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.centered import Centered
@@ -71,11 +72,12 @@ for _method in (
     SparseVLM,
     Centered,
     Merged,
+    Auto,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner",
+    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner", "Auto",
     "CDPruner", "Centered", "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok",
     "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "PruneSID", "Pruner", "PyramidDrop", "Random", "Saliency",
     "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner",

@@ -76,6 +76,11 @@ class Policy:
                 raise ValueError(f"{name} must be a number of MiB >= 0, got {size!r}")
         for name in self.names:
             pruner = self.pruner(name, self.keep)
+            if pruner.adaptive:
+                raise ValueError(
+                    f"{name} knows how many tokens stay once the image is encoded, and a server lays the prompt out "
+                    "before: serve the method that it holds, at a keep of its own"
+                )
             if getattr(pruner, "variant", "paper") == "released":
                 raise ValueError(
                     "variant='released' needs every view's full grid, and rounds budgets its own way: it is for "
