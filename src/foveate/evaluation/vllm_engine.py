@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from foveate.asking_again import AskAgain
 from foveate.evaluation.engines import Asker, Item
 from foveate.images import load_image
 from foveate.inputs import question_prompt
@@ -99,8 +100,10 @@ class Vllm:
             "device": config.device_config.device_type,
         }
 
-    def require(self, method: str, pruners: Sequence[Method]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
         for pruner in pruners:
+            if isinstance(pruner, AskAgain):
+                raise ValueError(f"{method}: a request to vLLM is asked once: use --engine transformers")
             name = method if method in self.policy.names else pruner.name
             served = self.policy.pruner(name, pruner.keep) if name in self.policy.names else None
             if served == pruner:
@@ -164,9 +167,10 @@ class _Asker:
         self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """See ``Asker``."""
+        assert isinstance(pruner, Method)  # ``require`` has refused others
         engine = self.engine
         paths = [self.folder / item.image for item in items]
         pictures = [load_image(path) for path in paths]

@@ -4,6 +4,8 @@ They take any floating dtype, on CPU and GPU. Half precision is upcast before an
 earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written ``...``).
 """
 
+from foveate.functional.apart import effective_rank, salient_and_apart
+from foveate.functional.budgets import effective_tokens, least_reaching, mass_budget
 from foveate.functional.centering import centered, distinctiveness
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
@@ -20,7 +22,7 @@ from foveate.functional.in_llm import (
     stage_budgets,
     text_raters,
 )
-from foveate.functional.merge import Merge, Weights, merged
+from foveate.functional.merge import Merge, Weights, merged, sizes
 from foveate.functional.merging import (
     dominant_and_contextual,
     outliers_with_neighbours,
@@ -31,6 +33,7 @@ from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
 from foveate.functional.multimodal import multimodal_cover
 from foveate.functional.nearest import merge_into_nearest
 from foveate.functional.preservation import optimal_preservation
+from foveate.functional.principal import different_in_groups, principal_groups
 from foveate.functional.released import adafv_released, released_mixture
 from foveate.functional.runs import attention_in_runs
 from foveate.functional.text import relevance_to_text, text_to_image_attention
@@ -47,8 +50,11 @@ __all__ = [
     "conditional_dpp",
     "cosine_cover",
     "density_peaks",
+    "different_in_groups",
     "distinctiveness",
     "dominant_and_contextual",
+    "effective_rank",
+    "effective_tokens",
     "facility_location",
     "fixed_mix",
     "focus_scan_refine",
@@ -57,18 +63,23 @@ __all__ = [
     "important_and_diverse",
     "keep_and_recycle",
     "least_duplicated",
+    "least_reaching",
+    "mass_budget",
     "max_min_diversity",
     "merge_into_nearest",
     "merged",
     "multimodal_cover",
     "optimal_preservation",
     "outliers_with_neighbours",
+    "principal_groups",
     "released_mixture",
     "relevance_to_text",
     "require_finite",
     "saliency_coverage",
+    "salient_and_apart",
     "salient_and_spread",
     "shifted_cosine_cover",
+    "sizes",
     "smooth_on_grid",
     "spatial_crops",
     "spatial_pooling",

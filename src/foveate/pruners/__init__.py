@@ -1,6 +1,8 @@
 """Methods by name. One method, one file; a new one is imported and listed here."""
 
 from foveate.pruners.adafv import AdaFV
+from foveate.pruners.agilepruner import AgilePruner
+from foveate.pruners.auto import Auto
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.centered import Centered
@@ -17,6 +19,7 @@ from foveate.pruners.mix import FixedMix
 from foveate.pruners.mmtok import MMTok
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
+from foveate.pruners.prunesid import PruneSID
 from foveate.pruners.pyramiddrop import PyramidDrop
 from foveate.pruners.random import Random
 from foveate.pruners.registry import (
@@ -46,6 +49,7 @@ for _method in (
     Saliency,
     TextSimilarity,
     FixedMix,
+    AgilePruner,
     CDPruner,
     DART,
     DivPrune,
@@ -55,6 +59,7 @@ for _method in (
     MMTok,
     PruMerge,
     PruMergePlus,
+    PruneSID,
     SCOPE,
     TOPS,
     VisionZip,
@@ -67,13 +72,14 @@ for _method in (
     SparseVLM,
     Centered,
     Merged,
+    Auto,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "CDPruner", "Centered",
-    "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok", "Merged", "Method", "Pool",
-    "PruMerge", "PruMergePlus", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity",
-    "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register",
-    "replaced", "takes",
+    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner", "Auto",
+    "CDPruner", "Centered", "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok",
+    "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "PruneSID", "Pruner", "PyramidDrop", "Random", "Saliency",
+    "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner",
+    "known_methods", "parse_method", "register", "replaced", "takes",
 ]  # fmt: skip

@@ -60,6 +60,8 @@ class Method:
     reads_keys: ClassVar[bool] = False
     reads_encoded: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    """Whether how many tokens stay is the method's own choice, ``keep`` being the most; known once it has chosen."""
     text_span = "prompt"  # no annotation: a field only where a method has the choice
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -137,14 +139,15 @@ class Pruner(Method, ABC):
                 ``encoded`` when ``reads_encoded``.
             text: T >= 1 text tokens when ``reads_text``, else None. All but the text's masks is on
                 the device of ``visual.features``.
-            budget: K, 1 <= K < N.
+            budget: K, 1 <= K < N; of an ``adaptive`` method the most that may stay, 1 <= K <= N.
 
         Returns:
             K distinct indices, ascending, and what they were chosen from. No host sync, no loop over tokens.
         """
 
     def select(self, visual: VisualTokens, text: TextTokens | None = None) -> Selection:
-        """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N.
+        """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N, unless the
+        method is ``adaptive``.
 
         Scores are computed, and indices lie, where ``visual.features`` are.
 
@@ -160,7 +163,7 @@ class Pruner(Method, ABC):
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
         budget = Keep(self.keep).budget(len(visual))
-        if budget == len(visual):
+        if budget == len(visual) and not self.adaptive:
             choice = self.keep_all(visual, text)
         else:
             choice = self.choose(_together(visual), _beside(text, visual.features.device), budget)

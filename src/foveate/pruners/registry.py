@@ -30,9 +30,17 @@ LACKING = {
         "both its projections, which a vision-language checkpoint does not hold; 'text' and 'cdpruner' rank by the "
         "language model's own embeddings of the question"
     ),
+    "ask-again": (
+        "it is no method but a way to ask a session's questions, for `foveate eval` and `foveate tune` with "
+        "transformers, `foveate ask --again`, and session.ask(question, foveate.AskAgain(...)); what runs the model "
+        "once per question (`with pruner(model)`, pipelines, bench, a server) cannot ask again"
+    ),
 }
 """Methods that people ask for by name, and what stands in their way."""
 
+
+AUTO = "auto"
+"""The wrapper that ``keep="auto"`` stands for."""
 
 ENTRY_POINTS = "foveate.methods"
 """The group of entry points under which other packages name their methods."""
@@ -124,7 +132,7 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
     if issubclass(kind, Wrapper):
         own = next((place for place, one in enumerate(given) if "=" not in one), None)
         if own is None:
-            raise ValueError(f"{name} holds another method, whose name stands behind: {':'.join([name, 'cdpruner'])}")
+            raise ValueError(f"{name} holds another method, whose name stands behind: {name}:{kind.example}")
         held = ":".join(given[own:])
         given = given[:own]
         try:
@@ -149,13 +157,19 @@ def get_pruner(name: str, **options: Any) -> Method:
 
     Args:
         name: as for ``parse_method``.
-        options: of the method; they go before those behind the name.
+        options: of the method; they go before those behind the name. ``keep="auto"`` is ``Auto(method)``.
 
     Raises:
         ValueError: as for ``parse_method``, or a value the method refuses.
         TypeError: an option the method does not have.
     """
     method, own = parse_method(name)
+    if isinstance(options.get("keep"), str) and options["keep"] == AUTO:
+        held = method(**{**own, **{option: value for option, value in options.items() if option != "keep"}})
+        try:
+            return WRAPPERS[AUTO](held)
+        except TypeError as error:
+            raise ValueError(f"keep='auto': {error}") from None
     return method(**{**own, **options})
 
 

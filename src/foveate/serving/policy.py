@@ -76,6 +76,11 @@ class Policy:
                 raise ValueError(f"{name} must be a number of MiB >= 0, got {size!r}")
         for name in self.names:
             pruner = self.pruner(name, self.keep)
+            if pruner.adaptive:
+                raise ValueError(
+                    f"{name} knows how many tokens stay once the image is encoded, and a server lays the prompt out "
+                    "before: serve the method that it holds, at a keep of its own"
+                )
             if getattr(pruner, "variant", "paper") == "released":
                 raise ValueError(
                     "variant='released' needs every view's full grid, and rounds budgets its own way: it is for "
@@ -97,6 +102,11 @@ class Policy:
     def reads_keys(self) -> bool:
         """Whether any method that may run reads the encoder's keys."""
         return any(self.pruner(name, 1).reads_keys for name in self.names)
+
+    @property
+    def reads_encoded(self) -> bool:
+        """Whether any method that may run reads what the encoder hands to the projector."""
+        return any(self.pruner(name, 1).reads_encoded for name in self.names)
 
     def pruner(self, method: str, keep: float | int) -> Pruner:
         """The pruner of an allowed method.
