@@ -214,8 +214,11 @@ def test_a_token_without_a_direction_and_one_that_is_the_mean(method):
     compared, _ = centered(rows)
     assert not compared[7].any() and bool(compared[4].any())
     for budget in (1, 3, 8, 9):
-        expected, _ = literal(shown, question(), "projected", method, budget)
-        assert Centered(method, keep=budget).select(shown, question()).indices.tolist() == expected
+        expected, weight = literal(shown, question(), "projected", method, budget)
+        selection = Centered(method, keep=budget).select(shown, question())
+        assert selection.indices.tolist() == expected
+        found = selection.scores["distinctiveness"]
+        torch.testing.assert_close(found, torch.tensor(weight, dtype=torch.float32), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", ["min-max", "sigmoid"])
