@@ -7,19 +7,7 @@ import math
 import pytest
 import torch
 
-from foveate.functional import effective_tokens, least_reaching, mass_budget
-
-
-def literal_mass(score: list[float], share: float) -> int:
-    total = math.fsum(score)
-    if total == 0:
-        return math.ceil(share * len(score) - 1e-9)
-    held: list[float] = []
-    for count, one in enumerate(sorted(score, reverse=True), 1):
-        held.append(one)
-        if math.fsum(held) >= share * total * (1 - 1e-12):
-            return count
-    return len(score)
+from foveate.functional import effective_tokens, least_reaching
 
 
 def literal_effective(score: list[float]) -> float:
@@ -34,21 +22,14 @@ def literal_effective(score: list[float]) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_random_scores(tokens: int, seed: int, dtype: torch.dtype) -> None:
     score = torch.rand(tokens, generator=torch.Generator().manual_seed(seed)).pow(4).to(dtype)
-    told = score.double().tolist()
-    for share in (0.01, 0.5, 0.9, 0.95, 1.0):
-        assert int(mass_budget(score, share)) == literal_mass(told, share)
-    assert float(effective_tokens(score)) == pytest.approx(literal_effective(told), rel=1e-9)
+    assert float(effective_tokens(score)) == pytest.approx(literal_effective(score.double().tolist()), rel=1e-9)
 
 
 def test_degenerate_scores() -> None:
     for count in (1, 4, 9):
         assert float(effective_tokens(torch.ones(count))) == pytest.approx(count)
         assert float(effective_tokens(torch.zeros(count))) == pytest.approx(count)
-        assert int(mass_budget(torch.zeros(count), 0.5)) == literal_mass([0.0] * count, 0.5) == -(-count // 2)
-        assert int(mass_budget(torch.ones(count), 1.0)) == count
-    single = torch.tensor([0.0, 3.0, 0.0])
-    assert float(effective_tokens(single)) == 1 and int(mass_budget(single, 1.0)) == 1
-    assert int(mass_budget(torch.ones(10), 0.3)) == 3  # not four for a hair of rounding
+    assert float(effective_tokens(torch.tensor([0.0, 3.0, 0.0]))) == 1
 
 
 def test_reaching() -> None:
@@ -59,22 +40,20 @@ def test_reaching() -> None:
         assert int(found) == count and found.dtype == torch.int64 and found.shape == ()
 
 
-@pytest.mark.parametrize("function", [mass_budget, least_reaching])
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan"), float("inf")])
-def test_impossible_shares(function, share) -> None:
+def test_impossible_shares(share) -> None:
     with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
-        function(torch.ones(3), share)
+        least_reaching(torch.ones(3), share)
     with pytest.raises(TypeError, match="share must be a number"):
-        function(torch.ones(3), True)
+        least_reaching(torch.ones(3), True)
 
 
-@pytest.mark.parametrize("function", [effective_tokens, lambda one: mass_budget(one, 0.9)])
-def test_bad_scores(function) -> None:
+def test_bad_scores() -> None:
     for wrong in (torch.ones(2, 2), torch.ones(0), torch.tensor([1.0, -1.0]), torch.tensor([1.0, float("nan")])):
         with pytest.raises(ValueError, match=r"\(N,\)|N >= 1|negative|NaN"):
-            function(wrong)
+            effective_tokens(wrong)
     with pytest.raises(TypeError, match="floating"):
-        function(torch.ones(3, dtype=torch.int64))
+        effective_tokens(torch.ones(3, dtype=torch.int64))
 
 
 def test_bad_coverage() -> None:
@@ -89,9 +68,9 @@ def test_nothing_waits_for_an_accelerator() -> None:
     score = torch.rand(500, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = mass_budget(score, 0.9), effective_tokens(score), least_reaching(score.sort().values, 0.9)
+        found = effective_tokens(score), least_reaching(score.sort().values, 0.9)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     host = score.cpu()
-    expected = mass_budget(host, 0.9), effective_tokens(host), least_reaching(host.sort().values, 0.9)
+    expected = effective_tokens(host), least_reaching(host.sort().values, 0.9)
     assert [float(one) for one in found] == pytest.approx([float(one) for one in expected])

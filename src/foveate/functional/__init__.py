@@ -5,7 +5,7 @@ earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written `
 """
 
 from foveate.functional.apart import effective_rank, salient_and_apart
-from foveate.functional.budgets import effective_tokens, least_reaching, mass_budget
+from foveate.functional.budgets import effective_tokens, least_reaching
 from foveate.functional.centering import centered, distinctiveness
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
@@ -64,7 +64,6 @@ __all__ = [
     "keep_and_recycle",
     "least_duplicated",
     "least_reaching",
-    "mass_budget",
     "max_min_diversity",
     "merge_into_nearest",
     "merged",

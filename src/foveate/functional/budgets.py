@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, descending, require_scores
+from foveate.functional.common import accumulator, require_scores
 
 
 def least_reaching(covered: Tensor, share: float) -> Tensor:
@@ -35,27 +35,6 @@ def least_reaching(covered: Tensor, share: float) -> Tensor:
     return ((covered < share).sum() + 1).clamp(max=len(covered))
 
 
-def mass_budget(score: Tensor, share: float) -> Tensor:
-    """How many of the best tokens hold a share of all that was scored. O(N log N).
-
-    Args:
-        score: (N,) >= 0.
-        share: in (0, 1].
-
-    Returns:
-        0-d int64 in [1, N]: the smallest k whose k highest scores sum to at least ``share`` of the sum. Where that is
-        0, all count alike.
-
-    Raises:
-        TypeError: not floating.
-        ValueError: no token, ``share`` outside (0, 1]; on CPU tensors also NaN, infinity or a negative score.
-    """
-    require_share(share)
-    values = _distribution(score)
-    # Rounding may leave the last sum a hair below 1.
-    return least_reaching((descending(values)[0].cumsum(0) + 1e-12).clamp(max=1.0), share)
-
-
 def effective_tokens(score: Tensor) -> Tensor:
     """The number of tokens that a score speaks of: exp of the entropy of ``score / sum(score)``. O(N).
 
@@ -71,7 +50,14 @@ def effective_tokens(score: Tensor) -> Tensor:
         TypeError: not floating.
         ValueError: no token; on CPU tensors also NaN, infinity or a negative score.
     """
-    values = _distribution(score)
+    require_scores(score=score)
+    if score.ndim != 1:
+        raise ValueError(f"score must be (N,), got {tuple(score.shape)}")
+    if score.device.type == "cpu" and bool((score < 0).any()):
+        raise ValueError("score must not be negative: it has no share then")
+    values = score.to(accumulator(score.device)).clamp(min=0)
+    total = values.sum()
+    values = torch.where(total > 0, values / torch.where(total > 0, total, 1.0), 1 / len(values))
     entropy: Tensor = torch.special.entr(values).sum()
     return entropy.exp().clamp(1.0, float(len(values)))
 
@@ -82,15 +68,3 @@ def require_share(share: float) -> None:
         raise TypeError(f"share must be a number in (0, 1], got {share!r} ({type(share).__name__})")
     if not (math.isfinite(share) and 0 < share <= 1):
         raise ValueError(f"share must be in (0, 1], got {share!r}")
-
-
-def _distribution(score: Tensor) -> Tensor:
-    """(N,) scores over their sum, in the accumulator's precision; all alike where that is nothing."""
-    require_scores(score=score)
-    if score.ndim != 1:
-        raise ValueError(f"score must be (N,), got {tuple(score.shape)}")
-    if score.device.type == "cpu" and bool((score < 0).any()):
-        raise ValueError("score must not be negative: it has no share then")
-    values = score.to(accumulator(score.device)).clamp(min=0)
-    total = values.sum()
-    return torch.where(total > 0, values / torch.where(total > 0, total, 1.0), 1 / len(values))
