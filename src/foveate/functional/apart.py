@@ -23,8 +23,7 @@ def effective_rank(visual: Tensor) -> Tensor:
     """In how many directions the tokens lie: ``exp(- sum q log q)``, q the singular values divided by their sum.
 
     From the eigenvalues of the smaller of ``X X^T`` and ``X^T X``, in float64, as half of the digits are lost in their
-    roots: O(N D min(N, D)). The only function here that waits for an accelerator, since torch looks whether the
-    factorisation has worked.
+    roots: O(N D min(N, D)). Waits for an accelerator, since torch looks whether the factorisation has worked.
 
     Args:
         visual: (N, D) tokens X of one image, at their lengths.

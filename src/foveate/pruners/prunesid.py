@@ -13,7 +13,7 @@ from foveate.tokens import TextTokens, VisualTokens
 
 @dataclass
 class PruneSID(Pruner):
-    """The salient but different tokens of groups by principal components: PruneSID (arXiv 2603.09480, ICLR 2026).
+    """The salient but different tokens of groups by principal components: PruneSID (arXiv 2603.09480).
 
     Follows the public code, with ``K / 4`` groups for K tokens: where the paper and its code take what leaves the
     vision encoder, projected tokens are grouped and compared, and all views of the image at once, not each on its own.
