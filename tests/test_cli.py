@@ -158,6 +158,17 @@ def test_bad_budgets_are_refused(photo, keep):
     assert "keep" in refused("ask", photo, QUESTION, f"--keep={keep}")
 
 
+def test_as_many_tokens_as_needed(folder, photo):
+    told = json.loads(ask(folder, photo, QUESTION, "--json", "--keep", "auto", "--method", "cover").stdout)
+    session = foveate.look(checkpoint.model(), checkpoint.processor(), Image.open(photo))
+    chosen = session.ask(QUESTION, foveate.Auto("cover"), max_new_tokens=3, do_sample=False)
+    assert told["keep"] == "auto" and told["visual_tokens"] == chosen.visual_tokens
+    assert "auto cannot hold adafv" in refused("ask", photo, QUESTION, "--keep", "auto")
+    assert "as many as needed keeps the method auto:cover" in refused("eval", "--keep", "auto")
+    for command in (["bench"], ["bench", "--serve"]):
+        assert "chooses its own number of tokens" in refused(*command, "--methods", "auto:cover")
+
+
 def test_an_unknown_method_is_refused(photo):
     assert "unknown method 'fastest'; known: adafv" in refused("ask", photo, QUESTION, "--method", "fastest")
 
@@ -206,11 +217,12 @@ def test_lists():
     listed = call("methods").stdout
     assert all(name in listed for name in METHODS) and "2501.09532" in listed
     told = json.loads(call("methods", "--json").stdout)["methods"]
-    wrapped = {f"{name}:METHOD" for name in WRAPPERS}
-    assert {entry["name"] for entry in told} == {*METHODS, *INSIDE_METHODS, *wrapped}
-    assert all(entry["does"] for entry in told)
+    names = {*METHODS, *INSIDE_METHODS, *(f"{name}:METHOD" for name in WRAPPERS)}
+    assert {entry["name"] for entry in told} == names and all(entry["does"] for entry in told)
     assert {entry["name"] for entry in told if entry["prunes"] == "inside the LLM"} == set(INSIDE_METHODS)
     assert next(entry for entry in told if entry["name"] == "saliency")["reads"] == ["saliency"]
+    assert [entry["name"] for entry in told if entry["mark"] == "the default"] == ["adafv"]
+    assert next(entry for entry in told if entry["name"] == "cover")["paper"] is None
     assert "LLaVA-NeXT" in call("models").stdout
     models = json.loads(call("models", "--json").stdout)["models"]
     assert {name for entry in models for name in entry["model_types"]} == set(FAMILIES)

@@ -49,3 +49,19 @@ def test_tune_refuses_bad_arguments(asked, tmp_path):
     assert "target must be" in refused("tune", path, "--target", 98, *options)
     assert "unknown suite" in refused("tune", "mine", *options)
     assert "unknown method" in refused("tune", path, "--methods", "nope")
+
+
+def test_tune_turns_the_dials_of_auto_and_of_asking_again(asked, tmp_path):
+    """Three pictures show nothing, so it says what they suggest: fewer tokens than all that reach the target."""
+    path, folder = asked
+    options = [
+        "tune", path, "--methods", "auto:text,ask-again:first=0.1:margin=0.5:text", "--model", folder, "--target", 0.2,
+        "--confidence", 0.5, "--out", tmp_path / "out", "--max-new-tokens", 1,
+    ]  # fmt: skip
+    told = json.loads(call(*options, "--json").stdout)
+    assert {trial["dial"] for trial in told["trials"]} <= {
+        "auto:text", "ask-again:first=0.1:margin=0.5:text, then 1", "ask-again:first=0.1:margin=0.5:text, then 0.25"
+    }  # fmt: skip
+    assert not told["plain"] and len(told["screening"]) == 3
+    result = call(*options)
+    assert "screening" in result.stdout and "mean tokens per question" in result.stderr

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveate import bundled, functional, serving
+    from foveate.asking_again import AskAgain
     from foveate.attachment import Attachment, attach, detach
     from foveate.pruners import (
         DART,
+        EADP,
         FSR,
         INSIDE_METHODS,
         METHODS,
@@ -18,13 +20,17 @@ if TYPE_CHECKING:
         WRAPPERS,
         AdaFV,
         AgilePruner,
+        Auto,
         CDPruner,
+        Centered,
+        Cover,
         DivPrune,
         FastV,
         FixedMix,
         HoloV,
         Merged,
         Method,
+        MMTok,
         Pool,
         PruMerge,
         PruMergePlus,
@@ -51,11 +57,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
     "foveate.pruners": (
-        "AdaFV AgilePruner CDPruner DART DivPrune FSR FastV FixedMix HoloV INSIDE_METHODS METHODS Merged Method Pool "
-        "PruMerge PruMergePlus PruneSID Pruner PyramidDrop Random SCOPE Saliency Scorer SparseVLM TOPS TextSimilarity "
-        "Uniform VisPruner VisionZip WRAPPERS Wrapper get_pruner register"
+        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner Auto CDPruner Centered Cover "
+        "DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID Pruner PyramidDrop "
+        "Random Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

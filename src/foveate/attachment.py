@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from foveate import ownership
+from foveate.asking_again import NO_PRUNER, AskAgain
 from foveate.inside import check_inside
 from foveate.instrumented import InstrumentedModel
 from foveate.models import stock_model
@@ -162,6 +163,7 @@ def attach(
     layout: Layout = "stock",
     turn_end: Sequence[Sequence[int]] | None = None,
     processor: Any = None,
+    calibrate: bool | float = False,
 ) -> Attachment:
     """Makes ``model.generate`` and ``model.forward`` prune images, until ``remove()`` is called on what is returned.
 
@@ -182,13 +184,18 @@ def attach(
         processor: the model's processor or tokenizer: its chat template says where user turns begin and end. By default
             the one beside the model's weights is read, where that lies on this machine; else a turn ends with the
             model's EOS tokens.
+        calibrate: whether the LLM adds ``log(n)`` to the attention logits of a token that was merged from n patches, in
+            every layer, while it reads the prompt and while it generates, as RESTORE does (ICML 2026; it goes with
+            ``positions="original"`` there). A number in [0, 1] weakens it: ``calibrate * log(n)``. Tokens that go as
+            they are get nothing, and methods that do not merge are as without. For ``attn_implementation`` sdpa and
+            eager. What was merged into a KV cache keeps its bias in later turns. Default False.
 
     Raises:
         ValueError: unknown model family, unknown option, or a model that cannot be pruned faithfully.
         TypeError: what is handed over is no model or no pruner.
         RuntimeError: this thread or task has a pruner on the model already.
     """
-    options = Options(positions=positions, newlines=newlines, layout=layout, turn_end=turn_end, processor=processor)
+    options = Options(positions, newlines, layout, turn_end, processor, calibrate)
     return Attachment(model, pruner, options).activate()
 
 
@@ -220,6 +227,8 @@ def check_handed(model: Any, pruner: Any) -> None:
         raise TypeError(f"{pruner.__name__} is a class: hand over an instance, foveate.{pruner.__name__}(keep=0.1)")
     if isinstance(model, Method) and not isinstance(pruner, Method):
         raise TypeError("model and pruner are swapped: the model comes first")
+    if isinstance(pruner, AskAgain):
+        raise TypeError(NO_PRUNER)
     if not isinstance(pruner, Method):
         raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
     check_model(model)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.attention_rows import cls_attention, received_attention
+from foveate.attention_rows import cls_attention, over_patches, received_attention
 
 Read = Literal["cls", "received"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -47,9 +47,13 @@ class Recorder:
         read: which attention is saliency there ("cls": the first token is CLS, and no patch), or None to keep none.
         at: the attention module it is read at.
         skip: layers whose output nobody reads; they pass their input on.
-        project: the projector, whose output per view is kept before the model packs or unpads it.
+        project: the module that reads the encoder's features (projector, merger); its output per view is kept before
+            the model packs or unpads it.
         keys: whether to keep the keys of that module too, averaged over heads.
         saliency: whether to keep that attention, or the keys alone.
+        encoded: whether to keep what ``project`` is given.
+        patches: what it is given to (..., d), one row per patch in the order of the encoder's attention; None: it is
+            that already.
         segments: lengths of the sequences that are packed into one and attend only within themselves, for encoders
             that pack (an implementation may hand them over packed, or one by one).
     """
@@ -62,6 +66,8 @@ class Recorder:
         project: nn.Module | None = None,
         keys: bool = False,
         saliency: bool = True,
+        encoded: bool = False,
+        patches: Callable[[Tensor], Tensor] | None = None,
         segments: Sequence[int] | None = None,
     ) -> None:
         self.read = read
@@ -70,9 +76,12 @@ class Recorder:
         self.project = project
         self.keys = keys
         self.wants_saliency = saliency
+        self.encoded = encoded
+        self.patches = patches
         self.segments = segments
         self.rows: list[Tensor] = []
         self.key_rows: list[Tensor] = []
+        self.encoded_rows: list[Tensor] = []
         self.projected: list[Tensor] = []
 
     def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
@@ -95,6 +104,13 @@ class Recorder:
                 patches = other[:, :, 1:] if self.read == "cls" else other
                 self.key_rows.append(patches.float().mean(dim=1).flatten(0, 1))
 
+    def note_encoded(self, given: Tensor) -> None:
+        """Keeps what the encoder hands to ``project`` in one call, if that is wanted."""
+        if self.encoded:
+            with torch.no_grad():
+                rows = given if self.patches is None else self.patches(given)
+                self.encoded_rows.append(rows.float().reshape(-1, rows.shape[-1]))
+
     def saliency(self, sources: Tensor, device: torch.device) -> Tensor | None:
         """(N,) float32 on ``device``: what was read, summed over the patches that make up each token.
 
@@ -103,23 +119,15 @@ class Recorder:
                 recording. A negative one stands for none.
             device: of the tokens.
         """
-        return self._pool(self.rows, sources, device, mean=False)
+        return over_patches(self.rows, sources, device, mean=False)
 
     def keys_of(self, sources: Tensor, device: torch.device) -> Tensor | None:
         """(N, d) float32: the keys, averaged likewise; None when they were not asked for."""
-        return self._pool(self.key_rows, sources, device, mean=True)
+        return over_patches(self.key_rows, sources, device, mean=True)
 
-    @staticmethod
-    def _pool(rows: Sequence[Tensor], sources: Tensor, device: torch.device, mean: bool) -> Tensor | None:
-        if not rows:
-            return None
-        values = torch.cat([row.to(device) for row in rows])
-        sources = sources.to(device)
-        if sources.ndim == 1:
-            return values[sources]
-        there = (sources >= 0).float().view(*sources.shape, *[1] * (values.ndim - 1))
-        pooled = (values[sources.clamp(min=0)] * there).sum(dim=1)
-        return pooled / there.sum(dim=1) if mean else pooled
+    def encoded_of(self, sources: Tensor, device: torch.device) -> Tensor | None:
+        """(N, d) float32: what the encoder hands over, averaged likewise; None when it was not asked for."""
+        return over_patches(self.encoded_rows, sources, device, mean=True)
 
 
 # Per thread (and per async task): two threads may encode with one model at once.
@@ -227,10 +235,18 @@ def _is_skipped(layer: nn.Module) -> bool:
 
 
 @untraced
-def _keep_projected(module: nn.Module, output: Any) -> None:
+def _keep_projected(module: nn.Module, given: Any, output: Any) -> None:
     recorder = _recorder.get()
     if recorder is not None and recorder.project is module:
+        recorder.note_encoded(given)
         recorder.projected.append(output)
+
+
+@untraced
+def _keep_handed(module: nn.Module, output: Any, patches: Callable[[Any], Tensor | None]) -> None:
+    recorder = _recorder.get()
+    if recorder is not None and recorder.project is module and (found := patches(output)) is not None:
+        recorder.note_encoded(found)
 
 
 def skippable(layer: nn.Module) -> Callable[..., Any]:
@@ -246,12 +262,29 @@ def skippable(layer: nn.Module) -> Callable[..., Any]:
 
 
 def projecting(module: nn.Module) -> Callable[..., Any]:
-    """A forward for the projector that leaves its output with the open recording."""
+    """A forward for the projector that leaves what it is given first, and its output, with the open recording."""
     forward = module.forward
 
     def keep_projected(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        _keep_projected(module, output)
+        _keep_projected(module, args[0] if args else next(iter(kwargs.values())), output)
         return output
 
     return keep_projected
+
+
+def handing(tower: nn.Module, patches: Callable[[Any], Tensor | None]) -> Callable[..., Any]:
+    """A forward for a vision tower that leaves what it hands over with the open recording, where that is to be seen.
+
+    Args:
+        tower: named as ``project``, since nobody knows the module behind it.
+        patches: its output to (views, patches, d), or None.
+    """
+    forward = tower.forward
+
+    def keep_handed(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        _keep_handed(tower, output, patches)
+        return output
+
+    return keep_handed

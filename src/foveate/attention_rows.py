@@ -1,9 +1,12 @@
-"""Rows of an attention matrix from queries and keys, averaged over heads; the matrix itself is never whole."""
+"""Rows of an attention matrix from queries and keys, averaged over heads; the matrix itself is never whole.
+
+And what is read of patches, put together for tokens.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -81,3 +84,23 @@ def _chunks(
     for place in itertools.product(*starts):
         view, head, row = (slice(start, start + step) for start, step in zip(place, steps, strict=True))
         yield view, head, row
+
+
+def over_patches(rows: Sequence[Tensor], sources: Tensor, device: torch.device, mean: bool) -> Tensor | None:
+    """(N,) or (N, d) float32: the sum or the mean over the patches of every token; None where nothing was read.
+
+    Args:
+        rows: (P,) or (P, d) float32 each: what was read of patches, which are numbered through all of them.
+        sources: (N,) or (N, m) int64: the patches of each token. A negative one stands for none.
+        device: of the tokens.
+        mean: the mean rather than the sum.
+    """
+    if not rows:
+        return None
+    values = torch.cat([row.to(device) for row in rows])
+    sources = sources.to(device)
+    if sources.ndim == 1:
+        return values[sources]
+    there = (sources >= 0).float().view(*sources.shape, *[1] * (values.ndim - 1))
+    pooled = (values[sources.clamp(min=0)] * there).sum(dim=1)
+    return pooled / there.sum(dim=1) if mean else pooled

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,10 @@ from foveate.arguments import (
     shorten_per_token,
     wanted_logits,
 )
+from foveate.attention import recording
+from foveate.calibration import Calibration, bias_of
 from foveate.delivery import Delivery, delivering
+from foveate.llm_layers import watching
 from foveate.positions import following, position_ids
 from foveate.prompts import Plan, Prompt, cached_length, make_plan, remember, whole_plan
 from foveate.pruned_call import PrunedCall, Rows, require_scores_finite
@@ -36,11 +40,13 @@ class Shortened:
         plan: how they were shortened.
         rows: what was kept.
         touched: False when nothing was dropped and the inputs may go on as they came.
+        bias: (B, S') float32: what is added to the attention logits of every token; None: nothing.
     """
 
     plan: Plan
     rows: Rows
     touched: bool
+    bias: Tensor | None = None
 
 
 class Call(PrunedCall[Pruner]):
@@ -61,10 +67,10 @@ class Call(PrunedCall[Pruner]):
             sum(len(one.features) for kept in short.rows.values() for one in kept[row]) for row in range(len(ids))
         ]
         view = self.view(arguments, ids, short_ids)
-        with delivering(self._delivery(arguments, short, view)):
+        with delivering(self._delivery(arguments, short, view)), self._calibrating(short):
             result = original(**arguments)
         for cache in (cache_in(arguments), cache_of(result)):
-            remember(cache, plan, following(self.family, plan))
+            remember(cache, plan, following(self.family, plan), short.bias)
         if torch.is_tensor(result):
             return view.long(result)
         if hasattr(result, "sequences"):  # a custom_generate may return what it likes
@@ -99,7 +105,7 @@ class Call(PrunedCall[Pruner]):
         )
         arguments["return_dict"] = True
         require_arguments(original, arguments)
-        with delivering(self._delivery(arguments, short, None)):
+        with delivering(self._delivery(arguments, short, None)), self._calibrating(short):
             output = original(**arguments)
         if output.logits.shape[1] != arguments["logits_to_keep"]:
             raise ValueError(
@@ -108,7 +114,7 @@ class Call(PrunedCall[Pruner]):
             )
         where = output.logits.device
         output.logits = output.logits[torch.arange(len(nearest), device=where)[:, None], nearest.to(where)]
-        remember(cache_of(output), plan, following(self.family, plan))
+        remember(cache_of(output), plan, following(self.family, plan), short.bias)
         return output if wanted_dict else output.to_tuple()
 
     def _shorten(self, arguments: Mapping[str, Any], prompt: Prompt) -> Shortened:
@@ -121,15 +127,26 @@ class Call(PrunedCall[Pruner]):
                 for image, span in located
             ]
         repeats = torch.ones_like(prompt.ids)
-        found = []
-        for (image, span), selection, indices in zip(located, self.selections, _fetch(self.selections), strict=True):
+        found, fetched = [], _fetch(self.selections)
+        for (image, span), selection, indices in zip(located, self.selections, fetched, strict=True):
             found.append(image.keep(selection, indices, self.options.newlines))
             repeats[span.row, span.positions] = found[-1].repeats
         rows = self.rows_of(located, found, len(prompt.ids))
         whole = all(selection.weights is None for selection in self.selections)
         if prompt.cached is None and whole and bool((repeats == 1).all()):
             return Shortened(whole_plan(prompt), rows, touched=False)
-        return Shortened(make_plan(prompt, repeats), rows, touched=True)
+        plan = make_plan(prompt, repeats)
+        bias = bias_of(located, self.selections, fetched, prompt, plan, float(self.options.calibrate))
+        return Shortened(plan, rows, touched=True, bias=bias)
+
+    @contextmanager
+    def _calibrating(self, short: Shortened) -> Iterator[None]:
+        if short.bias is None:
+            yield
+            return
+        run = Calibration(self.family, short.bias)
+        with watching(self.model, run.layers), recording(run):
+            yield
 
     def _delivery(self, arguments: Mapping[str, Any], short: Shortened, view: PromptView | None) -> Delivery:
         # Where positions have three dimensions, a row of plain ones goes along for the mask code.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+from foveate.calibration import check_calibrated
 from foveate.models.base import Family
 from foveate.models.encoded import Layout, Newlines, Positions
 from foveate.turns import Turns, turns_at, turns_of
@@ -25,8 +26,15 @@ class Options:
     layout: Layout = "stock"
     turn_end: Sequence[Sequence[int]] | None = None
     processor: Any = None
+    calibrate: bool | float = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.calibrate, (bool, int, float)):
+            raise TypeError(f"calibrate must be a bool or a number in [0, 1], got {type(self.calibrate).__name__}")
+        if not 0.0 <= self.calibrate <= 1.0:  # NaN fails both comparisons
+            raise ValueError(f"calibrate={self.calibrate!r} must be a bool or a number in [0, 1]")
+        if self.calibrate and self.layout == "released":
+            raise ValueError("layout='released' has no calibrate: the published runs it stands for had none")
         for name, known in (("positions", Positions), ("newlines", Newlines), ("layout", Layout)):
             value = getattr(self, name)
             if value not in get_args(known) and not (name == "positions" and value is None):
@@ -38,6 +46,8 @@ class Options:
 
     def check(self, family: Family) -> None:
         """Raises ValueError for what this family does not have."""
+        if self.calibrate:
+            check_calibrated(family)
         if self.layout not in family.layouts:
             raise ValueError(f"{family.title} has no layout {self.layout!r}; known: {', '.join(family.layouts)}")
         if self.positions is not None and self.positions not in family.positions:

@@ -213,6 +213,7 @@ class CachedPrompt:
         mask: (B, S0) bool, False where that prompt was padded.
         long_length: columns of the long prompt that the cache stands for.
         following: (B,) int64: the M-RoPE position of the token that follows; None without.
+        bias: (B, c) float32: what is added to the attention logits of every cached position; None: nothing.
     """
 
     index: Tensor
@@ -220,6 +221,7 @@ class CachedPrompt:
     mask: Tensor
     long_length: int
     following: Tensor | None = None
+    bias: Tensor | None = None
 
     def grown_to(self, cached: int) -> CachedPrompt:
         """The same after generated tokens joined the cache, ``cached`` positions in all.
@@ -236,18 +238,19 @@ class CachedPrompt:
         grown = cached - known
         new = torch.arange(self.long_length, self.long_length + grown, device="cpu").expand(self.index.shape[0], -1)
         following = None if self.following is None else self.following + grown
+        bias = None if self.bias is None else torch.nn.functional.pad(self.bias, (0, grown))
         return CachedPrompt(
-            torch.cat([self.index, new], dim=1), self.ids, self.mask, self.long_length + grown, following
+            torch.cat([self.index, new], dim=1), self.ids, self.mask, self.long_length + grown, following, bias
         )
 
 
 _CACHE_ATTRIBUTE = "_foveate_prompt"
 
 
-def remember(cache: Any, plan: Plan, following: Tensor | None = None) -> None:
+def remember(cache: Any, plan: Plan, following: Tensor | None = None, bias: Tensor | None = None) -> None:
     """Leaves on a cache which prompt it holds, so that a later turn can go on from the long ids."""
     if cache is not None and not isinstance(cache, tuple):
-        setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.mask, plan.length, following))
+        setattr(cache, _CACHE_ATTRIBUTE, CachedPrompt(plan.index, plan.ids, plan.mask, plan.length, following, bias))
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,7 @@ class PrunedCall(ABC, Generic[_Method]):
                 features,
                 saliency=self.pruner.reads_saliency,
                 keys=self.pruner.reads_keys,
+                encoded=self.pruner.reads_encoded,
                 layout=self.options.layout,
                 prompt=prompt,
             )

@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from foveate.asking_again import AskAgain
 from foveate.attachment import check_model
 from foveate.inputs import image_mark, input_device, picture_list, process, question_prompt
 from foveate.instrumented import looking_through
@@ -40,6 +41,8 @@ class Answer:
         prompt_tokens: length of the prompt that reached the LLM.
         sequence: (S + new,) int64: the whole prompt's ids, then the answer's.
         new_tokens: how many ids of ``sequence`` are the answer's (padding after an early end included).
+        margin: with ``AskAgain``, how sure the model was of the first pass; else None.
+        before: the first pass's answer where ``AskAgain`` asked again: all else here is then of the second.
     """
 
     question: str
@@ -49,6 +52,18 @@ class Answer:
     prompt_tokens: int
     sequence: Tensor = field(repr=False)
     new_tokens: int
+    margin: float | None = None
+    before: Answer | None = field(default=None, repr=False)
+
+    @property
+    def asked_again(self) -> bool:
+        """Whether this is the second pass's answer."""
+        return self.before is not None
+
+    @property
+    def tokens_spent(self) -> int:
+        """``visual_tokens`` of every pass that it took, together."""
+        return self.visual_tokens + (0 if self.before is None else self.before.tokens_spent)
 
 
 class Session:
@@ -99,18 +114,19 @@ class Session:
         """The text for the processor: see ``question_prompt``."""
         return question_prompt(self.processor, question, len(self.pictures), self.model)
 
-    def ask(self, question: str, pruner: Method | None = None, **options: Any) -> Answer:
+    def ask(self, question: str, pruner: Method | AskAgain | None = None, **options: Any) -> Answer:
         """Answers one question. See ``ask_many``."""
         return self.ask_many([question], pruner, **options)[0]
 
     def ask_many(
         self,
         questions: Sequence[str],
-        pruner: Method | None = None,
+        pruner: Method | AskAgain | None = None,
         *,
         positions: Positions | None = None,
         newlines: Newlines = "drop",
         turn_end: Sequence[Sequence[int]] | None = None,
+        calibrate: bool | float = False,
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> list[Answer]:
@@ -118,20 +134,22 @@ class Session:
 
         Args:
             questions: one prompt each, about all of the session's images.
-            pruner: which tokens stay; None keeps all.
-            positions, newlines, turn_end: see ``foveate.attach``.
+            pruner: which tokens stay; None keeps all. With ``AskAgain``, the questions whose answers are unsure are
+                asked again, as one batch.
+            positions, newlines, turn_end, calibrate: see ``foveate.attach``.
             max_new_tokens: longest answer, tokens.
             generate_options: for the model's own ``generate`` (``num_return_sequences`` must stay 1).
 
         Raises:
-            ValueError: an empty question, or options that ``foveate.attach`` refuses.
+            ValueError: an empty question, or options that ``foveate.attach`` or ``AskAgain`` refuses.
         """
         if not questions:
             return []
+        if isinstance(pruner, AskAgain):
+            given = {"positions": positions, "newlines": newlines, "turn_end": turn_end, "calibrate": calibrate}
+            return pruner.ask(self, questions, {**given, "max_new_tokens": max_new_tokens, **generate_options})
         pruner = Uniform(keep=1.0) if pruner is None else pruner
-        options = Options(
-            positions=positions, newlines=newlines, layout=self.layout, turn_end=turn_end, processor=self.processor
-        )
+        options = Options(positions, newlines, self.layout, turn_end, self.processor, calibrate)
         inputs = self._tokenize([self.prompt(question) for question in questions])
         images = [image for _ in questions for image in self.images]
         repeated = {
@@ -225,6 +243,7 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as instrumented, torch.no_grad():
         Options(layout=layout).check(instrumented.family)
-        request = Request(instrumented.features["image"], keys=True, layout=layout, prompt=torch.where(mask, ids, -1))
+        features, prompt = instrumented.features["image"], torch.where(mask, ids, -1)
+        request = Request(features, keys=True, encoded=True, layout=layout, prompt=prompt)
         encoded = instrumented.family.encode(inputs, request)
     return Session(model, processor, pictures, encoded, inputs, layout)

@@ -46,6 +46,7 @@ def generate(
     layout: Layout = "stock",
     turn_end: Sequence[Sequence[int]] | None = None,
     processor: Any = None,
+    calibrate: bool | float = False,
     **arguments: Any,
 ) -> Generated:
     """One ``model.generate`` under a pruner, which belongs to this call alone.
@@ -58,12 +59,12 @@ def generate(
         model: a stock transformers model of a known family.
         pruner: which tokens stay.
         args, arguments: for the model's own ``generate``.
-        positions, newlines, layout, turn_end, processor: see ``foveate.attach``.
+        positions, newlines, layout, turn_end, processor, calibrate: see ``foveate.attach``.
 
     Raises:
         TypeError, ValueError: as ``foveate.attach``, and for arguments that cannot be honoured.
     """
-    options = Options(positions=positions, newlines=newlines, layout=layout, turn_end=turn_end, processor=processor)
+    options = Options(positions, newlines, layout, turn_end, processor, calibrate)
     call, output = run(model, pruner, options, args, arguments)
     return Generated(
         output, call.selections, call.visual_tokens, call.prompt_tokens, getattr(call, "tokens_per_layer", ())

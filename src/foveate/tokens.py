@@ -67,6 +67,13 @@ class Keep:
         # 0.55 * 100 is 55.00000000000001 in binary: without the guard, ceil would keep a token too many.
         return min(max(1, math.ceil(self.value * tokens - 1e-9)), tokens)
 
+    def exceeds(self, other: Keep) -> bool:
+        """Whether it keeps more. Nothing exceeds all tokens; a fraction below and a number of tokens cannot be
+        compared, and count as exceeding each other."""
+        if type(self.value) is type(other.value):
+            return self.value > other.value
+        return not (isinstance(other.value, float) and other.value == 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:

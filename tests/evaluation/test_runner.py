@@ -14,7 +14,7 @@ from PIL import Image
 
 import foveate
 from foveate.evaluation import report as reporting
-from foveate.evaluation import runner
+from foveate.evaluation import runner, saving
 from foveate.evaluation.metrics import METRICS
 from foveate.evaluation.processes import Processes
 from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, Transformers, evaluate, write_parquet
@@ -293,11 +293,15 @@ def test_report_by_salience_takes_the_best_and_the_worst_ranked_third():
 def test_report_is_written_and_strict_json(suite, tmp_path):
     right = {("all", 1.0): [False] * 5, ("adafv", 0.1): [True] * 5}  # nothing to be relative to
     made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.scenes_groups())
-    files = reporting.save(made, tmp_path, ["overall", "small in clutter", "not there"], "title")
-    assert [file.name for file in files] == ["report.json", "accuracy.png"]
+    files = saving.save(made, tmp_path, ["overall", "small in clutter", "not there"], ["pooled", "not there"], "title")
+    assert [file.name for file in files] == ["report.json", "report.md", "accuracy.png"]
     read = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read["accuracy"][0]["relative"] is None
-    assert Image.open(files[1]).size[0] > 500
+    assert Image.open(files[2]).size[0] > 500
+    written = files[1].read_text().splitlines()
+    assert written[0] == "# title" and "| method | keep | tokens | per question | of all tokens | ms |" in written
+    adafv = next(line for line in written if line.startswith("| `adafv` | 0.1 |"))
+    assert " 100.0 [" in adafv
 
 
 @pytest.fixture

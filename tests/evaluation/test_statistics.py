@@ -15,6 +15,7 @@ from foveate.evaluation.statistics import (
     Estimate,
     bootstrap,
     combine,
+    holm,
     mcnemar,
     paired_difference,
     relative,
@@ -172,3 +173,18 @@ def test_relative_refuses_what_it_cannot_bound():
         relative(tallied([1, 0]), tallied([0, 0]), Design(["a", "b"]), 0.95, LOSS)
     with pytest.raises(ValueError, match="one stratum"):
         relative(tallied([1, 0]), tallied([1, 0]), Design(["a", "b"], strata=["x", "y"]), 0.95, LOSS)
+
+
+def test_holm_by_its_definition():
+    """The smallest p-value times m, the next times m - 1, and so on; none below the one before it, none above 1."""
+    assert holm([]) == []
+    assert holm([0.2]) == [0.2]
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5, 0.0]) == pytest.approx([1.0, 1.0, 0.0])
+    rng = np.random.default_rng(0)
+    p_values = rng.random(30) ** 3
+    for level in (0.01, 0.05, 0.3):  # rejected one after the other while p <= level / how many are left
+        rejected, left = set(), sorted(range(30), key=lambda n: p_values[n])
+        while left and p_values[left[0]] <= level / len(left):
+            rejected.add(left.pop(0))
+        assert {n for n, one in enumerate(holm(list(p_values))) if one <= level} == rejected

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from foveate.functional import (
     dominant_and_contextual,
     effective_rank,
     focus_scan_refine,
+    focused_relevance,
     holistic_context,
     important_and_diverse,
     least_duplicated,
     max_min_diversity,
+    multimodal_cover,
     optimal_preservation,
     outliers_with_neighbours,
     principal_groups,
@@ -27,6 +30,8 @@ from foveate.functional import (
     saliency_coverage,
     salient_and_apart,
     salient_and_spread,
+    shifted_cosine_cover,
+    smooth_on_grid,
     spatial_crops,
     spatial_pooling,
     text_to_image_attention,
@@ -35,12 +40,14 @@ from foveate.functional import (
 from foveate.pruners import (
     INSIDE_METHODS,
     METHODS,
+    WRAPPERS,
     AdaFV,
     Choice,
     FixedMix,
     Pruner,
     Random,
     Saliency,
+    Scorer,
     TextSimilarity,
     Uniform,
     get_pruner,
@@ -52,14 +59,18 @@ from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
 READING_TEXT = [name for name, method in METHODS.items() if method.reads_text]
 READING_ATTENTION = [name for name, method in METHODS.items() if issubclass(method, ReadsText)]
 READING_SALIENCY = [name for name, method in METHODS.items() if method.reads_saliency]
+READING_ENCODED = [name for name, method in METHODS.items() if method.reads_encoded]
 READING_KEYS = [name for name, method in METHODS.items() if method.reads_keys]
 OWN_SCORES = {
     "agilepruner": {"threshold"},
     "cdpruner": {"relevance"},
+    "cover": {"relevance", "weight"},
     "dart": {"norm"},
     "divprune": {"distance"},
+    "eadp": {"relevance", "weight"},
     "fsr": {"relevance", "priority"},
     "holov": {"context"},
+    "mmtok": {"coverage"},
     "prunesid": {"loading"},
     "scope": {"coverage"},
     "tops": {"coverage"},
@@ -84,7 +95,8 @@ def picture(*grids, seed=0, dtype=torch.float32, full_grid=True):
     where, generator = geometry(*(grids or [(6, 6)] * 3)), torch.Generator().manual_seed(seed)
     features = torch.randn(len(where), 16, generator=generator).to(dtype)
     saliency, keys = torch.rand(len(where), generator=generator), torch.randn(len(where), 8, generator=generator)
-    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype))
+    encoded = torch.randn(len(where), 12, generator=generator).to(dtype)
+    return VisualTokens(features, where, saliency, full_grid, keys.to(dtype), encoded)
 
 
 def question(tokens=7, turn=5, special=(0, 4), seed=1, dtype=torch.float32):
@@ -151,7 +163,9 @@ def test_scores_are_those_it_reads(name):
 
 def test_features_that_need_gradients(name):
     visual, text = picture(), question()
-    grown = VisualTokens(visual.features.clone().requires_grad_(), visual.geometry, visual.saliency, keys=visual.keys)
+    grown = dataclasses.replace(
+        visual, features=visual.features.clone().requires_grad_(), encoded=visual.encoded.clone().requires_grad_()
+    )
     asked = TextTokens(text.embeddings.clone().requires_grad_(), text.turn, text.special)
     selection = get_pruner(name, keep=0.2).select(grown, asked)
     assert not any(score.requires_grad for score in selection.scores.values())
@@ -176,7 +190,7 @@ def test_no_text(method):
 def test_no_saliency(method):
     visual = picture()
     with pytest.raises(ValueError, match="reads visual saliency"):
-        get_pruner(method).select(VisualTokens(visual.features, visual.geometry, keys=visual.keys), question())
+        get_pruner(method).select(dataclasses.replace(visual, saliency=None), question())
 
 
 @pytest.mark.parametrize("method", READING_KEYS)
@@ -184,7 +198,27 @@ def test_no_keys(method):
     visual = picture()
     for keep in (0.1, 1.0):
         with pytest.raises(ValueError, match="compares the vision encoder's keys, and these tokens carry none"):
-            get_pruner(method, keep=keep).select(VisualTokens(visual.features, visual.geometry, visual.saliency))
+            get_pruner(method, keep=keep).select(dataclasses.replace(visual, keys=None))
+
+
+@dataclasses.dataclass
+class Brightest(Scorer):
+    """The largest first channels of what the encoder hands over."""
+
+    name: ClassVar[str] = "brightest"
+    reads_encoded: ClassVar[bool] = True
+
+    def score(self, visual, text):
+        return {"encoded": visual.encoded[:, 0].float()}
+
+
+@pytest.mark.parametrize("method", [Brightest, *(METHODS[name] for name in READING_ENCODED)])
+def test_no_encoder_features(method):
+    visual = picture()
+    for keep in (0.1, 1.0):
+        method(keep=keep).select(visual, question())
+        with pytest.raises(ValueError, match="reads the vision encoder's features, and these tokens carry none"):
+            method(keep=keep).select(dataclasses.replace(visual, encoded=None), question())
 
 
 @pytest.mark.parametrize("method", READING_SALIENCY)
@@ -207,14 +241,10 @@ def test_broken_features(method):
 
 
 def test_registry():
-    assert list(METHODS) == [
-        *("adafv", "saliency", "text", "fixed-mix"),
-        *("agilepruner", "cdpruner", "dart", "divprune", "fsr", "holov", "prumerge", "prumerge-plus", "prunesid"),
-        *("scope", "tops", "visionzip", "vispruner"),
-        *("random", "uniform", "pool"),
-    ]
+    assert all(name == method.name and issubclass(method, Pruner) for name, method in METHODS.items())
+    assert next(iter(METHODS)) == "adafv" and not set(METHODS) & {*INSIDE_METHODS, *WRAPPERS}
     assert get_pruner("adafv", keep=5) == AdaFV(5)
-    with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, saliency"):
+    with pytest.raises(ValueError, match="unknown method 'fast-v'; known: adafv, cover"):
         get_pruner("fast-v")
     with pytest.raises(ValueError, match="trim is not available: .* needs CLIP's text encoder"):
         get_pruner("trim")
@@ -404,9 +434,18 @@ PEERS = [
         {},
         lambda v, t, r: [conditional_dpp(v.features, relevance_to_text(t.embeddings[:5], v.features), 20)],
     ),
+    (
+        "cdpruner",
+        {"words": "max", "sign": -1},
+        lambda v, t, r: [
+            conditional_dpp(v.features, relevance_to_text(t.embeddings[:5], v.features, words="max", sign=-1), 20)
+        ],
+    ),
     ("dart", {}, lambda v, t, r: [least_duplicated(v.features, 20, 8)[0]]),
     ("dart", {"pivots": 3}, lambda v, t, r: [least_duplicated(v.features, 20, 3)[0]]),
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
+    ("eadp", {}, lambda v, t, r: [r(0.5, 10, 1)]),
+    ("eadp", {"share": 0.2, "power": 1, "sign": -1}, lambda v, t, r: [r(0.2, 1, -1)]),
     ("fsr", {}, lambda v, t, r: fsr(v, t)),
     ("fsr", {"alpha": 1}, lambda v, t, r: fsr(v, t, 1)),
     ("fsr", {"beta": 0}, lambda v, t, r: fsr(v, t, 3, 0)),
@@ -423,6 +462,21 @@ PEERS = [
         "holov",
         {"variant": "released", "crops": 2},
         lambda v, t, r: [attention_in_runs(v.features, v.saliency, 20, 4, 0.09)[0]],
+    ),
+    (
+        "mmtok",
+        {},
+        lambda v, t, r: [multimodal_cover(t.embeddings[1:4], v.features, v.encoded, 20, 0.02, 0.2, 0.5)[0]],
+    ),
+    (
+        "mmtok",
+        {"temperature": 0.5, "visual_temperature": 0.05, "visual_weight": 2},
+        lambda v, t, r: [multimodal_cover(t.embeddings[1:4], v.features, v.encoded, 20, 0.5, 0.05, 2)[0]],
+    ),
+    (
+        "mmtok",
+        {"features": "projected", "special_tokens": True},
+        lambda v, t, r: [multimodal_cover(t.embeddings[:5], v.features, v.features, 20)[0]],
     ),
     ("prumerge", {}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 32)),
     ("prumerge", {"neighbours": 2}, lambda v, t, r: merged(top_k(v.saliency, 20), v.saliency, v.keys, 2)),
@@ -452,12 +506,20 @@ PEERS = [
 ]
 
 
+def cover_of_focus(visual, text, share, power, sign):
+    where, features = visual.geometry, visual.features
+    relevance = focused_relevance(text.embeddings[:5], features, share=share, sign=sign)
+    weight = smooth_on_grid(relevance, where.view, where.row, where.column, where.grids) ** power
+    return shifted_cosine_cover(features, weight, 20)[0].sort().values
+
+
 @pytest.mark.parametrize("method, options, expected", PEERS)
 def test_peers_are_their_functions(method, options, expected):
     visual, text = picture(), question()
     where = visual.geometry
     places = where.view, where.row, where.column
     regions = {
+        "eadp": lambda *given: cover_of_focus(visual, text, *given),
         "holov": lambda side: spatial_crops(*places, where.grids, side),
         "prumerge-plus": lambda salient, budget: salient_and_spread(visual.saliency, *places, budget, salient),
         "pool": lambda budget: spatial_pooling(*places, budget),
@@ -473,7 +535,7 @@ def test_peers_are_their_functions(method, options, expected):
 
 
 def test_every_peer_is_among_them():
-    ours = {"adafv", "saliency", "text", "fixed-mix", "random", "uniform"}
+    ours = {"adafv", "cover", "saliency", "text", "fixed-mix", "random", "uniform"}
     assert {method for method, _, _ in PEERS} == set(METHODS) - ours
 
 
@@ -501,17 +563,26 @@ def test_cdpruner_reads_the_chosen_text():
 @pytest.mark.parametrize(
     "method, options, error, message",
     [
+        ("cdpruner", {"words": "sum"}, ValueError, "unknown words 'sum'; known: mean, max"),
+        ("cdpruner", {"sign": 0}, ValueError, "sign must be 1 or -1, got 0"),
         ("agilepruner", {"step": -1}, ValueError, "step must be finite"),
         ("agilepruner", {"typical_rank": 0}, ValueError, "typical_rank must be finite"),
         ("agilepruner", {"limit": 3}, ValueError, "limit must be in"),
         ("dart", {"pivots": 0}, ValueError, "pivots must be >= 1, got 0"),
         ("dart", {"pivots": 2.0}, TypeError, "pivots must be an int"),
+        ("eadp", {"share": 0}, ValueError, r"share must be in \(0, 1\], got 0"),
+        ("eadp", {"power": 0.0}, ValueError, "power must be positive and finite, got 0.0"),
+        ("eadp", {"sign": 2}, ValueError, "sign must be 1 or -1, got 2"),
+        ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
+        ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
+        ("mmtok", {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
+        ("mmtok", {"visual_temperature": math.inf}, ValueError, "visual_temperature must be positive"),
+        ("mmtok", {"visual_weight": -0.1}, ValueError, "visual_weight must be finite and >= 0"),
+        ("mmtok", {"features": "raw"}, ValueError, "unknown features 'raw'; known: encoded, projected"),
         ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
         ("fsr", {"beta": math.nan}, ValueError, "beta must be finite"),
         ("fsr", {"mass": 0}, ValueError, "mass must be in"),
         ("fsr", {"refine": math.inf}, ValueError, "refine must be finite"),
-        ("holov", {"crops": 0}, ValueError, "crops must be >= 1"),
-        ("holov", {"beta": math.nan}, ValueError, "beta must be finite"),
         ("holov", {"variant": "runs"}, ValueError, "unknown variant 'runs'; known: squares, released"),
         ("prumerge", {"neighbours": -1}, ValueError, "neighbours must be >= 0"),
         ("prumerge-plus", {"neighbours": True}, TypeError, "neighbours must be an int"),
@@ -538,6 +609,14 @@ def test_broken_features_are_seen(method):
     visual = picture()
     visual.features[3, 2] = math.inf
     with pytest.raises(ValueError, match="NaN or infinity in visual"):
+        get_pruner(method).select(visual, question())
+
+
+@pytest.mark.parametrize("method", READING_ENCODED)
+def test_broken_encoder_features(method):
+    visual = picture()
+    visual.encoded[3, 2] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinity in encoded"):
         get_pruner(method).select(visual, question())
 
 
@@ -571,8 +650,8 @@ def placed(tokens, device):
     where = tokens.geometry
     places = (tensor.to(device) for tensor in (where.view, where.row, where.column, where.boxes))
     there = Geometry(*places, where.image_size, where.grids)
-    given = (tokens.features.to(device), there, tokens.saliency.to(device), tokens.full_grid, tokens.keys.to(device))
-    return VisualTokens(*given)
+    read = {name: getattr(tokens, name).to(device) for name in ("features", "saliency", "keys", "encoded")}
+    return dataclasses.replace(tokens, geometry=there, **read)
 
 
 def asked(text, device):
@@ -624,8 +703,8 @@ def test_autocast_changes_nothing(method, dtype):
 @pytest.mark.parametrize("method", READING_SALIENCY)
 def test_saliency_of_half_precision_is_scored_in_float32(method):
     visual = picture()
-    half = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16(), True, visual.keys)
-    whole = VisualTokens(visual.features, visual.geometry, visual.saliency.bfloat16().float(), True, visual.keys)
+    half = dataclasses.replace(visual, saliency=visual.saliency.bfloat16())
+    whole = dataclasses.replace(visual, saliency=visual.saliency.bfloat16().float())
     pruner = get_pruner(method, keep=0.3)
     same_selection(pruner.select(half, question()), pruner.select(whole, question()))
 
@@ -648,7 +727,7 @@ def test_the_default_device_does_not_matter(name, keep):
 def test_scores_are_computed_where_the_features_are(name, monkeypatch):
     """Whatever else lies on another device (an embedding table, say) comes there; mixing devices would raise."""
     there, text = placed(picture(), "meta"), question()
-    scattered = VisualTokens(there.features, picture().geometry, picture().saliency, True, picture().keys)
+    scattered = dataclasses.replace(picture(), features=there.features)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know that device
     selection = get_pruner(name, keep=0.3).select(scattered, text)
     assert selection.indices.is_meta and selection.gather(there.features).is_meta

@@ -50,6 +50,7 @@ def test_what_is_read_is_what_any_method_reads():
     assert not Policy("adafv").reads_keys
     assert not Policy("text").reads_saliency
     assert Policy("text", methods=["visionzip"]).reads_keys
+    assert not Policy("text", methods=["visionzip"]).reads_encoded
 
 
 @pytest.mark.parametrize(

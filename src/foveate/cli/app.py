@@ -72,8 +72,19 @@ def ask(
     model: Model = None,
     method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
     keep: Annotated[
-        str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image. 1.0: all.")
+        str,
+        typer.Option(
+            help="0.1: a fraction of each image's tokens. 64: tokens per image. 1.0: all. auto: as many as needed, for "
+            "cover, saliency and text."
+        ),
     ] = "0.1",
+    again: Annotated[
+        str | None, typer.Option(help="A larger budget, to ask again with where the answer is unsure; default: never.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="With --again: unsure is an answer in which two tokens' probabilities are nearer; 0.5."),
+    ] = None,
     show: Annotated[
         Path | None, typer.Option(help="Write a picture of what was kept, with the maps it was chosen from.")
     ] = None,
@@ -89,7 +100,8 @@ def ask(
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
-    run(Request(images, question, model, method, keep, show, compare, as_json, max_new_tokens, repeats, dtype))
+    given = max_new_tokens, repeats, dtype, again, margin
+    run(Request(images, question, model, method, keep, show, compare, as_json, *given))
 
 
 @app.command("eval")
@@ -107,7 +119,8 @@ def evaluate(
         str,
         typer.Option(
             help="Comma-separated names, or all (those before the LLM). Options stand behind a name: "
-            "fastv:layer=1:budget=final."
+            "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
+            "--keep is its second budget then."
         ),
     ] = "all",
     keep: Annotated[

@@ -11,18 +11,21 @@ from PIL.Image import Image
 from rich.table import Table
 
 from foveate import show
+from foveate.asking_again import AskAgain
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.compare import Comparison, compare
 from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.pruners import Method, get_pruner
+from foveate.pruners.registry import AUTO
 from foveate.session import Session, look
 from foveate.tokens import Selection
 
 
 @dataclass(frozen=True)
 class Request:
-    """The command's arguments, as typed."""
+    """The command's arguments, as typed; ``again`` is the budget of a second pass, None where there shall be none, and
+    ``margin`` its dial."""
 
     images: Sequence[str]
     question: str
@@ -35,6 +38,13 @@ class Request:
     max_new_tokens: int
     repeats: int
     dtype: str
+    again: str | None = None
+    margin: float | None = None
+
+    @property
+    def unsure(self) -> float:
+        """The margin below which is asked again."""
+        return 0.5 if self.margin is None else self.margin
 
 
 def run(request: Request) -> None:
@@ -52,6 +62,7 @@ def run(request: Request) -> None:
             "and will answer all the same"
         )
     if request.compare:
+        assert isinstance(pruner, Method)  # _check has refused another
         with progress_bar("measuring") as progress:
             compared = compare(
                 model,
@@ -70,16 +81,21 @@ def run(request: Request) -> None:
         _finish(request, pictures, *_answer(session, request, pruner), None)
 
 
-def _answer(session: Session, request: Request, pruner: Method) -> tuple[Sequence[Selection], dict[str, Any]]:
+def _answer(
+    session: Session, request: Request, pruner: Method | AskAgain
+) -> tuple[Sequence[Selection], dict[str, Any]]:
     with working("answering"):
         answer = session.ask(
             request.question, pruner, max_new_tokens=request.max_new_tokens, do_sample=False, num_beams=1
         )
-    return answer.selections, {
+    told: dict[str, Any] = {
         "answer": answer.text,
         "visual_tokens": answer.visual_tokens,
         "prompt_tokens": answer.prompt_tokens,
     }
+    if answer.margin is not None:
+        told |= {"asked_again": answer.asked_again, "margin": answer.margin, "tokens_spent": answer.tokens_spent}
+    return answer.selections, told
 
 
 def _of_comparison(compared: Comparison) -> dict[str, Any]:
@@ -107,7 +123,7 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _check(request: Request) -> tuple[Method, list[Image]]:
+def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
     if not request.images:
         raise ValueError('give at least one image and then the question: foveate ask photo.jpg "What is this?"')
     if not request.question.strip():
@@ -116,12 +132,26 @@ def _check(request: Request) -> tuple[Method, list[Image]]:
         raise ValueError(
             f"the last argument is the question, and {request.question} is a file: add the question after it"
         )
-    pruner = get_pruner(request.method, keep=parse_keep(request.keep))
+    pruner: Method | AskAgain = get_pruner(request.method, keep=_keep(request))
+    if request.again is None and request.margin is not None:
+        raise ValueError("--margin says when to ask again: give the second budget with --again")
+    if request.again is not None:
+        if request.compare:
+            raise ValueError(
+                "--compare measures one pass: leave --again out, or measure both with `foveate eval --methods "
+                f"ask-again:first={request.keep}:{request.method} --keep {request.again}`"
+            )
+        pruner = AskAgain(pruner, get_pruner(request.method, keep=parse_keep(request.again)), request.unsure)
     if request.keep == "1":
         note("--keep 1 keeps a single token per image; 1.0 keeps all of them")
     if request.show is not None:
         show.check_path(request.show)
     return pruner, [load_image(path) for path in request.images]
+
+
+def _keep(request: Request) -> float | int | str:
+    """The budget, or ``"auto"``."""
+    return AUTO if request.keep == AUTO else parse_keep(request.keep)
 
 
 def _finish(
@@ -156,7 +186,7 @@ def _finish(
             "question": request.question,
             "model": request.model or "bundled",
             "method": request.method,
-            "keep": parse_keep(request.keep),
+            "keep": _keep(request),
         }
         shown = {"show": str(request.show)} if request.show else {}
         print_json({**head, **result, "images": images, **shown})
@@ -171,6 +201,12 @@ def _finish(
         stdout().print(result["answer"] or "(the model gave an empty answer)", markup=False, soft_wrap=True)
         kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
         note(f"{kept} of {total} visual tokens kept by {request.method}, prompt of {result['prompt_tokens']} tokens")
+        if request.again is not None:
+            again, than = ("asked again", "below") if result["asked_again"] else ("not asked again", "not below")
+            note(
+                f"{again}: margin {result['margin']:.2f}, {than} {request.unsure:g}; {result['tokens_spent']} visual "
+                "tokens in all"
+            )
     if request.show is not None:
         note(f"what was kept: {request.show}")
 

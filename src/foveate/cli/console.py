@@ -83,8 +83,11 @@ def parse_keep(text: str, *, one_is_all: bool = False) -> float | int:
         try:
             value = float(text)
         except ValueError:
+            auto = (
+                "; as many as needed keeps the method auto:cover, its --keep being the most" if text == "auto" else ""
+            )
             raise ValueError(
-                f"--keep {text!r} is no number: give a fraction such as 0.1, or a number of tokens such as 64"
+                f"--keep {text!r} is no number: give a fraction such as 0.1, or a number of tokens such as 64{auto}"
             ) from None
     return Keep(1.0 if one_is_all and value == 1 else value).value
 

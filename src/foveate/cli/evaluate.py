@@ -11,8 +11,10 @@ from typing import Any, cast
 
 from rich.table import Table
 
+from foveate.asking_again import is_spelled
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.evaluation import report as reporting
+from foveate.evaluation import saving
 from foveate.evaluation.analysis import read_salience
 from foveate.evaluation.engines import Engine
 from foveate.evaluation.processes import Processes, from_environment
@@ -21,6 +23,7 @@ from foveate.evaluation.runner import (
     PARQUET_FILE,
     SOURCE_FILE,
     Transformers,
+    budgets_of,
     claim,
     evaluate,
     factory,
@@ -29,10 +32,16 @@ from foveate.evaluation.runner import (
 from foveate.evaluation.scenes import write_scenes
 from foveate.evaluation.scenes.files import Split
 from foveate.evaluation.suites import Source, Suite, check_split
-from foveate.pruners import METHODS, known_methods
+from foveate.pruners import METHODS, get_pruner, known_methods
 
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
+WRITTEN = (
+    "pooled", "overall", "small", "large", "salient", "not salient", "small in clutter", "reading", "biggest",
+    "counting", "position", "relation",
+)  # fmt: skip
+REFERENCES = ("adafv", "cover")
+"""Methods that every other one is compared with, where they run."""
 TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient")
 
 
@@ -65,12 +74,19 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
         return write_scenes(out, count, seed, cast(Split, split), lambda done: progress(done, count))
 
 
-def parse_methods(text: str) -> list[str]:
-    """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others."""
+def parse_methods(text: str, *, varying: bool = False) -> list[str]:
+    """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others.
+
+    Args:
+        text: comma-separated.
+        varying: whether there may be some among them that spend different numbers of tokens on different questions.
+    """
     known_methods()  # those of installed packages are among all
     names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
     for name in names:
         factory(name)
+        if not varying and get_pruner(name).adaptive:  # get_pruner says why ask-again is none
+            raise ValueError(f"{name} chooses its own number of tokens, and a given one is measured here: foveate eval")
     return list(dict.fromkeys(names))
 
 
@@ -110,8 +126,11 @@ def run(request: Request) -> None:
         ValueError: bad input, or an output folder made with other settings.
     """
     processes = from_environment()
-    methods = _runnable(request, parse_methods(request.methods), processes)
+    methods = _runnable(request, parse_methods(request.methods, varying=True), processes)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
+    for name in filter(is_spelled, methods):
+        if not budgets_of(factory(name), keeps):
+            raise ValueError(f"{name}: --keep is the second budget, and none of {request.keep} exceeds the first")
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
     if request.analysis is not None and not request.source.is_scenes:
@@ -129,7 +148,8 @@ def run(request: Request) -> None:
         return
     report = _report(suite, rows, methods, salience)
     title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
-    files = reporting.save(report, out, PLOTTED if suite.is_scenes else report.groups[:3], title)
+    plotted, columns = (PLOTTED, WRITTEN) if suite.is_scenes else (report.groups[:3], report.groups)
+    files = saving.save(report, out, plotted, columns, title)
     try:
         files.append(write_parquet(rows, suite.items, suite.metric, out / PARQUET_FILE))
     except ModuleNotFoundError as error:
@@ -193,7 +213,13 @@ def _engine(request: Request, methods: list[str]) -> Engine:
 def _report(
     suite: Suite, rows: list[Any], methods: list[str], salience: Mapping[tuple[str, str], float] | None
 ) -> reporting.Report:
-    pairs = [("adafv", other) for other in methods if other != "adafv"]
+    # The same comparison is not made twice: among themselves, only the later ones are compared with the earlier.
+    pairs = [
+        (first, other)
+        for place, first in enumerate(REFERENCES)
+        for other in methods
+        if first in methods and other not in REFERENCES[: place + 1]
+    ]
     if suite.is_scenes:
         groups = reporting.scenes_groups()
         if salience is not None:
@@ -215,12 +241,13 @@ def _label(keep: float | int) -> str:
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
-    """One table; ``of all`` is the first column's accuracy over that of all tokens, in %."""
+    """One table; ``tokens`` and ``ms`` are means per question, and ``of all`` is the first column's accuracy over that
+    of all tokens, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
     table = Table(title=f"{what} [95 % interval]", title_justify="left", box=None, pad_edge=False)
     extras = tuple(report.metric.extras)
-    for name in ("method", "keep", *columns, "of all", *extras):
+    for name in ("method", "keep", "tokens", "ms", *columns, "of all", *extras):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
@@ -229,22 +256,23 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
             for c in cells
         ]
         more = [f"{100 * cells[0].extras[name]:.1f}" for name in extras]
-        table.add_row(run.method, _label(run.keep), *shown, f"{100 * cells[0].relative:.1f}", *more)
+        spent = f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
+        table.add_row(run.method, _label(run.keep), *spent, *shown, f"{100 * cells[0].relative:.1f}", *more)
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()
-    table.add_row("[dim]questions[/]", "", *counts, "")
+    table.add_row("[dim]questions[/]", "", "", "", *counts, "")
     return table
 
 
 def _paired(report: reporting.Report) -> Table:
     table = Table(title="paired on the same questions, points [95 %]", title_justify="left", box=None, pad_edge=False)
     test = "p (McNemar)" if report.metric.binary else "p (swaps)"
-    for name in ("group", "keep", "first", "second", "difference", "won:lost", test):
+    for name in ("group", "keep", "first", "second", "difference", "won:lost", test, "p, Holm"):
         table.add_column(
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )
     for pair in report.pairs:
-        if pair.first != "adafv" or pair.group not in ("pooled", "all"):
+        if pair.first not in REFERENCES or pair.group not in ("pooled", "all"):
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(
@@ -255,5 +283,6 @@ def _paired(report: reporting.Report) -> Table:
             f"{100 * d.value:+.1f} [dim]{100 * d.low:+.1f} to {100 * d.high:+.1f}[/]",
             f"{d.first_only}:{d.second_only}",
             f"{d.p_value:.2g}",
+            f"{pair.p_corrected:.2g}",
         )
     return table

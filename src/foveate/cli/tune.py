@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from foveate.asking_again import Spelled, is_spelled
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout
 from foveate.cli.evaluate import answer_tokens, open_suite, parse_methods
 from foveate.evaluation import report, tuning
@@ -40,7 +41,7 @@ def run(request: Request) -> None:
     Raises:
         ValueError: bad input, or an output folder made with other settings.
     """
-    methods = parse_methods(request.methods)
+    methods = parse_methods(request.methods, varying=True)
     source = request.source
     out = request.out or Path("build") / "tune" / source.slug()
     settings: dict[str, Any] = {**source.settings(), "model_name": request.model or "bundled"}
@@ -56,7 +57,8 @@ def run(request: Request) -> None:
         with progress_bar(f"{stage}: {method}, keep {keep:g}") as progress:
             return evaluate(
                 engine, asked, [method], [keep], out / stage, folder=suite.folder, settings=settings,
-                max_new_tokens=longest, batch=request.batch_size, progress=progress, processes=processes,
+                max_new_tokens=longest, batch=request.batch_size, by_picture=any(map(is_spelled, methods)),
+                progress=progress, processes=processes,
             )  # fmt: skip
 
     found = tuning.tune(ask, items, methods, request.target, suite.metric, request.confidence)
@@ -75,18 +77,17 @@ def run(request: Request) -> None:
     console.print(_verdict(found), markup=False, soft_wrap=True)
     if found.estimate is not None and found.estimate != found.best:
         e = found.estimate
-        note(
-            f"{e.method} at keep {e.keep:g} reaches it on these questions too, which too few of them show to be no luck"
-        )
+        note(f"{_named(e)} reaches it on these questions too, which too few of them show to be no luck")
     note(found.how())
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
 def _screening(found: tuning.Tuning) -> Table:
-    table = Table(title=f"screening at keep {tuning.SCREENED:g}", title_justify="left", box=None, pad_edge=False)
+    title = f"screening at keep {tuning.SCREENED:g}" if found.plain else "screening"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("method", header_style="bold")
     table.add_column("of all tokens", justify="right", header_style="bold")
-    tried = {trial.method for trial in found.trials}
+    tried = {trial.dial for trial in found.trials}
     for method, ratio in sorted(found.screening.items(), key=lambda one: -one[1]):
         table.add_row(method, f"{100 * ratio:.1f} %", style="" if method in tried else "dim")
     return table
@@ -97,7 +98,7 @@ def _trials(found: tuning.Tuning) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("method", "keep", "tokens", "ms", "of all tokens", "surely above", f"holds {100 * found.target:g} %"):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
-    for trial in sorted(found.trials, key=lambda trial: (trial.method, -trial.keep)):
+    for trial in sorted(found.trials, key=lambda trial: (trial.dial, -trial.keep, -trial.kept)):
         table.add_row(
             trial.method,
             f"{trial.keep:g}",
@@ -111,10 +112,26 @@ def _trials(found: tuning.Tuning) -> Table:
     return table
 
 
+def _named(trial: tuning.Trial) -> str:
+    return f"{trial.method} at keep {trial.keep:g}"
+
+
 def _verdict(found: tuning.Tuning) -> str:
     held = f"{100 * found.target:g} % of the accuracy with all tokens"
-    if found.best is not None:
-        return f"--method {found.best.method} --keep {found.best.keep:g} is the smallest budget shown to hold {held}"
+    best = found.best
+    asking = Spelled.read(best.method) if best is not None and is_spelled(best.method) else None
+    if best is not None and asking is not None and asking.measure == "least":
+        return (
+            f"--method {asking.method} --keep {asking.first:g} --again {float(best.keep)} --margin {asking.margin:g} "
+            f"spends the fewest tokens of all that were shown to hold {held}: {best.kept:.0f} per question"
+        )
+    if best is not None and not found.plain:
+        return (
+            f"--method {best.method} --keep {best.keep:g} spends the fewest tokens of all that were shown to hold "
+            f"{held}: {best.kept:.0f} per question"
+        )
+    if best is not None:
+        return f"--method {best.method} --keep {best.keep:g} is the smallest budget shown to hold {held}"
     if found.best_bound < found.target:
         return (
             f"nothing can be shown to hold {held} with {found.questions} questions: even without a single loss the "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from foveate.asking_again import AskAgain
 from foveate.pruners import Method
 
 
@@ -24,7 +25,7 @@ class Asker(Protocol):
     """Answers the questions of one piece of an evaluation."""
 
     def ask(
-        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
 
@@ -38,7 +39,7 @@ class Engine(Protocol):
     def facts(self) -> dict[str, Any]:
         """What answers depend on: the model's fingerprint, dtype, device; recorded, and compared when resuming."""
 
-    def require(self, method: str, pruners: Sequence[Method]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
         """Raises ValueError where a method, made for two pictures, cannot run here."""
 
     def asker(self, folder: Path, across: bool) -> Asker:

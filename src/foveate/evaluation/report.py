@@ -1,22 +1,26 @@
-"""From answers to figures: accuracy per group of questions with 95 % intervals, paired tests, one JSON and one plot."""
+"""From answers to figures: accuracy per group of questions with 95 % intervals, and paired tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from foveate.evaluation.metrics import EXACT, Metric
 from foveate.evaluation.runner import ALL, Row
-from foveate.evaluation.statistics import Design, Difference, Estimate, bootstrap, combine, paired_difference, wilson
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from foveate.evaluation.statistics import (
+    Design,
+    Difference,
+    Estimate,
+    bootstrap,
+    combine,
+    holm,
+    paired_difference,
+    wilson,
+)
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs compared on the same questions of a group; ``keep`` is that of both, unless the second is all tokens."""
+    """Two runs compared on the same questions of a group.
+
+    Args:
+        first, second: methods.
+        keep: that of both, unless the second is all tokens.
+        group: of questions.
+        difference: first minus second, and its p-value alone.
+        p_corrected: the p-value by Holm's correction for all comparisons of the first method on that group, at every
+            budget.
+    """
 
     first: str
     second: str
     keep: float | int
     group: str
     difference: Difference
+    p_corrected: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -93,9 +107,9 @@ class Run:
 
 NOTE = (
     "accuracy: the metric's figure, with 95 % intervals: {intervals}. "
-    "paired: first minus second on the same questions, 95 % bootstrap over pictures; p_value: two-sided, {test}, not "
-    "corrected for the number of comparisons. latency_ms: from picture to answer, vision tower included, per question; "
-    "questions asked as one batch share its time."
+    "paired: first minus second on the same questions, 95 % bootstrap over pictures; p_value: two-sided, {test}; "
+    "p_corrected: Holm's correction for all comparisons of the first method on that group. latency_ms: from picture to "
+    "answer, vision tower included, per question; questions asked as one batch share its time."
 )
 WILSON = "Wilson's of proportions, combined by variance recovery for means of groups"
 BOOTSTRAP = "percentiles of 2000 bootstrap samples of pictures"
@@ -143,6 +157,7 @@ class Report:
                     "keep": pair.keep,
                     "group": pair.group,
                     **asdict(pair.difference),
+                    "p_corrected": _number(pair.p_corrected),
                 }
                 for pair in self.pairs
             ],
@@ -293,10 +308,22 @@ def summarise(
         tuple(_run(answered) for answered in runs.values()),
         tuple(group.name for group in groups),
         tuple(cells),
-        tuple(compared),
+        _corrected(compared),
         metric,
         BOOTSTRAP if bootstrapped else WILSON,
     )
+
+
+def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    families: dict[tuple[str, str], list[int]] = {}
+    for place, pair in enumerate(pairs):
+        families.setdefault((pair.first, pair.group), []).append(place)
+    told = {
+        place: p_value
+        for places in families.values()
+        for place, p_value in zip(places, holm([pairs[n].difference.p_value for n in places]), strict=True)
+    }
+    return tuple(replace(pair, p_corrected=told[place]) for place, pair in enumerate(pairs))
 
 
 def _run(rows: Sequence[Row]) -> Run:
@@ -367,93 +394,3 @@ def _compare(
 
 def _number(value: float) -> float | None:
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-COLOURS = {
-    "adafv": "#d1495b",
-    "text": "#2e86ab",
-    "saliency": "#edae49",
-    "fixed-mix": "#66a182",
-    "random": "#8d96a3",
-    "uniform": "#4a4e69",
-}
-"""Line colours of the methods a suite is usually run with; others get matplotlib's."""
-
-
-def plot(report: Report, groups: Sequence[str], title: str = "") -> Figure:
-    """Accuracy over kept tokens, one panel per group, one line per method, all tokens as a dashed line.
-
-    Returns:
-        A matplotlib figure that no global state knows of; save it with ``savefig``.
-    """
-    from matplotlib.figure import Figure
-
-    groups = [name for name in groups if name in report.groups]
-    figure = Figure(figsize=(5.0 * max(1, len(groups)) + 1.2, 4.2), layout="constrained")
-    for number, name in enumerate(groups):
-        _draw_panel(figure.add_subplot(1, len(groups), number + 1), report, name)
-    if groups:
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9
-        )
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
-    return figure
-
-
-def _draw_panel(axes: Axes, report: Report, group: str) -> None:
-    methods = [method for method in dict.fromkeys(run.method for run in report.runs) if method != ALL]
-    ticks: set[float] = set()
-    for place, method in enumerate(methods):
-        points = []
-        for run in report.runs:
-            if run.method == method:
-                share = 100 * run.kept / run.total
-                ticks.add(round(share, 1))
-                # A little apart, so that the intervals of two methods do not hide each other.
-                points.append(
-                    (share * 1.02 ** (place - len(methods) / 2), report.cell(method, run.keep, group).estimate)
-                )
-        points.sort(key=lambda point: point[0])
-        axes.errorbar(
-            [share for share, _ in points],
-            [100 * estimate.value for _, estimate in points],
-            yerr=[
-                [100 * (estimate.value - estimate.low) for _, estimate in points],
-                [100 * (estimate.high - estimate.value) for _, estimate in points],
-            ],
-            label=method, color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8, elinewidth=1, capsize=2,
-            zorder=3 if method == "adafv" else 2,
-        )  # fmt: skip
-    whole = next((cell.estimate for cell in report.cells if cell.method == ALL and cell.group == group), None)
-    if whole is not None and whole.count:
-        axes.axhline(100 * whole.value, color="#333333", linestyle="--", linewidth=1, label="all tokens", zorder=1)
-        axes.axhspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
-    if ticks:
-        axes.set_xscale("log")
-        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-        axes.xaxis.minorticks_off()
-    axes.set_title(f"{group}, n = {whole.count}" if whole else group, fontsize=10, loc="left")
-    axes.set_xlabel("visual tokens kept, %")
-    axes.set_ylabel("accuracy, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def save(report: Report, out: Path, plotted: Sequence[str], title: str = "") -> list[Path]:
-    """Writes ``report.json`` and, where matplotlib is installed, ``accuracy.png`` into a folder.
-
-    Returns:
-        The files written.
-    """
-    import json
-
-    files = [out / "report.json"]
-    files[0].write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
-    try:
-        figure = plot(report, plotted, title)
-    except ModuleNotFoundError:  # the plot is an extra; the figures are in the JSON
-        return files
-    files.append(out / "accuracy.png")
-    figure.savefig(files[1], dpi=150)
-    return files

@@ -18,6 +18,7 @@ import torch
 from PIL.Image import Image
 
 from foveate import __version__
+from foveate.asking_again import AskAgain, Spelled, is_spelled
 from foveate.evaluation.engines import Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
@@ -25,7 +26,7 @@ from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.pruners import InsidePruner, Method, get_pruner, takes
 from foveate.pruners.uniform import Uniform
-from foveate.session import look
+from foveate.session import Answer, look
 from foveate.tokens import Keep
 from foveate.turns import adds_special_tokens
 
@@ -53,7 +54,7 @@ class Row:
         question: as asked.
         answer: the model's.
         kept, total: patch tokens of the picture that reached the LLM, and that there were. Of methods inside the LLM,
-            what its layers held on average, row ends included.
+            what its layers held on average, row ends included. Of ``ask-again``, those of all its passes.
         latency_ms: from picture to answer: processor, vision tower, selection and generation. Questions that were asked
             as one batch share its time alike; a vision tower that ran once for several questions counts for each.
     """
@@ -73,8 +74,8 @@ class Row:
         return self.item, self.method, repr(self.keep)
 
 
-Factory = Callable[[float | int, int], Method]
-"""Makes a method's pruner for a budget and a picture's number."""
+Factory = Callable[[float | int, int], Method | AskAgain]
+"""Makes a method's pruner, or a way of asking again, for a budget and a picture's number."""
 
 
 def factory(name: str) -> Factory:
@@ -82,11 +83,15 @@ def factory(name: str) -> Factory:
     picture's number, so that its luck differs from picture to picture and is the same in every run.
 
     Args:
-        name: as for ``foveate.pruners.parse_method``, options behind it included.
+        name: as for ``foveate.pruners.parse_method``, options behind it included; or as for ``Spelled``.
 
     Raises:
         ValueError: no such method or option, or a value that the method refuses.
     """
+    if is_spelled(name):
+        spelled = Spelled.read(name)
+        lucky = takes(spelled.method, "seed")
+        return lambda keep, picture: spelled.asking(keep, picture if lucky else None)
     seeded = takes(name, "seed")
 
     def make(keep: float | int, picture: int) -> Method:
@@ -94,6 +99,19 @@ def factory(name: str) -> Factory:
 
     make(1.0, 0)  # what it refuses, it refuses now
     return make
+
+
+def budgets_of(make: Factory, budgets: Sequence[float | int]) -> list[float | int]:
+    """Those of some budgets that a method is run at: all but ``1.0``, which is the run with all tokens.
+
+    Where the budget is a limit, ``1.0`` is run too: ``auto`` without one, and ``ask-again``, whose second pass has all
+    tokens then. Of ``ask-again``, they are those that exceed its first.
+    """
+    made = make(1.0, 0)
+    if isinstance(made, AskAgain):
+        first = Keep(made.first.keep)
+        return [value for value in budgets if Keep(value).exceeds(first)]
+    return [value for value in budgets if made.adaptive or repr(value) != "1.0"]
 
 
 def evaluate(
@@ -107,6 +125,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     max_new_tokens: int = 8,
     batch: int = 16,
+    by_picture: bool = False,
     progress: Callable[[int, int], None] | None = None,
     resume: bool = True,
     processes: Processes = ALONE,
@@ -115,7 +134,8 @@ def evaluate(
 
     Where pictures have several questions, the vision tower runs once per picture and the questions of a picture are
     asked in batches. Where most have one or two, batches go across pictures, and the vision tower runs for every batch;
-    so they do wherever the engine ``mixes``.
+    so they do wherever the engine ``mixes``. ``ask-again`` needs what the tower gave of a picture, so with it among the
+    methods no batch goes across pictures, and times are comparable.
     Every answer is on disk before the next batch is asked: after a kill, the same call goes on and repeats nothing.
 
     Args:
@@ -129,6 +149,7 @@ def evaluate(
         settings: what else made the items and the model what they are (names, seeds); recorded and compared.
         max_new_tokens: longest answer, tokens.
         batch: most questions asked at once; 1 never batches across pictures.
+        by_picture: never batch across pictures, whatever the methods are.
         progress: called with the number of answers there are and of those there will be (of this process's share).
         resume: False refuses a folder that holds answers already.
         processes: which of several this is. Each takes every n-th piece of the work, all on one file system; it may be
@@ -150,17 +171,20 @@ def evaluate(
     factories = dict(methods) if isinstance(methods, Mapping) else {name: factory(name) for name in methods}
     if ALL in factories:
         raise ValueError(f"{ALL!r} is the run with all tokens, which is done in any case: leave it out of methods")
-    budgets = list(dict.fromkeys((repr(value), value) for value in (Keep(keep).value for keep in keeps)))
+    budgets = list({repr(value): value for value in (Keep(keep).value for keep in keeps)}.values())
+    own_budgets = {name: budgets_of(make, budgets) for name, make in factories.items()}
     runs = [(ALL, cast("float | int", 1.0))]
-    runs += [(name, value) for name in factories for text, value in budgets if text != "1.0"]
+    runs += [(name, value) for name, own in own_budgets.items() for value in own]
     ids = [str(getattr(item, "id", place)) for place, item in enumerate(items)]
     if len(set(ids)) != len(ids):
         raise ValueError("items must have different ids")
     pieces: list[Sequence[int]] = list(_by_picture(items))
-    for name in factories:
-        for value in [value for text, value in budgets if text != "1.0"][:1]:
-            engine.require(name, [factories[name](value, picture) for picture in (0, 1)])
-    across = batch > 1 and (engine.mixes or len(items) < FEW * len(pieces))
+    for name, own in own_budgets.items():
+        for value in own[:1]:
+            made = [factories[name](value, picture) for picture in (0, 1)]
+            engine.require(name, made)
+            by_picture = by_picture or any(isinstance(one, AskAgain) for one in made)
+    across = batch > 1 and not by_picture and (engine.mixes or len(items) < FEW * len(pieces))
     if across:
         pieces = list(_chunks([place for places in pieces for place in places], batch))
 
@@ -180,9 +204,9 @@ def evaluate(
         processes.wait()  # the others find a folder that was made, checked and repaired
     processes.wait()  # and nobody writes while another still reads
     mine = [(number, places) for number, places in enumerate(pieces) if number % processes.size == processes.rank]
-    own = [ids[place] for _, places in mine for place in places]
-    done = sum((item, method, repr(keep)) in rows for item in own for method, keep in runs)
-    total = len(runs) * len(own)
+    asked = [ids[place] for _, places in mine for place in places]
+    done = sum((item, method, repr(keep)) in rows for item in asked for method, keep in runs)
+    total = len(runs) * len(asked)
     if progress is not None:
         progress(done, total)
     with (out / processes.file(ROWS_FILE)).open("a", encoding="utf-8") as file:
@@ -238,7 +262,7 @@ class Transformers:
             "device": self.model.device.type,
         }
 
-    def require(self, method: str, pruners: Sequence[Method]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
         """Every method runs here."""
 
     def asker(self, folder: Path, across: bool) -> Asker:
@@ -257,7 +281,7 @@ class _OnePicture:
         self.looking = 0.0
 
     def ask(
-        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
         if self.session is None:
@@ -270,9 +294,8 @@ class _OnePicture:
             [item.question for item in items], pruner, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
         )
         seconds = self.looking + (_now(self.model) - start) / len(items)
-        return [
-            (answer.text, *counts) for answer, counts in zip(answers, count_kept(pruner), strict=True)
-        ], seconds * 1e3
+        counted = _count_passes(pruner, answers) if isinstance(pruner, AskAgain) else count_kept(pruner)
+        return [(answer.text, *counts) for answer, counts in zip(answers, counted, strict=True)], seconds * 1e3
 
 
 class _Across:
@@ -282,9 +305,10 @@ class _Across:
         self.model, self.processor, self.folder = model, processor, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """As for one picture."""
+        assert isinstance(pruner, Method)  # with AskAgain no batch goes across pictures
         pictures = [[load_image(self.folder / item.image)] for item in items]
         prompts = [question_prompt(self.processor, item.question, 1, self.model) for item in items]
         start = _now(self.model)
@@ -335,6 +359,16 @@ def count_kept(pruner: Method) -> list[tuple[int, int]]:
         layers = zip(pruner.tokens_per_layer, pruner.selections, strict=True)
         return [(round(sum(held) / len(held)), selection.total) for held, selection in layers]
     return [(len(selection), selection.total) for selection in pruner.selections]
+
+
+def _count_passes(asking: AskAgain, answers: Sequence[Answer]) -> list[tuple[int, int]]:
+    """The same of questions that were asked again where unsure: what both passes kept together."""
+    first = count_kept(asking.first)
+    again = iter(count_kept(asking.then) if any(answer.asked_again for answer in answers) else [])
+    return [
+        (kept + next(again)[0], total) if answer.asked_again else (kept, total)
+        for answer, (kept, total) in zip(answers, first, strict=True)
+    ]
 
 
 def _now(model: Any) -> float:

@@ -1,4 +1,4 @@
-"""The smallest budget, and the method, that holds a share of the unpruned accuracy on somebody's own questions."""
+"""The fewest tokens, and the method, that hold a share of the unpruned accuracy on somebody's own questions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveate.evaluation.dials import SCREENED, SCREENED_MARGIN, SCREENED_SHARE, Dial, dials_of
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.runner import ALL, Row
 from foveate.evaluation.statistics import Design, relative
@@ -18,11 +19,6 @@ from foveate.evaluation.statistics import Design, relative
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LADDER = tuple(round(0.02 ** (rung / 24), 3) for rung in range(25))
-"""Budgets that are tried, 1 first, each about 15 % below the one before."""
-
-SCREENED = 0.1
-"""The budget at which methods are compared when there are more than ``FINALISTS``."""
 SCREENING_SHARE = 0.25
 FINALISTS = 2
 
@@ -35,12 +31,14 @@ class Trial:
     """One method at one budget, against all tokens on the same questions.
 
     Args:
-        method, keep: what was tried.
+        method, keep: what was tried, the method with the options that the search turns.
         relative: its figure over that of all tokens.
         bound: what the true ratio is above, at the search's level of confidence.
         holds: whether that is the target at least.
-        kept: tokens per picture that reached the LLM, mean.
+        kept: tokens per question that reached the LLM, in all passes, mean.
         latency_ms: per question, mean.
+        dial: which of the search's dials it is a run of.
+        spent: ``kept`` over the tokens there were.
     """
 
     method: str
@@ -50,6 +48,8 @@ class Trial:
     holds: bool
     kept: float
     latency_ms: float
+    dial: str = ""
+    spent: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class Tuning:
         accuracy: the figure with all tokens.
         best_bound: the bound of a method that lost nothing: with less than ``target``, there were too few questions.
         questions, pictures: that decided.
-        screening: by method: relative figure at ``SCREENED`` on other pictures; empty when nothing was screened.
+        screening: by dial: relative figure of its probe on other pictures; empty when nothing was screened.
         trials: in the order they were made.
-        best: the trial that holds with the smallest budget; None when only all tokens do.
+        best: the trial that holds with the fewest tokens; None when only all tokens do.
+        plain: whether budgets alone were searched.
     """
 
     target: float
@@ -78,12 +79,13 @@ class Tuning:
     screening: dict[str, float]
     trials: tuple[Trial, ...]
     best: Trial | None
+    plain: bool = True
 
     @property
     def estimate(self) -> Trial | None:
-        """The smallest budget tried whose own figure reaches the target, sure or not."""
+        """The trial of the fewest tokens whose own figure reaches the target, sure or not."""
         reaching = [trial for trial in self.trials if trial.relative >= self.target]
-        return min(reaching, key=lambda trial: trial.keep, default=None)
+        return min(reaching, key=lambda trial: (trial.keep if self.plain else trial.kept, trial.keep), default=None)
 
     def how(self) -> str:
         """How it was decided, for people."""
@@ -92,12 +94,20 @@ class Tuning:
             f"The {FINALISTS} methods that lost least at keep {SCREENED:g} on a quarter of the pictures went on; the "
             "others decided. "
         )
+        if not self.plain:
+            chosen = (
+                f"On a quarter of the pictures methods were compared at keep {SCREENED:g}, auto at share "
+                f"{SCREENED_SHARE:g}, and every pair of budgets of ask-again at margin {SCREENED_MARGIN:g}: what "
+                f"reached the target with the fewest tokens, else what lost least, went on, at most {FINALISTS} "
+                "methods; the other pictures decided. "
+            )
         return (
             f"{chosen if self.screening else ''}A budget holds when the one-sided lower bound of its accuracy over "
             f"that of all tokens, on the same {self.questions} questions, is at least {self.target:g}: a percentile of "
             f"the bootstrap over {self.pictures} pictures, at {100 * level:.2f} %, so that with "
             f"{100 * self.confidence:g} % confidence none of the at most {self.decisions} decisions wrongly says that "
             "one holds. The search is a bisection: it takes for granted that more tokens are no worse."
+            f"{'' if self.plain else ' What is smallest, mean tokens per question say, those of all passes together.'}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,11 +119,13 @@ class Tuning:
 def tune(
     ask: Ask, items: Sequence[Any], methods: Sequence[str], target: float, metric: Metric, confidence: float = 0.95
 ) -> Tuning:
-    """Searches by bisection over ``LADDER``; see ``Tuning.how`` for how a budget is judged.
+    """Searches every method's dial by bisection; see ``Tuning.how`` for how a run is judged.
 
-    With more than ``FINALISTS`` methods, a quarter of the pictures serves to choose those that go on, and only the
-    others decide, so that the choice does not flatter the chosen. The first finalist's smallest budget is found by
-    bisection; the next is tried right below it, and searched further down only if it holds there.
+    With more than ``FINALISTS`` methods, or one that has several dials (``ask-again``, whose two budgets are to be
+    chosen), a quarter of the pictures serves to choose those that go on, and only the others decide, so that the choice
+    does not flatter the chosen. The first finalist's last run that holds is found by bisection. Where the next is a
+    plain budget as well, it is tried right below that one, and searched further down only if it holds there; else it is
+    searched too, and the one that spends fewer tokens is the best.
 
     Args:
         ask: answers items with a method at a budget, and with all tokens.
@@ -133,44 +145,59 @@ def tune(
         raise ValueError(f"the confidence must be in [0.5, 1), got {confidence!r}")
     if not methods:
         raise ValueError("name at least one method")
-    methods = list(dict.fromkeys(methods))
+    candidates = [dials_of(method) for method in dict.fromkeys(methods)]
+    if not all(candidates):
+        raise ValueError("ask-again: the first budget is as large as the second")
+    plain = all(dial.plain for dials in candidates for dial in dials)
     screening: dict[str, float] = {}
-    if len(methods) > FINALISTS:
+    if len(candidates) > FINALISTS or any(len(dials) > 1 for dials in candidates):
         aside, items = _split(items)
-        for method in methods:
-            rows = ask(method, SCREENED, aside, "screening")
-            screening[method] = _compared(rows, aside, method, SCREENED, metric, 0.5)[0]
-        methods = sorted(methods, key=lambda method: -screening[method])[:FINALISTS]
-    steps = math.ceil(math.log2(len(LADDER)))
-    decisions = steps + (len(methods) - 1) * (1 + steps)
+        rated: dict[str, tuple[bool, int, float]] = {}
+        for dial in (dial for dials in candidates for dial in dials):
+            rows = ask(*dial.probe, aside, "screening")
+            ratio = _compared(rows, aside, *dial.probe, metric, 0.5)[0]
+            screening[dial.label] = ratio
+            tokens = round(_mean([row.kept for row in rows if row.method == dial.probe[0]]))
+            rated[dial.label] = (ratio < target, tokens if ratio >= target else 0, -ratio)
+        finalists = [min(dials, key=lambda dial: rated[dial.label]) for dials in candidates]
+        finalists = sorted(finalists, key=lambda dial: rated[dial.label])[:FINALISTS]
+    else:
+        finalists = [dials[0] for dials in candidates]
+    decisions = 0
+    for number, dial in enumerate(finalists):
+        decisions += _steps(dial) + (number > 0 and dial.plain and finalists[0].plain)
     level = 1 - (1 - confidence) / decisions
     trials: list[Trial] = []
     whole: list[Row] = []
 
-    def holds(method: str, rung: int) -> bool:
-        keep = LADDER[rung]
+    def holds(dial: Dial, place: int) -> bool:
+        method, keep = dial.runs[place]
         rows = ask(method, keep, items, "decisions")
         whole[:] = [row for row in rows if row.method == ALL]
         ratio, bound = _compared(rows, items, method, keep, metric, level)
         own = [row for row in rows if row.method == method]
-        kept, latency = (
-            math.fsum(values) / len(own) for values in ([r.kept for r in own], [r.latency_ms for r in own])
+        kept, total, latency = (
+            _mean(values) for values in ([r.kept for r in own], [r.total for r in own], [r.latency_ms for r in own])
         )
-        trials.append(Trial(method, keep, ratio, bound, bound >= target, kept, latency))
+        trials.append(Trial(method, keep, ratio, bound, bound >= target, kept, latency, dial.label, kept / total))
         return trials[-1].holds
 
-    best = 0  # rung 0 is all tokens, which hold by definition
-    for number, method in enumerate(methods):
-        good, bad = best, len(LADDER)
-        if number:
-            if best + 1 == len(LADDER) or not holds(method, best + 1):
+    best: Trial | None = None
+    reached = 0  # runs of the first dial that hold: all tokens, before its first run, do by definition
+    for number, dial in enumerate(finalists):
+        good, bad = 0, len(dial.runs) + 1
+        if number and dial.plain and finalists[0].plain:
+            if reached == len(dial.runs) or not holds(dial, reached):
                 continue
-            good = best + 1
+            good = reached + 1
         while bad - good > 1:
             middle = (good + bad) // 2
-            good, bad = (middle, bad) if holds(method, middle) else (good, middle)
-        best = good
-    found = [trial for trial in trials if trial.holds and trial.keep == LADDER[best]]
+            good, bad = (middle, bad) if holds(dial, middle - 1) else (good, middle)
+        if not number:
+            reached = good
+        found = next((one for one in trials if good and (one.method, one.keep) == dial.runs[good - 1]), None)
+        if found is not None and (best is None or plain or found.kept < best.kept):
+            best = found
     known = _known(items)
     tallies = metric.tallies((row.answer, known[row.item].answers) for row in whole)
     design = Design([known[row.item].image for row in whole], metric.value)
@@ -184,8 +211,18 @@ def tune(
         len(set(design.pictures)),
         screening,
         tuple(trials),
-        found[-1] if found else None,
+        best,
+        plain,
     )
+
+
+def _steps(dial: Dial) -> int:
+    """The most that a bisection over a dial's runs, and all tokens before them, takes."""
+    return math.ceil(math.log2(len(dial.runs) + 1))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _known(items: Sequence[Any]) -> dict[str, Any]:
@@ -232,28 +269,28 @@ def plot(tuning: Tuning, title: str = "") -> Figure:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    tried = dict.fromkeys(trial.method for trial in tuning.trials)
-    for place, (method, colour) in enumerate(zip(tried, COLOURS, strict=False)):
-        own = sorted((trial for trial in tuning.trials if trial.method == method), key=lambda trial: trial.keep)
+    tried = dict.fromkeys(trial.dial for trial in tuning.trials)
+    for place, (dial, colour) in enumerate(zip(tried, COLOURS, strict=False)):
+        own = sorted((trial for trial in tuning.trials if trial.dial == dial), key=lambda trial: trial.spent)
         axes.errorbar(
-            [100 * trial.keep * 1.015**place for trial in own],  # a little apart, so that no bound hides another
+            [100 * trial.spent * 1.015**place for trial in own],  # a little apart, so that no bound hides another
             [100 * trial.relative for trial in own],
             yerr=[[100 * (trial.relative - trial.bound) for trial in own], [0.0] * len(own)],
-            label=method, color=colour, marker="o", markersize=4, linewidth=1.5, elinewidth=1, capsize=3,
+            label=dial, color=colour, marker="o", markersize=4, linewidth=1.5, elinewidth=1, capsize=3,
         )  # fmt: skip
     axes.axhline(100 * tuning.target, color="#333333", linestyle="--", linewidth=1, label=f"target {tuning.target:g}")
     found = "only all tokens"
     if tuning.best is not None:
         found = f"{tuning.best.method} at keep {tuning.best.keep:g}"
         axes.plot(
-            100 * tuning.best.keep, 100 * tuning.best.relative,
+            100 * tuning.best.spent, 100 * tuning.best.relative,
             marker="o", markersize=12, markerfacecolor="none", color="#333333", linestyle="none", label="found",
         )  # fmt: skip
-    ticks = sorted({round(100 * trial.keep, 1) for trial in tuning.trials})
+    ticks = sorted({round(100 * trial.spent, 1) for trial in tuning.trials})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
     axes.minorticks_off()
-    axes.set_xlabel("visual tokens kept, %")
+    axes.set_xlabel("visual tokens spent per question, %" if not tuning.plain else "visual tokens kept, %")
     axes.set_ylabel("of the accuracy with all tokens, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

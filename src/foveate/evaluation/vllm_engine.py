@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
@@ -11,10 +10,11 @@ from typing import Any
 
 from PIL.Image import Image
 
+from foveate.asking_again import AskAgain
 from foveate.evaluation.engines import Asker, Item
 from foveate.images import load_image
 from foveate.inputs import question_prompt
-from foveate.pruners import Method, Wrapper, get_pruner
+from foveate.pruners import Method, get_pruner, replaced
 from foveate.serving import Policy, options
 from foveate.serving.policy import CONFIG_KEY
 from foveate.tokens import Keep
@@ -42,6 +42,7 @@ class Vllm:
         self.llm, self.processor, self.policy, self.fingerprint = llm, processor, policy, fingerprint
         self.family = family_of(llm.llm_engine.vllm_config.model_config.hf_config)
         self._totals: dict[Path, int] = {}
+        self._names: dict[str, str] = {}
 
     @classmethod
     def start(cls, model: str, methods: Sequence[str], dtype: str, vllm_options: Sequence[str] = ()) -> Vllm:
@@ -99,10 +100,15 @@ class Vllm:
             "device": config.device_config.device_type,
         }
 
-    def require(self, method: str, pruners: Sequence[Method]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
         for pruner in pruners:
-            served = self.policy.pruner(pruner.name, pruner.keep) if pruner.name in self.policy.names else None
-            if served != pruner:
+            if isinstance(pruner, AskAgain):
+                raise ValueError(f"{method}: a request to vLLM is asked once: use --engine transformers")
+            name = method if method in self.policy.names else pruner.name
+            served = self.policy.pruner(name, pruner.keep) if name in self.policy.names else None
+            if served == pruner:
+                self._names[_whatever_its_budget(pruner)] = name
+            else:
                 raise ValueError(
                     f"{method}: a request to vLLM carries a method's name and its budget alone, and this engine runs "
                     f"{served!r} where the evaluation wants {pruner!r}: use --engine transformers"
@@ -125,7 +131,7 @@ class Vllm:
             ids = self.processor.tokenizer(text, add_special_tokens=adds_special_tokens(self.processor, text))
             asks: dict[str, Any] = {"keep": pruner.keep}
             if not _is_all(pruner):
-                asks["method"] = pruner.name
+                asks["method"] = self._names.get(_whatever_its_budget(pruner), pruner.name)
             requests.append(
                 {
                     "prompt_token_ids": ids["input_ids"],
@@ -161,9 +167,10 @@ class _Asker:
         self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """See ``Asker``."""
+        assert isinstance(pruner, Method)  # ``require`` has refused others
         engine = self.engine
         paths = [self.folder / item.image for item in items]
         pictures = [load_image(path) for path in paths]
@@ -190,7 +197,7 @@ def overrides(methods: Sequence[str]) -> dict[str, Any]:
     """``hf_overrides`` of an engine that runs these methods as ``foveate eval`` does with transformers.
 
     Raises:
-        ValueError: a method that prunes inside the LLM, has options behind its name or draws by chance.
+        ValueError: a method that prunes inside the LLM or draws by chance.
     """
     for name in methods:
         if not servable(name):
@@ -206,13 +213,11 @@ def servable(name: str) -> bool:
     """Whether a method does without luck, which requests to vLLM have no way to say. Raises ValueError for one that is
     unknown or prunes inside the LLM."""
     Policy(name)
-    return not _has(name, "seed")
+    return "seed" not in get_pruner(name).options
 
 
-def _has(method: str, option: str) -> bool:
-    held = get_pruner(method)
-    held = held.innermost if isinstance(held, Wrapper) else held
-    return any(one.name == option for one in dataclasses.fields(held))
+def _whatever_its_budget(pruner: Method) -> str:
+    return repr(replaced(pruner, keep=1.0))
 
 
 def _is_all(pruner: Method) -> bool:

@@ -7,12 +7,16 @@ earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written `
 """
 
 from foveate.functional.apart import effective_rank, salient_and_apart
+from foveate.functional.budgets import effective_tokens, least_reaching
+from foveate.functional.centering import centered, distinctiveness
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
 from foveate.functional.duplicates import important_and_diverse
+from foveate.functional.entropy import focused_relevance
+from foveate.functional.facility import cosine_cover, facility_location, shifted_cosine_cover
 from foveate.functional.focus import focus_scan_refine
-from foveate.functional.grid import spatial_crops, uniform_grid
+from foveate.functional.grid import smooth_on_grid, spatial_crops, uniform_grid
 from foveate.functional.in_llm import (
     attention_of_queries,
     density_peaks,
@@ -20,7 +24,7 @@ from foveate.functional.in_llm import (
     stage_budgets,
     text_raters,
 )
-from foveate.functional.merge import Merge, Weights, merged
+from foveate.functional.merge import Merge, Weights, merged, sizes
 from foveate.functional.merging import (
     dominant_and_contextual,
     outliers_with_neighbours,
@@ -28,6 +32,7 @@ from foveate.functional.merging import (
     spatial_pooling,
 )
 from foveate.functional.mixture import adafv, adafv_split, fixed_mix, top_k
+from foveate.functional.multimodal import multimodal_cover
 from foveate.functional.nearest import merge_into_nearest
 from foveate.functional.preservation import optimal_preservation
 from foveate.functional.principal import different_in_groups, principal_groups
@@ -43,20 +48,28 @@ __all__ = [
     "adafv_split",
     "attention_in_runs",
     "attention_of_queries",
+    "centered",
     "conditional_dpp",
+    "cosine_cover",
     "density_peaks",
     "different_in_groups",
+    "distinctiveness",
     "dominant_and_contextual",
     "effective_rank",
+    "effective_tokens",
+    "facility_location",
     "fixed_mix",
     "focus_scan_refine",
+    "focused_relevance",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",
     "least_duplicated",
+    "least_reaching",
     "max_min_diversity",
     "merge_into_nearest",
     "merged",
+    "multimodal_cover",
     "optimal_preservation",
     "outliers_with_neighbours",
     "principal_groups",
@@ -66,6 +79,9 @@ __all__ = [
     "saliency_coverage",
     "salient_and_apart",
     "salient_and_spread",
+    "shifted_cosine_cover",
+    "sizes",
+    "smooth_on_grid",
     "spatial_crops",
     "spatial_pooling",
     "stage_budgets",

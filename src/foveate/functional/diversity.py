@@ -15,21 +15,25 @@ from torch import Tensor
 from foveate.functional.common import descending, directions, everything, require_budget, require_length
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
+_NO_DISTANCE = 1e-6
+"""A distance of cosines that float32 cannot tell from none: a large weight must not make one of it."""
 _WITHIN = 1e-4
 """Part of its squared length a token must have outside the span of the chosen ones to count as new. In float32 the
 rounding of the recurrence, amplified by the division by the root of this, stays below it."""
 
 
-def max_min_diversity(visual: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def max_min_diversity(visual: Tensor, budget: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Tokens as far from one another as possible: DivPrune (arXiv 2503.02175), max-min diversity solved greedily.
 
     Distance is ``1 - cos``. The first token is the one whose nearest other token is farthest away; then, ``K - 1``
     times, the one whose nearest *chosen* token is (the paper's algorithm 1). O(N^2 D) time for the first and O(K N D)
-    for the others, O(N D) memory.
+    for the others, O(N D) memory. With a weight the first token is the same, and the others are those of the largest
+    weight times distance to the nearest chosen token (Cen-Prune, arXiv 2608.30263, equation 7).
 
     Args:
         visual: (N, D) tokens of one image.
         budget: K >= 1; with N <= K everything is kept.
+        weight: (N,) >= 0, how much a token's distance counts. Default: all alike.
 
     Returns:
         kept (min(K, N)) int64, ascending, distinct; and the distance of every token to its nearest other one, (N,)
@@ -37,12 +41,17 @@ def max_min_diversity(visual: Tensor, budget: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         TypeError: ``visual`` is not floating; a budget that is no int.
-        ValueError: shapes that do not fit, no token, ``budget`` < 1; on CPU tensors also NaN or infinity.
+        ValueError: shapes that do not fit, no token, ``budget`` < 1; on CPU tensors also NaN, infinity or a negative
+            weight.
     """
     budget = require_budget(budget)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)
+        if weight is not None:
+            require_length(tokens, weight=weight)
+            if weight.device.type == "cpu" and bool((weight < 0).any()):
+                raise ValueError("weight must not be negative: it multiplies distances")
         height = max(1, _BLOCK // tokens)
         closest = torch.cat([_closest_other(unit, start, height) for start in range(0, tokens, height)])
         distance = (1 - closest).clamp(min=0)
@@ -51,7 +60,12 @@ def max_min_diversity(visual: Tensor, budget: int) -> tuple[Tensor, Tensor]:
         taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device)
         chosen: list[Tensor] = []
         for _ in range(budget):
-            token = closest.masked_fill(taken, math.inf).argmin(dim=0, keepdim=True)
+            if weight is None or not chosen:
+                token = closest.masked_fill(taken, math.inf).argmin(dim=0, keepdim=True)
+            else:
+                away = 1 - closest
+                away = torch.where(away > _NO_DISTANCE, away, 0.0) * weight.float()
+                token = away.masked_fill(taken, -math.inf).argmax(dim=0, keepdim=True)
             likeness = unit @ unit.index_select(0, token)[0]
             closest = torch.maximum(closest, likeness) if chosen else likeness
             taken.index_fill_(0, token, True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, everything, require_budget, shape_of
+from foveate.functional.common import accumulator, everything, require_budget, require_length, shape_of
 
 _GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
@@ -96,6 +96,51 @@ def spatial_crops(
     right = column * side // columns[view]
     largest = max(-(-height // side) * -(-width // side) for height, width in grids)
     return (view * side + down) * side + right, len(grids) * side * side, largest
+
+
+def smooth_on_grid(
+    score: Tensor, view: Tensor, row: Tensor, column: Tensor, grids: Sequence[tuple[int, int]], sigma: float = 1.0
+) -> Tensor:
+    """Scores averaged with those of the eight cells around, by a Gaussian, in each view's own grid.
+
+    The 3 x 3 weights are ``exp(- squared distance / (2 sigma^2))``, over the sum of those that lie on tokens: beyond
+    the edge, and where a grid is incomplete (unpadded views), there is nothing to average with. O(V R C) for V views
+    whose largest grid has R rows and C columns.
+
+    Args:
+        score: (N,) one score a token.
+        view: (N,) int64, which view a token belongs to.
+        row: (N,) int64, its row in that view's grid.
+        column: (N,) int64, its column in that view's grid.
+        grids: (rows, columns) of every view's full grid.
+        sigma: > 0, in cells. Default 1.
+
+    Returns:
+        (N,) float32.
+
+    Raises:
+        TypeError: scores that are not floating; coordinates that are not int64.
+        ValueError: shapes that differ, no token, no grid, a ``sigma`` not positive; on CPU tensors also NaN or
+            infinity.
+    """
+    require_places(view, row, column)
+    require_length(view.shape[-1], score=score)
+    if not grids or not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be positive and finite and grids not empty, got {sigma!r} and {grids!r}")
+    # One table for all views with an empty rim, so that every cell has eight around it.
+    height, width = max(rows for rows, _ in grids) + 2, max(columns for _, columns in grids) + 2
+    cell = (view * height + row + 1) * width + column + 1
+    beside = math.exp(-1 / (2 * sigma * sigma))
+
+    def around(values: Tensor) -> Tensor:
+        """(N,) weighted sums: the Gaussian of a square is one along rows times one along columns."""
+        table = values.new_zeros(len(grids) * height * width).scatter(0, cell, values).view(-1, height, width)
+        table = table[:, 1:-1] + beside * (table[:, :-2] + table[:, 2:])
+        table = table[..., 1:-1] + beside * (table[..., :-2] + table[..., 2:])
+        return torch.nn.functional.pad(table, (1, 1, 1, 1)).flatten().index_select(0, cell)
+
+    values = score.float()
+    return around(values) / around(torch.ones_like(values))
 
 
 def require_places(view: Tensor, row: Tensor, column: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _BLOCK = 1 << 22  # values of features that are upcast at a time (16 MiB)
 
@@ -208,3 +209,21 @@ def merged(weights: Weights, of: Weights) -> Weights:
         else:
             made = (weights.to(of.device, dtype) @ flat.to(dtype)).to(of.dtype)
     return made.view(len(weights), *of.shape[1:])
+
+
+def sizes(weights: Weights) -> Tensor:
+    """(K,) float32: how many of the N tokens each of K is put together from: those whose weight is not zero. O(E).
+
+    Of what was put together twice, the sizes of the parts add up, as if no token went into two of them.
+
+    Args:
+        weights: (K, N).
+    """
+    if not isinstance(weights, Merge):
+        return (weights != 0).sum(dim=1).float()
+    there = (weights.weights != 0).float()
+    if weights.earlier is not None:
+        there = there * sizes(weights.earlier)[weights.tokens]
+    ends = pad(there.double().cumsum(0), (1, 0))
+    after = pad(weights.starts[1:], (0, 1), value=len(there))
+    return (ends[after] - ends[weights.starts]).float()

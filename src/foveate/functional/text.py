@@ -12,6 +12,9 @@ from torch import Tensor
 
 from foveate.functional.common import directions, require_finite, require_floating, shape_of, unit_rows
 
+WORDS = ("mean", "max")
+"""How the cosines to several text tokens become one number."""
+
 _TEXT_BLOCK = 1024  # text tokens scored at a time: a document beside a picture makes no table of its own length
 
 
@@ -74,41 +77,83 @@ def text_to_image_attention(
     return strongest
 
 
-def relevance_to_text(text: Tensor, visual: Tensor, *, text_mask: Tensor | None = None) -> Tensor:
-    """How relevant each visual token is to the text: the mean of its cosines to the text tokens, scaled to [0, 1].
+def relevance_to_text(
+    text: Tensor, visual: Tensor, *, text_mask: Tensor | None = None, words: str = "mean", sign: int = 1
+) -> Tensor:
+    """How relevant each visual token is to the text: its cosines to the text tokens in one number, scaled to [0, 1].
 
     CDPruner's relevance (arXiv 2506.10967) for models without CLIP's text encoder, with its min-max scaling over the
-    image. Where all are equally relevant it is 1. O((N + T) D).
+    image: the mean of the cosines; or their maximum, as AdaFV (arXiv 2501.09532) puts text tokens together. Where all
+    are equally relevant it is 1. O((N + T) D) for the mean, O(T N D) for the maximum, whose largest table is (T, N),
+    or (1024, N) for a longer text.
 
     Args:
         text: (T, D) input embeddings of the LLM.
         visual: (N, D) tokens of one image.
         text_mask: (T,) bool, True for the tokens that count. Default: all of them.
+        words: ``"mean"`` or ``"max"`` over the text tokens. Default ``"mean"``.
+        sign: 1, or -1: every cosine is negated before anything else is done with it. Default 1.
 
     Returns:
         (N,) float32 in [0, 1]. Where the mask leaves no token it is NaN (on the CPU: an error).
 
     Raises:
         TypeError: a dtype that is not floating; a mask that is not bool.
-        ValueError: shapes that do not fit, no token; on CPU tensors also NaN or infinity, or a mask that leaves none.
+        ValueError: shapes that do not fit, no token, other ``words``, another ``sign``; on CPU tensors also NaN or
+            infinity, or a mask that leaves none.
     """
+    require_text(text, visual)
+    if words not in WORDS:
+        raise ValueError(f"unknown words {words!r}; known: {', '.join(WORDS)}")
+    require_sign(sign)
+    with torch.autocast(visual.device.type, enabled=False):
+        unit = directions(visual)
+        queries, counts = counted_words(text, text_mask)
+        if words == "mean":
+            # Masked tokens are zero and add nothing.
+            counted = len(text) if counts is None else counts.sum()
+            cosine = sign * (unit @ (queries.sum(dim=0) / counted))
+        else:
+            cosine = unit.new_full((len(unit),), -math.inf)
+            for start in range(0, len(queries), _TEXT_BLOCK):
+                some = slice(start, start + _TEXT_BLOCK)
+                likeness = sign * (queries[some] @ unit.T)
+                if counts is not None:
+                    likeness = likeness.masked_fill(~counts[some].unsqueeze(-1), -math.inf)
+                cosine = torch.maximum(cosine, likeness.amax(dim=0))
+        return min_max(cosine)
+
+
+def counted_words(text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(T, D) unit vectors of the text tokens in float32, zero where they do not count, and the mask beside them."""
+    queries, counts = text.float(), None
+    if text_mask is not None:
+        _require_mask(text_mask, text)
+        counts = text_mask.to(queries.device, non_blocking=True)
+        queries = queries.masked_fill(~counts.unsqueeze(-1), 0.0)
+    if queries.device.type == "cpu":
+        require_finite(text=queries)
+    return unit_rows(queries), counts
+
+
+def min_max(scores: Tensor) -> Tensor:
+    """(N,) scores scaled to [0, 1] over the image; 1 where all are equal."""
+    low, high = scores.aminmax()
+    # NaN equals nothing, and what is infinite has no scale: both stay to be seen, for the caller.
+    same = (high == low) & torch.isfinite(low)
+    return torch.where(same, torch.ones_like(scores), (scores - low) / (high - low))
+
+
+def require_text(text: Tensor, visual: Tensor) -> None:
+    """(T, D) floating embeddings with T >= 1, as wide as the tokens."""
     require_floating(text=text)
     if text.ndim != 2 or 0 in text.shape or text.shape[-1] != visual.shape[-1]:
         raise ValueError(f"text (T, D) and visual (N, D) must share D, got {shape_of(text)} and {shape_of(visual)}")
-    with torch.autocast(visual.device.type, enabled=False):
-        unit = directions(visual)
-        queries = text.float()
-        if text_mask is not None:
-            _require_mask(text_mask, text)
-            queries = queries.masked_fill(~text_mask.to(queries.device, non_blocking=True).unsqueeze(-1), 0.0)
-        if queries.device.type == "cpu":
-            require_finite(text=queries)
-        # Masked tokens are zero and add nothing.
-        counted = len(text) if text_mask is None else text_mask.to(queries.device, non_blocking=True).sum()
-        cosine = unit @ (unit_rows(queries).sum(dim=0) / counted)
-        low, high = cosine.aminmax()
-        # NaN equals nothing: what is not finite stays so, for the caller to see.
-        return torch.where(high == low, torch.ones_like(cosine), (cosine - low) / (high - low))
+
+
+def require_sign(sign: int) -> None:
+    if isinstance(sign, bool) or sign not in (1, -1):
+        raise ValueError(f"sign must be 1 or -1, got {sign!r}")
 
 
 def _require_mask(mask: Tensor, text: Tensor) -> None:

@@ -12,8 +12,9 @@ from foveate.arguments import bind, cache_in, cache_of
 from foveate.attention import recording
 from foveate.delivery import delivering
 from foveate.guiding import Guide, ImageSpan
-from foveate.inside.layers import ImageInLayers, PrunedLayers, watching
+from foveate.inside.layers import ImageInLayers, PrunedLayers
 from foveate.inside.supported import check_inside, language_layers, refuse_modes
+from foveate.llm_layers import watching
 from foveate.models.encoded import EncodedImage
 from foveate.prompts import Prompt, mark_uneven
 from foveate.pruned_call import PrunedCall, require_scores_finite

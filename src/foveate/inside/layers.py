@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.attention import Recorder, open_recorder, tapped_config, untraced
 from foveate.functional import Merge, Weights, attention_of_queries, merged
 from foveate.guiding import ImageSpan
+from foveate.llm_layers import LayerRun
 from foveate.models.encoded import NEWLINE, EncodedImage
-from foveate.patches import Patch, Patches, held
 from foveate.pruners.base import Choice
 from foveate.pruners.inside import InsidePruner
 from foveate.tokens import Selection
-
-_NAME = "_foveate_layers"
 
 
 class ImageInLayers:
@@ -141,7 +136,7 @@ class Arrangement:
         return torch.where(allowed, zero, torch.finfo(hidden.dtype).min)
 
 
-class PrunedLayers(Recorder):
+class PrunedLayers(LayerRun):
     """One ``generate`` under a method that prunes inside the LLM.
 
     Args:
@@ -256,34 +251,3 @@ class PrunedLayers(Recorder):
         source = torch.searchsorted(index.contiguous(), after).clamp(max=index.shape[1] - 1)
         hidden = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         return hidden, Arrangement(after, any(len(one) < width for one in columns))
-
-
-def watching(model: Any, layers: Sequence[Any]) -> AbstractContextManager[None]:
-    """Hooks on every layer of the LLM, shared by all calls that run at once; inert outside of a ``PrunedLayers``."""
-    return held(model, lambda: getattr(model, _NAME, None) or _hooks(model, layers))
-
-
-def _hooks(model: Any, layers: Sequence[Any]) -> Patches:
-    patches = Patches(
-        patch
-        for number, layer in enumerate(layers)
-        for patch in (
-            Patch(layer, "forward", _through(layer, number)),
-            Patch(layer.self_attn, "config", tapped_config(layer.self_attn)),
-        )
-    )
-    patches.add(Patch(model, _NAME, patches))
-    return patches
-
-
-def _through(layer: nn.Module, number: int) -> Callable[..., Any]:
-    forward = layer.forward
-
-    @functools.wraps(forward)
-    def through(hidden_states: Tensor, **inputs: Any) -> Any:
-        run = open_recorder()
-        if not isinstance(run, PrunedLayers) or run.layers[number] is not layer:
-            return forward(hidden_states, **inputs)
-        return run.through(number, forward, hidden_states, inputs)
-
-    return untraced(through)

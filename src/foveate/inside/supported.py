@@ -33,6 +33,7 @@ def check_inside(family: Family, pruner: Method, options: Options) -> None:
         )
     asked = {"positions": options.positions == "compact", "newlines": options.newlines != "drop"}
     asked["layout"] = options.layout != "stock"
+    asked["calibrate"] = bool(options.calibrate)
     for option, refused in asked.items():
         if refused:
             raise ValueError(

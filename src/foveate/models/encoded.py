@@ -114,6 +114,7 @@ class Request:
         features: the model's own ``get_image_features`` or ``get_video_features``.
         saliency: whether a method will read it; nothing is tapped otherwise.
         keys: whether a method will read the encoder's keys.
+        encoded: whether a method will read what the encoder hands to the projector.
         layout: one of the family's ``layouts``.
         prompt: (B, S) ids on the CPU, -1 where there is padding or what a cache holds; None when pictures are looked
             at before there is a prompt. Only families whose tiles must be told apart by the prompt read it.
@@ -122,6 +123,7 @@ class Request:
     features: Callable[..., Any]
     saliency: bool = True
     keys: bool = False
+    encoded: bool = False
     layout: Layout = "stock"
     prompt: Tensor | None = None
 
@@ -140,13 +142,20 @@ class Rope:
 
 
 def recorder_for(request: Request, read: Read, attention: nn.Module, **more: Any) -> Recorder:
-    """A recorder that takes what a request wants of one attention module, and taps nothing when it wants nothing."""
+    """A recorder that takes what a request wants of one attention module, and taps nothing when it wants nothing.
+
+    Args:
+        request: what is wanted.
+        read, attention: see ``Recorder``.
+        more: likewise; ``project`` among it, whose input is kept when the request wants it.
+    """
     tapped = request.saliency or request.keys
     return Recorder(
         read if tapped else None,
         attention if tapped else None,
         saliency=request.saliency,
         keys=request.keys,
+        encoded=request.encoded,
         **more,
     )
 
@@ -165,7 +174,12 @@ def read_tokens(
     """
     device = features.device
     return VisualTokens(
-        features, geometry, record.saliency(sources, device), full_grid, keys=record.keys_of(sources, device)
+        features,
+        geometry,
+        record.saliency(sources, device),
+        full_grid,
+        keys=record.keys_of(sources, device),
+        encoded=record.encoded_of(sources, device),
     )
 
 

@@ -79,8 +79,17 @@ class Generic(Family):
                 f"{REMEDY}"
             )
         shares = self._views(request.prompt, len(pixels))
-        with recording(recorder_for(request, self.parts.read, self.parts.attention)) as record:
+        with recording(
+            recorder_for(request, self.parts.read, self.parts.attention, project=self.parts.tower)
+        ) as record:
             features = request.features(pixel_values=pixels, return_dict=True).pooler_output
+        handed = sum(map(len, record.encoded_rows))
+        if request.encoded and handed != len(pixels) * self.seen.patches**2:
+            raise ValueError(
+                f"{self.title} finds {handed} patches in what {type(self.parts.tower).__name__} hands to the projector "
+                f"of {len(pixels)} views with {self.seen.patches**2} each: methods that read the vision encoder's "
+                f"features do not work here. {REMEDY}"
+            )
         squares = square_sources((self.seen.patches,) * 2, self.factor)
         found, first = [], 0
         for count in shares:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
 from foveate.models.qwen_vl import PackedVisionFamily
 
 
@@ -14,6 +16,17 @@ class Glm4v(PackedVisionFamily):
     title = "GLM-4.1V"
     model_types = ("glm4v", "glm4v_moe")
     joins_rows = True
+
+    @property
+    def reader(self) -> nn.Module:
+        """The convolution that merges squares of patches, behind the encoder's last norm."""
+        convolution: nn.Module = self.base.visual.downsample
+        return convolution
+
+    @staticmethod
+    def patches_of(given: Tensor) -> Tensor:
+        """From (squares, d, rows, columns)."""
+        return given.permute(0, 2, 3, 1)
 
     def refuse(self, inputs: Mapping[str, Any]) -> None:
         if inputs.get("pixel_values_videos") is not None or inputs.get("video_grid_thw") is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.attention import recording, tapped_config
+from foveate.attention import projecting, recording, tapped_config
 from foveate.models.base import Family
 from foveate.models.encoded import (
     EncodedImage,
@@ -52,7 +52,11 @@ class Idefics3(Family):
         self.factor = int(self.base.connector.scale_factor)
 
     def instruments(self) -> Sequence[Patch]:
-        return [Patch(self.attention, "config", tapped_config(self.attention))]
+        connector = self.base.connector
+        return [
+            Patch(self.attention, "config", tapped_config(self.attention)),
+            Patch(connector, "forward", projecting(connector)),
+        ]
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         return stacked(kept)
@@ -64,7 +68,7 @@ class Idefics3(Family):
         views = self._views(pixels, mask)
         per_tile = (side // self.factor) ** 2
         grids = self._grids(request.prompt, per_tile, len(views))
-        with recording(recorder_for(request, "received", self.attention)) as record:
+        with recording(recorder_for(request, "received", self.attention, project=self.base.connector)) as record:
             output = request.features(pixels, pixel_attention_mask=mask, return_dict=True)
         tiles = output.pooler_output
         if not torch.is_tensor(tiles):  # in 5.23 an entry per prompt, its tiles one after the other

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.attention import Recorder, recording
-from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry, grid_places
+from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry, grid_places, read_tokens
 from foveate.models.llava_next import Canvas, LlavaNext
 from foveate.models.towers import Tower
 from foveate.tokens import Geometry, VisualTokens
@@ -23,8 +23,8 @@ class LlavaOnevision(LlavaNext):
     """``LlavaOnevisionForConditionalGeneration``.
 
     Where stock transformers shrinks features (crops above the limit, a video's frames), a token is a bilinear mean of
-    patches: its saliency and keys are the same mean of theirs, its box is the part of the picture it stands for, and
-    its row and column are those of the patch in the middle of it.
+    patches: what is read of the encoder is the same mean, its box is the part of the picture it stands for, and its
+    row and column are those of the patch in the middle of it.
     """
 
     title = "LLaVA-OneVision"
@@ -90,16 +90,11 @@ class LlavaOnevision(LlavaNext):
         whole = grid_geometry([(side, side)], box, size, stream.device)
         boxes = whole.boxes.clamp(min=0).minimum(whole.boxes.new_tensor([width, height] * 2))
         geometry = replace(whole, boxes=boxes)
-        return self._ended(
-            geometry, stream, record.saliency(sources, stream.device), record.keys_of(sources, stream.device)
-        )
+        return self._ended(read_tokens(record, stream[:-1], geometry, sources), stream)
 
-    def _ended(
-        self, geometry: Geometry, stream: Tensor, saliency: Tensor | None, keys: Tensor | None, kind: Kind = "image"
-    ) -> EncodedImage:
+    def _ended(self, tokens: VisualTokens, stream: Tensor, kind: Kind = "image") -> EncodedImage:
         """Patches with one newline after all of them: it ends the whole as if it were one line."""
-        count = len(geometry)
-        tokens = VisualTokens(stream[:-1], geometry, saliency, full_grid=True, keys=keys)
+        count = len(tokens)
         slots = torch.arange(count + 1, device="cpu")
         slots[-1] = NEWLINE
         return EncodedImage(tokens, count + 1, slots, torch.zeros_like(slots), stream, (), kind)
@@ -120,6 +115,7 @@ class LlavaOnevision(LlavaNext):
             geometry=self._place(canvas, int(newline.sum()), len(newline), device),
             saliency=packed(record.saliency(sources, device)),
             keys=packed(record.keys_of(sources, device)),
+            encoded=packed(record.encoded_of(sources, device)),
         )
         return self._in_lines(tokens, stream, newline)
 
@@ -185,9 +181,15 @@ class LlavaOnevision(LlavaNext):
                     "cannot be pruned: update it (5.18 and newer do not), or pass frames as images"
                 )
             sources = torch.arange(frames * side**2, device="cpu") + number * frames * side**2
-            saliency = through(record.saliency(sources, stream.device))
-            keys = through(record.keys_of(sources, stream.device))
-            videos.append(self._ended(geometry, stream, saliency, keys, "video"))
+            tokens = VisualTokens(
+                stream[:-1],
+                geometry,
+                through(record.saliency(sources, stream.device)),
+                full_grid=True,
+                keys=through(record.keys_of(sources, stream.device)),
+                encoded=through(record.encoded_of(sources, stream.device)),
+            )
+            videos.append(self._ended(tokens, stream, "video"))
         return videos
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:

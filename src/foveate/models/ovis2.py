@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.attention import Recorder, beside, tapped_config
+from foveate.attention import Recorder, beside, projecting, tapped_config
 from foveate.models.base import look_up
 from foveate.models.encoded import Kept, Kind, Request, recorder_for
 from foveate.models.tiles import Cut, TiledFamily, runs_of
+from foveate.models.towers import unshuffled
 from foveate.patches import Patch
 
 
@@ -45,10 +47,18 @@ class Ovis2(TiledFamily):
         return int(self.config.vision_config.hidden_stride)
 
     def instruments(self) -> Sequence[Patch]:
-        return [Patch(self.last, "config", tapped_config(self.last))]
+        head = self.base.vision_tower.head_linear
+        return [Patch(self.last, "config", tapped_config(self.last)), Patch(head, "forward", projecting(head))]
 
     def recorder(self, inputs: Mapping[str, Any], request: Request) -> Recorder:
-        return recorder_for(request, "received", self.last)
+        """What makes words of the visual vocabulary of the encoder's features is the head."""
+        return recorder_for(
+            request,
+            "received",
+            self.last,
+            project=self.base.vision_tower.head_linear,
+            patches=partial(unshuffled, factor=self.factor),
+        )
 
     def cuts(self, row: Tensor, per_tile: int) -> list[Cut]:
         """start, the whole image, grid, then the crops with column and row marks between them, if any, end."""

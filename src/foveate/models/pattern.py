@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.attention import Read, Recorder, recording, tapped_config
+from foveate.attention import Read, Recorder, handing, recording, tapped_config
 from foveate.models.squares import square_sources
 from foveate.patches import Patch, Patches
 
@@ -32,6 +32,7 @@ class Parts:
         tower: the vision tower.
         name: what the layer that is read is called there.
         layer: that layer; the projector reads nothing deeper.
+        state: its output's index among the tower's hidden states; None: the projector reads the last one.
         attention: its attention module.
         cls: whether the tower puts a class token before the patches.
         side: pixels of a view's side.
@@ -42,6 +43,7 @@ class Parts:
     tower: nn.Module
     name: str
     layer: nn.Module
+    state: int | None
     attention: Any
     cls: bool
     side: int
@@ -54,8 +56,21 @@ class Parts:
         return "cls" if self.cls else "received"
 
     def instruments(self) -> list[Patch]:
-        """What taps the layer."""
-        return [Patch(self.attention, "config", tapped_config(self.attention))]
+        """What taps the layer, and what the tower hands over."""
+        return [
+            Patch(self.attention, "config", tapped_config(self.attention)),
+            Patch(self.tower, "forward", handing(self.tower, self.patches_of)),
+        ]
+
+    def patches_of(self, output: Any) -> Tensor | None:
+        """(views, patches, d) what the projector reads of the tower's output; None where that is not to be seen."""
+        states = getattr(output, "hidden_states", None)
+        found = getattr(output, "last_hidden_state", None)
+        if self.state is not None and states is not None:
+            found = states[self.state]
+        if not torch.is_tensor(found):
+            return None
+        return found[:, 1:] if self.cls else found
 
 
 def parts_of(model: Any) -> Parts:
@@ -91,12 +106,12 @@ def parts_of(model: Any) -> Parts:
     ]
     if len(stacks) != 1:
         raise ValueError(f"its {type(tower).__name__} has {len(stacks)} stacks of layers, and one is expected")
-    (path, layers), read = stacks[0], -1
+    (path, layers), read, state = stacks[0], -1, None
     for name in LAYERS:
         given = getattr(config, name, None)
         if given is not None:
             states = [one % (len(layers) + 1) for one in ([given] if isinstance(given, int) else given)]
-            read = max(states) - 1
+            read, state = max(states) - 1, max(states)
             if read < 0:
                 raise ValueError(f"{name}={given} reads the patch embeddings, before any attention")
     read %= len(layers)
@@ -112,7 +127,7 @@ def parts_of(model: Any) -> Parts:
     channels = int(getattr(vision, "num_channels", 3))
     patch = getattr(vision, "patch_size", None)
     patch = patch if isinstance(patch, int) else None
-    return Parts(tower, f"{path}.{read}", layers[read], attention, cls, sides.pop(), patch, channels)
+    return Parts(tower, f"{path}.{read}", layers[read], state, attention, cls, sides.pop(), patch, channels)
 
 
 def _first(owner: Any, names: Sequence[str], otherwise: str) -> tuple[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveate.attention import beside, recording, tapped_config
+from foveate.attention import beside, projecting, recording, tapped_config
 from foveate.models.base import Family, accepted
 from foveate.models.encoded import (
     EncodedImage,
@@ -46,9 +46,23 @@ class PackedVisionFamily(Family):
         """The layer whose attention is read: the last."""
         return len(self.blocks) - 1
 
+    @property
+    def reader(self) -> nn.Module:
+        """What the encoder's last features go into: the merger."""
+        merger: nn.Module = self.base.visual.merger
+        return merger
+
+    @staticmethod
+    def patches_of(given: Tensor) -> Tensor:
+        """What ``reader`` is given to (..., d), one row per patch in the encoder's order."""
+        return given
+
     def instruments(self) -> Sequence[Patch]:
         attention = self.blocks[self.read_layer].attn
-        return [Patch(attention, "config", tapped_config(attention))]
+        return [
+            Patch(attention, "config", tapped_config(attention)),
+            Patch(self.reader, "forward", projecting(self.reader)),
+        ]
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         return self._encode(inputs, request, "image")
@@ -71,7 +85,14 @@ class PackedVisionFamily(Family):
                 f"{grids}, got {tuple(pixels.shape)}"
             )
         frames = [h * w for t, h, w in grids for _ in range(t)]
-        recorder = recorder_for(request, "received", self.blocks[self.read_layer].attn, segments=frames)
+        recorder = recorder_for(
+            request,
+            "received",
+            self.blocks[self.read_layer].attn,
+            project=self.reader,
+            patches=self.patches_of,
+            segments=frames,
+        )
         with recording(recorder) as record:
             output = request.features(pixels, given, return_dict=True)
         counts = [len(stream) for stream in output.pooler_output]

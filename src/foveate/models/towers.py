@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.attention import Read, Recorder, projecting, skippable, tapped_config
 from foveate.models.base import Family
@@ -25,10 +27,14 @@ class Reading:
     Args:
         saliency_layer: index of the layer whose output is the deepest hidden state the projector reads.
         strategy: "default" (the first token, CLS, is left out) or "full".
+        layers: how many hidden states the projector reads, one behind the other.
+        deepest: which of them is the deepest.
     """
 
     saliency_layer: int
     strategy: str
+    layers: int = 1
+    deepest: int = 0
 
 
 class Tower:
@@ -91,10 +97,10 @@ class Tower:
                 f"{NAMES[self.kind]} tower has none: stock transformers would lose the top-left patch of every view. "
                 "Set it to 'full' in the model's and the processor's config."
             )
-        return Reading(max(states) - 1, strategy)
+        return Reading(max(states) - 1, strategy, len(states), states.index(max(states)))
 
     def instruments(self) -> list[Patch]:
-        """A tapped config on every attention, a skippable forward on every layer, a projector that shows its output."""
+        """A tapped config on every attention, a skippable forward on every layer, a projector that shows itself."""
         patches = [Patch(self.projector, "forward", projecting(self.projector))]
         patches += [Patch(layer, "forward", skippable(layer)) for layer in self.layers]
         patches += [Patch(attention, "config", tapped_config(attention)) for attention in self.attentions]
@@ -108,8 +114,29 @@ class Tower:
             self.attentions[reading.saliency_layer],
             skip=self.layers[reading.saliency_layer + 1 :],
             project=self.projector,
+            patches=partial(self._patches, reading),
             segments=segments,
         )
+
+    def _patches(self, reading: Reading, given: Tensor) -> Tensor:
+        """What the projector is given, (..., d) without CLS; of several layers, the deepest."""
+        if self.kind == "internvl_vision":
+            return unshuffled(given, int(1 / self.config.downsample_ratio))
+        if self.read == "cls" and reading.strategy == "full":
+            given = given[:, 1:]
+        return given.chunk(reading.layers, dim=-1)[reading.deepest]
+
+
+def unshuffled(given: Tensor, factor: int) -> Tensor:
+    """(views, n * n, factor * factor * d) to (views, patches, d), row by row: takes pixel shuffle back.
+
+    Args:
+        given: n x n tokens of a view, each with the patches of a square, row by row, one behind the other.
+        factor: patches per side of a token.
+    """
+    side = math.isqrt(given.shape[1])
+    squares = given.reshape(len(given), side, side, factor, factor, -1)
+    return squares.transpose(2, 3).reshape(len(given), (side * factor) ** 2, -1)
 
 
 class TowerFamily(Family):

@@ -2,16 +2,21 @@
 
 from foveate.pruners.adafv import AdaFV
 from foveate.pruners.agilepruner import AgilePruner
+from foveate.pruners.auto import Auto
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
+from foveate.pruners.centered import Centered
+from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
+from foveate.pruners.eadp import EADP
 from foveate.pruners.fastv import FastV
 from foveate.pruners.fsr import FSR
 from foveate.pruners.holov import HoloV
 from foveate.pruners.inside import InsidePruner
 from foveate.pruners.merged import Merged
 from foveate.pruners.mix import FixedMix
+from foveate.pruners.mmtok import MMTok
 from foveate.pruners.pool import Pool
 from foveate.pruners.prumerge import PruMerge, PruMergePlus
 from foveate.pruners.prunesid import PruneSID
@@ -25,6 +30,7 @@ from foveate.pruners.registry import (
     known_methods,
     parse_method,
     register,
+    replaced,
     takes,
 )
 from foveate.pruners.saliency import Saliency
@@ -39,6 +45,7 @@ from foveate.pruners.wrapper import Wrapper
 
 for _method in (
     AdaFV,
+    Cover,
     Saliency,
     TextSimilarity,
     FixedMix,
@@ -46,8 +53,10 @@ for _method in (
     CDPruner,
     DART,
     DivPrune,
+    EADP,
     FSR,
     HoloV,
+    MMTok,
     PruMerge,
     PruMergePlus,
     PruneSID,
@@ -61,13 +70,16 @@ for _method in (
     FastV,
     PyramidDrop,
     SparseVLM,
+    Centered,
     Merged,
+    Auto,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner", "CDPruner",
-    "Choice", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "Merged", "Method", "Pool", "PruMerge",
-    "PruMergePlus", "PruneSID", "Pruner", "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "TextSimilarity",
-    "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "takes",
+    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner", "Auto",
+    "CDPruner", "Centered", "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok",
+    "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "PruneSID", "Pruner", "PyramidDrop", "Random", "Saliency",
+    "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner",
+    "known_methods", "parse_method", "register", "replaced", "takes",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
@@ -60,6 +60,8 @@ class Method:
     reads_keys: ClassVar[bool] = False
     reads_encoded: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    """Whether how many tokens stay is the method's own choice, ``keep`` being the most; known once it has chosen."""
     text_span = "prompt"  # no annotation: a field only where a method has the choice
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -79,6 +81,11 @@ class Method:
 
     def __hash__(self) -> int:
         return hash(type(self))  # options may be set anew, and may be lists
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of its options beside ``keep``; of a wrapper also those of the method it holds."""
+        return tuple(one.name for one in fields(self) if one.init and one.name != "keep")
 
     @property
     def selections(self) -> list[Selection]:
@@ -132,14 +139,15 @@ class Pruner(Method, ABC):
                 ``encoded`` when ``reads_encoded``.
             text: T >= 1 text tokens when ``reads_text``, else None. All but the text's masks is on
                 the device of ``visual.features``.
-            budget: K, 1 <= K < N.
+            budget: K, 1 <= K < N; of an ``adaptive`` method the most that may stay, 1 <= K <= N.
 
         Returns:
             K distinct indices, ascending, and what they were chosen from. No host sync, no loop over tokens.
         """
 
     def select(self, visual: VisualTokens, text: TextTokens | None = None) -> Selection:
-        """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N.
+        """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N, unless the
+        method is ``adaptive``.
 
         Scores are computed, and indices lie, where ``visual.features`` are.
 
@@ -155,7 +163,7 @@ class Pruner(Method, ABC):
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
         budget = Keep(self.keep).budget(len(visual))
-        if budget == len(visual):
+        if budget == len(visual) and not self.adaptive:
             choice = self.keep_all(visual, text)
         else:
             choice = self.choose(_together(visual), _beside(text, visual.features.device), budget)

@@ -14,15 +14,16 @@ from foveate.tokens import TextTokens, VisualTokens
 class DivPrune(Pruner):
     """Tokens as unlike one another as can be: DivPrune (arXiv 2503.02175).
 
-    As in the paper, on the tokens that enter the LLM, all views of the image at once.
+    As in the paper, on the tokens that enter the LLM, all views of the image at once. ``Centered`` holds it.
 
     Args:
         keep: as for ``Pruner``.
     """
 
     name: ClassVar[str] = "divprune"
+    takes_weight: ClassVar[bool] = True
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Farthest-point sampling by ``1 - cos``; the score is the distance to the nearest other token."""
-        kept, distance = max_min_diversity(visual.features.detach(), budget)
+        kept, distance = max_min_diversity(visual.likened.detach(), budget, visual.weight)
         return Choice(kept, {"distance": distance})

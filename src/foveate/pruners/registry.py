@@ -7,7 +7,7 @@ import functools
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -30,15 +30,24 @@ LACKING = {
         "both its projections, which a vision-language checkpoint does not hold; 'text' and 'cdpruner' rank by the "
         "language model's own embeddings of the question"
     ),
+    "ask-again": (
+        "it is no method but a way to ask a session's questions, for `foveate eval` and `foveate tune` with "
+        "transformers, `foveate ask --again`, and session.ask(question, foveate.AskAgain(...)); what runs the model "
+        "once per question (`with pruner(model)`, pipelines, bench, a server) cannot ask again"
+    ),
 }
 """Methods that people ask for by name, and what stands in their way."""
 
+
+AUTO = "auto"
+"""The wrapper that ``keep="auto"`` stands for."""
 
 ENTRY_POINTS = "foveate.methods"
 """The group of entry points under which other packages name their methods."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _Kind = TypeVar("_Kind", bound=type[Method])
+_Method = TypeVar("_Method", bound=Method)
 
 
 def register(method: _Kind) -> _Kind:
@@ -123,7 +132,7 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
     if issubclass(kind, Wrapper):
         own = next((place for place, one in enumerate(given) if "=" not in one), None)
         if own is None:
-            raise ValueError(f"{name} holds another method, whose name stands behind: {':'.join([name, 'cdpruner'])}")
+            raise ValueError(f"{name} holds another method, whose name stands behind: {name}:{kind.example}")
         held = ":".join(given[own:])
         given = given[:own]
         try:
@@ -148,14 +157,36 @@ def get_pruner(name: str, **options: Any) -> Method:
 
     Args:
         name: as for ``parse_method``.
-        options: of the method; they go before those behind the name.
+        options: of the method; they go before those behind the name. ``keep="auto"`` is ``Auto(method)``.
 
     Raises:
         ValueError: as for ``parse_method``, or a value the method refuses.
         TypeError: an option the method does not have.
     """
     method, own = parse_method(name)
+    if isinstance(options.get("keep"), str) and options["keep"] == AUTO:
+        held = method(**{**own, **{option: value for option, value in options.items() if option != "keep"}})
+        try:
+            return WRAPPERS[AUTO](held)
+        except TypeError as error:
+            raise ValueError(f"keep='auto': {error}") from None
     return method(**{**own, **options})
+
+
+def replaced(pruner: _Method, **options: Any) -> _Method:
+    """The same method with other options; those that a wrapper does not have are of the method it holds.
+
+    Raises:
+        TypeError: an option that none of them has.
+        ValueError: a value that its method refuses.
+    """
+    own = {one.name for one in fields(pruner) if one.init}
+    mine = {name: value for name, value in options.items() if name in own}
+    others = {name: value for name, value in options.items() if name not in own}
+    if others and isinstance(pruner, Wrapper):
+        mine["method"] = replaced(pruner.method, **others)
+        others = {}
+    return replace(pruner, **mine, **others)
 
 
 def takes(name: str, option: str) -> bool:
@@ -164,9 +195,5 @@ def takes(name: str, option: str) -> bool:
     Raises:
         ValueError: as for ``parse_method``.
     """
-    kind, options = parse_method(name)
-    if "method" in options:
-        held = options["method"]
-        kind = type(held.innermost if isinstance(held, Wrapper) else held)
-        return f":{option}=" not in name and any(field.name == option for field in fields(kind))
-    return option not in options and any(field.name == option for field in fields(kind))
+    *_, last = re.split(r":(?!\w+=)", name)  # the innermost with its options
+    return option in get_pruner(name).options and f":{option}=" not in f":{last}"

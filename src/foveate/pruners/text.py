@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.functional import text_to_image_attention
+from foveate.functional import relevance_to_text, text_to_image_attention
+from foveate.functional.text import WORDS, require_sign
 from foveate.pruners.base import TEXT_TO_IMAGE, Scorer
 from foveate.tokens import TextTokens, VisualTokens
 
@@ -61,6 +62,39 @@ class ReadsQuestion:
                 "text_span='prompt', special_tokens=True"
             )
         return mask
+
+
+class ReadsRelevance(ReadsQuestion):
+    """Mixed into a ``Pruner`` that reads relevance to the question; the dataclass declares these options itself.
+
+    Args:
+        text_span, special_tokens: as for ``ReadsQuestion``.
+        words: relevance is the ``"mean"`` (default) or the ``"max"`` of the cosines to the words.
+        sign: 1 (default), or -1: the cosines are negated.
+
+    Raises:
+        ValueError: an unknown ``text_span`` or ``words``, a ``sign`` that is neither.
+    """
+
+    words: str
+    sign: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.words not in WORDS:
+            raise ValueError(f"unknown words {self.words!r}; known: {', '.join(WORDS)}")
+        require_sign(self.sign)
+
+    def relevance(self, visual: VisualTokens, text: TextTokens) -> Tensor:
+        """(N,) float32 in [0, 1]: how relevant each visual token is to the text of the chosen span.
+
+        Raises:
+            ValueError: the options leave no text token, see ``text_mask``.
+        """
+        mask = self.text_mask(text)
+        return relevance_to_text(
+            text.embeddings.detach(), visual.features.detach(), text_mask=mask, words=self.words, sign=self.sign
+        )
 
 
 class ReadsText(ReadsQuestion):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from foveate.pruners.base import Choice, Method, Pruner
 from foveate.tokens import TextTokens, VisualTokens
@@ -25,6 +25,9 @@ class Wrapper(Pruner):
     method: Any
     keep: Any = field(default=None, kw_only=True)
 
+    example: ClassVar[str] = "cdpruner"
+    """A method that can be held, for messages."""
+
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
             from foveate.pruners.registry import get_pruner  # it knows the wrappers too
@@ -33,7 +36,7 @@ class Wrapper(Pruner):
         if not isinstance(self.method, Pruner):
             inside = isinstance(self.method, Method)
             what = f"{self.method.name} prunes inside the LLM" if inside else f"got {type(self.method).__name__}"
-            raise TypeError(f"{self.name} holds a method that prunes before the LLM, such as 'cdpruner': {what}")
+            raise TypeError(f"{self.name} holds a method that prunes before the LLM, such as {self.example!r}: {what}")
         reason = self.refuse(self.method)
         if reason is not None:
             raise ValueError(f"{self.name} cannot hold {self.method.name}: {reason}")
@@ -45,6 +48,11 @@ class Wrapper(Pruner):
     def refuse(self, method: Pruner) -> str | None:
         """Why a method cannot be held; None where it can."""
         return None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Its own options, then those of the method it holds."""
+        return tuple(name for name in super().options if name != "method") + tuple(self.method.options)
 
     @property
     def innermost(self) -> Pruner:
@@ -61,5 +69,7 @@ def _held(flag: str) -> property:
     return property(lambda self: getattr(self.method, flag), doc=f"``{flag}`` of the held method.")
 
 
-for _flag in ("reads_saliency", "reads_keys", "reads_encoded", "reads_text", "text_span", "merges", "takes_weight"):
+for _flag in (
+    "reads_saliency", "reads_keys", "reads_encoded", "reads_text", "text_span", "merges", "takes_weight", "adaptive",
+):  # fmt: skip
     setattr(Wrapper, _flag, _held(_flag))

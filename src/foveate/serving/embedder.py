@@ -55,6 +55,8 @@ class ImageEmbedder:
         if policy.reads_saliency or policy.reads_keys:
             attention = hooks.vision_attention(self.batches.attention(model))
             attention.register_forward_pre_hook(_record, with_kwargs=True)
+        if policy.reads_encoded:
+            self.batches.reader(model).register_forward_pre_hook(_record_encoded)
 
     def embed(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Any:
         """(kept, D) features of every image of a batch, in order.
@@ -167,8 +169,15 @@ class ImageEmbedder:
             first = self.batches.outputs([part[0] for part in parts])
             return _Features(first, [[part[n] for part in parts] for n in range(1, levels)])
 
-        request = Request(features, self.policy.reads_saliency, self.policy.reads_keys, prompt=prompt)
-        return self.family.encode(inputs, request)
+        policy = self.policy
+        request = Request(features, policy.reads_saliency, policy.reads_keys, policy.reads_encoded, prompt=prompt)
+        images = self.family.encode(inputs, request)
+        if policy.reads_encoded and any(image.tokens.encoded is None for image in images):
+            raise RuntimeError(
+                f"foveate: what the encoder of {self.family.title} hands to the projector was not seen in this vLLM: "
+                f"none of {', '.join(policy.names)} that reads it can be served with this model"
+            )
+        return images
 
     def _put(self, key: Any, image: EncodedImage) -> None:
         tokens, place = image.tokens, image.tokens.geometry
@@ -181,6 +190,7 @@ class ImageEmbedder:
             image.stream,
             tokens.saliency,
             tokens.keys,
+            tokens.encoded,
             *(getattr(place, name) for name in _PLACES),
             *image.planes,
         ]
@@ -190,13 +200,13 @@ class ImageEmbedder:
         found = self.cache.get(key)
         if found is None:
             return None
-        (stream, saliency, keys, *rest), note = found
+        (stream, saliency, keys, encoded, *rest), note = found
         assert stream is not None
         geometry = _placed(note.tokens.geometry, rest[: len(_PLACES)])
         features = stream
         if bool((note.slots == NEWLINE).any()):
             features = stream[(note.slots >= 0).nonzero()[:, 0].to(stream.device)]
-        tokens = VisualTokens(features, geometry, saliency, note.tokens.full_grid, keys)
+        tokens = VisualTokens(features, geometry, saliency, note.tokens.full_grid, keys, encoded)
         return dataclasses.replace(note, tokens=tokens, stream=stream, planes=tuple(rest[len(_PLACES) :]))
 
 
@@ -228,3 +238,10 @@ def _record(attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
     record.note(query, key, attention.scale, None)
     for rows, old in zip((record.rows, record.key_rows), known, strict=True):
         rows[old:] = [hooks.mean_over_ranks(row) for row in rows[old:]]
+
+
+def _record_encoded(reader: Any, args: Sequence[Any]) -> None:
+    """Before the projector: what the encoder hands to it, the same on every tensor-parallel rank."""
+    record = open_recorder()
+    if record is not None:
+        record.note_encoded(args[0])

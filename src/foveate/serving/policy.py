@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foveate.pruners import Pruner, parse_method
+from foveate.pruners import Pruner, get_pruner, replaced, takes
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
@@ -76,6 +76,11 @@ class Policy:
                 raise ValueError(f"{name} must be a number of MiB >= 0, got {size!r}")
         for name in self.names:
             pruner = self.pruner(name, self.keep)
+            if pruner.adaptive:
+                raise ValueError(
+                    f"{name} knows how many tokens stay once the image is encoded, and a server lays the prompt out "
+                    "before: serve the method that it holds, at a keep of its own"
+                )
             if getattr(pruner, "variant", "paper") == "released":
                 raise ValueError(
                     "variant='released' needs every view's full grid, and rounds budgets its own way: it is for "
@@ -98,26 +103,32 @@ class Policy:
         """Whether any method that may run reads the encoder's keys."""
         return any(self.pruner(name, 1).reads_keys for name in self.names)
 
+    @property
+    def reads_encoded(self) -> bool:
+        """Whether any method that may run reads what the encoder hands to the projector."""
+        return any(self.pruner(name, 1).reads_encoded for name in self.names)
+
     def pruner(self, method: str, keep: float | int) -> Pruner:
         """The pruner of an allowed method.
 
         Raises:
             ValueError, TypeError: no such method, or options it does not have.
         """
-        kind, own = parse_method(method)
-        if not issubclass(kind, Pruner):
+        pruner = get_pruner(method, keep=keep)
+        if not isinstance(pruner, Pruner):
             raise ValueError(
                 f"{method} prunes between the layers of the LLM, and vLLM runs those itself: serve a method that "
                 "prunes before the LLM"
             )
         given = dict(self.options) if method == self.method else {}
-        known = [one.name for one in dataclasses.fields(kind) if one.name != "keep"]
-        if "text_span" in self.options and "text_span" in known and "text_span" not in own:
+        if "text_span" in self.options and takes(method, "text_span"):
             given["text_span"] = self.options["text_span"]
         try:
-            return kind(keep=keep, **{**own, **given})
+            return replaced(pruner, **given)
         except TypeError as error:
-            raise TypeError(f"options of {method} are {', '.join(known) or 'none'}, got {given}: {error}") from None
+            raise TypeError(
+                f"options of {method} are {', '.join(pruner.options) or 'none'}, got {given}: {error}"
+            ) from None
 
     def wish(self, request: object) -> Wish:
         """What a request asks for, the server's own values where it is silent.

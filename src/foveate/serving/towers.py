@@ -48,6 +48,10 @@ class Batches(ABC):
     def attention(self, model: Any) -> Any:
         """The module whose queries and keys saliency is read from."""
 
+    @abstractmethod
+    def reader(self, model: Any) -> Any:
+        """The module whose input is what the encoder hands to the projector or merger."""
+
     def unserved(self) -> str | None:
         """Why the model's configuration cannot be served, and what to do; None when it can."""
         return None
@@ -93,6 +97,9 @@ class Views(Batches):
     def attention(self, model: Any) -> Any:
         layer = self.family.tower.reading({}).saliency_layer
         return model.vision_tower.vision_model.encoder.layers[layer].self_attn.attn
+
+    def reader(self, model: Any) -> Any:
+        return model.multi_modal_projector
 
     def unserved(self) -> str | None:
         tower = self.family.tower
@@ -156,6 +163,9 @@ class Tiles(Batches):
         layer = self.family.tower.reading({}).saliency_layer
         return model.vision_tower.encoder.layer[layer].attention.attn
 
+    def reader(self, model: Any) -> Any:
+        return model.multi_modal_projector
+
     def unserved(self) -> str | None:
         tower = self.family.tower
         if tower.reading({}).saliency_layer != len(tower.layers) - 1:
@@ -187,3 +197,8 @@ class Packed(Batches):
 
     def attention(self, model: Any) -> Any:
         return model.visual.blocks[self.family.read_layer].attn.attn
+
+    def reader(self, model: Any) -> Any:
+        # The norm that is the first thing in it: vLLM calls some mergers past their own hooks.
+        merger = model.visual.merger
+        return merger.ln_q if hasattr(merger, "ln_q") else merger.norm

@@ -1,0 +1,243 @@
+"""Few tokens that stand for all of them: facility location, solved greedily. Pure functions of one image's tokens.
+
+``F(S) = sum over rows i of w_i max over j in S of L_ij`` is monotone and submodular, so the greedy choice reaches at
+least ``1 - 1/e`` of the best (Nemhauser, Wolsey, Fisher 1978). What the rows and the likeness ``L`` are differs between
+methods; how it is solved does not. The loop is over the budget. On an accelerator its steps are tensor operations that
+nothing waits for; on a CPU, where values may be looked at, only the rows that the last token covers better are gone
+through again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from foveate.functional.common import (
+    accumulator,
+    directions,
+    require_budget,
+    require_finite,
+    require_floating,
+    require_length,
+    shape_of,
+    unit_rows,
+)
+
+_BLOCK = 1 << 22  # cells of a table that are gone through at a time (16 MiB)
+_CACHED = 1 << 19  # the same on a CPU, whose cache they stay in
+_SIDE = 1024  # rows and columns of the products that a table of cosines is put together from
+_WHOLE = 1 << 27  # cells of a table that is held in float32 (512 MiB); a larger one is held in two bytes a cell
+_UNIT = 1 << 26  # values of tokens whose directions are held beside it (256 MiB)
+_STEPS = 32767  # of a cosine that is held in two bytes: off by at most 1.6e-5
+_NO_GAIN = 1e-9
+"""Part of what all tokens cover that is taken for no gain: rounding leaves as much."""
+
+
+def facility_location(likeness: Tensor, weight: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """Columns that cover the rows of a table: greedy facility location.
+
+    Each step takes the column that adds most to ``sum_i w_i max_{j chosen} L_ij``. When none adds anything, those that
+    would cover most alone follow. O(R N) for the first, then O(C N) a step on the CPU, where C is how many rows the
+    last column covers better than the ones before; O(R N) a step on an accelerator.
+
+    Args:
+        likeness: (R, N) >= 0, how well each of N columns covers each of R rows.
+        weight: (R,) >= 0, how much a row counts.
+        budget: K >= 1; with N <= K every column is taken.
+
+    Returns:
+        order (min(K, N)) int64, distinct, as they were taken, ties to the earlier column; and ``covered`` (min(K, N))
+        float32 in [0, 1], ascending: F of the first k over F of all columns (1 where that is 0).
+
+    Raises:
+        TypeError: inputs that are not floating; a budget that is no int.
+        ValueError: shapes that do not fit, an empty table, ``budget`` < 1; on CPU tensors also NaN, infinity or
+            negative values.
+    """
+    budget = require_budget(budget)
+    require_floating(likeness=likeness)
+    if likeness.ndim != 2 or 0 in likeness.shape:
+        raise ValueError(f"likeness must be (R, N) with R, N >= 1, got {shape_of(likeness)}")
+    require_length(len(likeness), weight=weight)
+    if likeness.device.type == "cpu":
+        require_finite(likeness=likeness)
+        if bool((likeness < 0).any()):
+            raise ValueError("likeness must not be negative: nothing is covered by less than nothing")
+    with torch.autocast(likeness.device.type, enabled=False):
+        return _greedy(_Table(likeness.float()), _checked(weight), budget)
+
+
+def cosine_cover(visual: Tensor, weight: Tensor, budget: int, power: float = 8.0) -> tuple[Tensor, Tensor]:
+    """Tokens that cover all tokens by their cosines: :func:`facility_location` with ``L = max(0, cos) ** power``.
+
+    O(N^2 D) for the cosines, each computed once for both of its tokens. The table takes 4 bytes a cell up to N =
+    11 585, and 2 (cosines rounded to 1.6e-5) above, where no copy of the tokens is held either.
+
+    Args:
+        visual: (N, D) tokens of one image.
+        weight: (N,) >= 0, how much it counts that a token is covered.
+        budget: K >= 1; with N <= K everything is taken.
+        power: > 0: how alike a token must be to stand for another. Default 8.
+
+    Returns:
+        As for :func:`facility_location`.
+
+    Raises:
+        TypeError, ValueError: as for :func:`facility_location`; ``power`` not positive and finite.
+    """
+    budget = require_budget(budget)
+    if not (math.isfinite(power) and power > 0):
+        raise ValueError(f"power must be positive and finite, got {power!r}")
+    require_length(len(visual), weight=weight)
+    with torch.autocast(visual.device.type, enabled=False):
+        return _greedy(_cosines(visual, power), _checked(weight), budget)
+
+
+def shifted_cosine_cover(visual: Tensor, weight: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """Tokens that cover all tokens: :func:`facility_location` with ``L = (1 + cos) / 2``, as EADP (arXiv 2607.02484).
+
+    Time and memory as for :func:`cosine_cover`.
+
+    Args:
+        visual: (N, D) tokens of one image.
+        weight: (N,) >= 0, how much it counts that a token is covered.
+        budget: K >= 1; with N <= K everything is taken.
+
+    Returns:
+        As for :func:`facility_location`.
+
+    Raises:
+        TypeError, ValueError: as for :func:`facility_location`.
+    """
+    budget = require_budget(budget)
+    require_length(len(visual), weight=weight)
+    with torch.autocast(visual.device.type, enabled=False):
+        return _greedy(_cosines(visual, 1.0, shifted=True), _checked(weight), budget)
+
+
+class _Table:
+    """(R, N) likenesses.
+
+    Args:
+        cells: (R, N) float32 likenesses; or int16, symmetric: cosines in steps of 1 / 32767.
+        power: of the cosine, where cells are int16.
+        mirrored: whether the table is symmetric, so that a column is a row.
+    """
+
+    def __init__(self, cells: Tensor, power: float = 1.0, mirrored: bool = False) -> None:
+        self.cells, self.power, self.mirrored = cells, power, mirrored
+
+    def rows(self, wanted: Tensor | slice) -> Tensor:
+        """(n, N) float32, that may be written into only where rows were named."""
+        cells = self.cells[wanted] if isinstance(wanted, slice) else self.cells.index_select(0, wanted)
+        return cells if cells.dtype == torch.float32 else _raised(cells.float().div_(_STEPS), self.power)
+
+    def column(self, token: Tensor) -> Tensor:
+        """(R,) float32, of a (1,) int64."""
+        return self.rows(token)[0] if self.mirrored else self.cells.index_select(1, token)[:, 0]
+
+
+def _cosines(visual: Tensor, power: float, shifted: bool = False) -> _Table:
+    """max(0, cos) ** power of all pairs of (N, D) tokens, block by block, each block of pairs once.
+
+    With ``shifted`` it is ``((1 + cos) / 2) ** power``.
+    """
+    tokens = len(visual)
+    unit = directions(visual) if visual.numel() <= _UNIT else None
+    if unit is None and visual.device.type == "cpu":
+        require_finite(visual=visual)
+    small = tokens * tokens <= _WHOLE
+    dtype = torch.float32 if small else torch.int16
+    cells = torch.empty(tokens, tokens, dtype=dtype, device=visual.device)
+
+    def of(start: int) -> Tensor:
+        some = slice(start, start + _SIDE)
+        return unit_rows(visual[some]) if unit is None else unit[some]
+
+    for down in range(0, tokens, _SIDE):
+        rows = of(down)
+        for across in range(0, down + 1, _SIDE):
+            block = rows @ (rows if across == down else of(across)).T
+            block = (block.add_(1.0).div_(2.0) if shifted else block).clamp_(0.0, 1.0)
+            block = _raised(block, power) if small else block.mul_(_STEPS).round_().to(torch.int16)
+            cells[down : down + _SIDE, across : across + _SIDE] = block
+            if across != down:
+                cells[across : across + _SIDE, down : down + _SIDE] = block.T
+    return _Table(cells, power, mirrored=True)
+
+
+def _raised(values: Tensor, power: float) -> Tensor:
+    """``values ** power`` in their own place; powers of two by squaring, which is several times faster."""
+    doublings = math.log2(power)
+    if not (doublings.is_integer() and doublings >= 0):
+        return values.pow_(power)
+    for _ in range(int(doublings)):
+        values.mul_(values)
+    return values
+
+
+def _greedy(table: _Table, weight: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    rows, columns = table.cells.shape
+    device = weight.device
+    covered = torch.zeros(rows, dtype=torch.float32, device=device)
+    gain, most = _gain(table, covered, weight, ends=True)
+    alone = gain - gain.amax() - 1  # below every gain
+    least = _NO_GAIN * most
+    if columns <= budget:
+        budget = columns
+    taken = torch.zeros(columns, dtype=torch.bool, device=device)
+    order: list[Tensor] = []
+    reached: list[Tensor] = []
+    for step in range(budget):
+        score = torch.where(gain > least, gain, alone).masked_fill_(taken, -math.inf)
+        token = score.argmax(dim=0, keepdim=True)
+        taken.index_fill_(0, token, True)
+        order.append(token)
+        before, covered = covered, torch.maximum(covered, table.column(token))
+        reached.append((covered.to(gain.dtype) * weight).sum())
+        if step + 1 == budget:
+            break
+        gain = _less(table, before, covered, weight, gain) if device.type == "cpu" else _gain(table, covered, weight)[0]
+    share = torch.stack(reached) / torch.where(most > 0, most, 1.0)
+    share = torch.where(most > 0, share, 1.0).clamp(max=1.0)
+    if columns == budget:
+        share[-1] = 1.0
+    return torch.cat(order), share.float()
+
+
+def _gain(table: _Table, covered: Tensor, weight: Tensor, ends: bool = False) -> tuple[Tensor, Tensor]:
+    """(N,) what each column adds to a coverage: ``sum_i w_i max(0, L_ij - covered_i)``.
+
+    With ``ends`` also what all columns together cover: ``sum_i w_i max_j L_ij``, a 0-d tensor.
+    """
+    rows, columns = table.cells.shape
+    real = accumulator(weight.device)
+    gain, most = weight.new_zeros(columns, dtype=real), weight.new_zeros((), dtype=real)
+    height = max(1, (_CACHED if weight.device.type == "cpu" else _BLOCK) // columns)
+    for start in range(0, rows, height):
+        some = slice(start, start + height)
+        cells = table.rows(some)
+        if ends:
+            most = most + (cells.amax(dim=1).to(real) * weight[some]).sum()
+        above = (cells - covered[some, None]).relu_().mul_(weight[some, None].float())
+        gain += above.sum(dim=0, dtype=real)
+    return gain, most
+
+
+def _less(table: _Table, before: Tensor, covered: Tensor, weight: Tensor, gain: Tensor) -> Tensor:
+    """The gain once a coverage has grown, from the gain before: what has been covered meanwhile is taken off."""
+    better = ((covered > before) & (weight > 0)).nonzero()[:, 0]
+    for some in torch.split(better, max(1, _CACHED // table.cells.shape[1])):
+        low, high = before.index_select(0, some)[:, None], covered.index_select(0, some)[:, None]
+        between = table.rows(some).clamp_(low, high).sub_(low).mul_(weight.index_select(0, some)[:, None].float())
+        gain = gain - between.sum(dim=0, dtype=gain.dtype)
+    return gain
+
+
+def _checked(weight: Tensor) -> Tensor:
+    """Weights in the accumulator's precision."""
+    if weight.device.type == "cpu" and bool((weight < 0).any()):
+        raise ValueError("weight must not be negative: covering more would be worth less")
+    return weight.to(accumulator(weight.device))

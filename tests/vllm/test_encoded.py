@@ -1,0 +1,88 @@
+"""What vLLM's towers hand to their projectors, read by a method of another package: the choices of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from foveate import serving
+from foveate.pruners.registry import METHODS, load_entry_points
+from tests.vllm import checkpoints
+from tests.vllm.engines import Engine
+from tests.vllm.test_families import CASES, OPTIONS, Process, Served, agree, forget, lookups, profile, seen, watch
+
+KEEPS = [0.25, 5]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A package that names the method as one of its entry points; other processes get the same path."""
+    root = tmp_path_factory.mktemp("installed")
+    about = root / "ramp-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ramp\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[foveate.methods]\nramp = tests.vllm.ramp:Ramp\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(root)
+        load_entry_points.cache_clear()
+        yield
+    load_entry_points.cache_clear()
+    METHODS.pop("ramp", None)
+
+
+@pytest.fixture(scope="module")
+def process(installed: None) -> Iterator[Process]:
+    one = Process(True)
+    yield one
+    if one.engine is not None:
+        one.engine.close()
+
+
+def served(name: str, folder: Path, engine: Engine) -> Served:
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
+
+
+@pytest.mark.parametrize("name", list(checkpoints.FAMILIES))
+def test_choices_are_those_of_transformers(name: str, process: Process, tmp_path: Path) -> None:
+    """All cases in one batch, then all once more from the cache of encoded pictures."""
+    folder = checkpoints.write(name, tmp_path)
+    options = serving.options("ramp", keep=0.25, methods=("adafv",), feature_cache_mib=16)
+    family = served(name, folder, process.load(folder, hf_overrides=options))
+    family.engine.call(watch)
+    family.engine.call(forget)
+    for keep in KEEPS:
+        chosen: set[Any] = set()
+        for one, case in zip(family.ask(list(CASES.values()), {"keep": keep}), CASES.values(), strict=True):
+            answer = family.expected(case, "ramp", keep)
+            agree(one, answer)
+            chosen |= {("ramp", keep, indices) for indices in answer.chosen}
+        assert family.engine.call(seen) == chosen
+        assert len(chosen) > len(CASES)
+    hits, misses = family.engine.call(lookups)
+    assert misses == 11  # different pictures
+    assert hits >= misses
+    agree(*family.ask([CASES["one"]], {"method": "adafv"}), family.expected(CASES["one"], "adafv", 0.25))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["llava-clip", "qwen2_5_vl"])
+def test_two_ranks(name: str, installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank of the tower hands over the same."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    folder = checkpoints.write(name, tmp_path)
+    engine = Engine(
+        str(folder), hf_overrides=serving.options("ramp", keep=0.25), distributed_executor_backend="mp",
+        tensor_parallel_size=2, **OPTIONS,
+    )  # fmt: skip
+    try:
+        engine.call(profile)
+        family = served(name, folder, engine)
+        for one, case in zip(family.ask(list(CASES.values()), None), CASES.values(), strict=True):
+            agree(one, family.expected(case, "ramp", 0.25))
+    finally:
+        engine.close()
