@@ -64,7 +64,7 @@ def saliency_coverage(visual: Tensor, saliency: Tensor, budget: int, alpha: floa
             raise ValueError("saliency must not be negative: it weighs the coverage")
         likeness = unit @ unit.T
     covered = unit.new_zeros(tokens)
-    gain = _coverage_gain(likeness, covered)
+    gain = coverage_gain(likeness, covered)
     alone = (gain / tokens).float()
     if tokens <= budget:
         return everything(saliency), alone
@@ -77,7 +77,7 @@ def saliency_coverage(visual: Tensor, saliency: Tensor, budget: int, alpha: floa
         chosen.append(token)
         before, covered = covered, torch.maximum(covered, likeness.index_select(0, token)[0])
         if len(chosen) < budget:
-            gain = _coverage_gain(likeness, covered, before, gain)
+            gain = coverage_gain(likeness, covered, before, gain)
     return torch.cat(chosen).sort().values, alone
 
 
@@ -155,7 +155,7 @@ def holistic_context(
     return top_k(quotient, budget), score
 
 
-def _coverage_gain(
+def coverage_gain(
     likeness: Tensor, covered: Tensor, before: Tensor | None = None, gain: Tensor | None = None
 ) -> Tensor:
     """(N,) what each token adds to a coverage: the sum over tokens i of max(0, likeness to i - covered_i).

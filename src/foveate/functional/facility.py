@@ -31,7 +31,7 @@ _SIDE = 1024  # rows and columns of the products that a table of cosines is put 
 _WHOLE = 1 << 27  # cells of a table that is held in float32 (512 MiB); a larger one is held in two bytes a cell
 _UNIT = 1 << 26  # values of tokens whose directions are held beside it (256 MiB)
 _STEPS = 32767  # of a cosine that is held in two bytes: off by at most 1.6e-5
-_NO_GAIN = 1e-9
+_NO_GAIN = 1e-7
 """Part of what all tokens cover that is taken for no gain: rounding leaves as much."""
 
 

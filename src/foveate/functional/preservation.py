@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.functional.common import accumulator, descending, directions, everything, require_budget, require_length
-from foveate.functional.coverage import _coverage_gain
+from foveate.functional.coverage import coverage_gain
 
 SCALES = ("range", "mean")
 _ROUNDING = 1e-6
@@ -63,14 +63,14 @@ def optimal_preservation(
         if saliency.device.type == "cpu" and bool((saliency < 0).any()):
             raise ValueError("saliency must not be negative: it is scaled by its mean")
         likeness = unit @ unit.T
-    alone = (_coverage_gain(likeness, unit.new_zeros(tokens)) / tokens).float()
+    alone = (coverage_gain(likeness, unit.new_zeros(tokens)) / tokens).float()
     if tokens <= budget:
         return everything(saliency), alone
     scaled = _by_mean if scale == "mean" else _by_range
     relevance = saliency.to(accumulator(saliency.device))
     token = descending(saliency)[1][:1]
     covered = likeness.index_select(0, token)[0]
-    gain = _coverage_gain(likeness, covered)
+    gain = coverage_gain(likeness, covered)
     taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device).index_fill_(0, token, True)
     chosen = [token]
     while len(chosen) < budget:
@@ -83,7 +83,7 @@ def optimal_preservation(
         chosen.append(token)
         before, covered = covered, torch.maximum(covered, likeness.index_select(0, token)[0])
         if len(chosen) < budget:
-            gain = _coverage_gain(likeness, covered, before, gain)
+            gain = coverage_gain(likeness, covered, before, gain)
     return torch.cat(chosen).sort().values, alone
 
 
