@@ -10,6 +10,7 @@ import torch
 from foveate.functional import centered, distinctiveness, max_min_diversity
 from foveate.pruners import WRAPPERS, CDPruner, Centered, DivPrune, Wrapper, get_pruner, parse_method, takes
 from foveate.tokens import Geometry, TextTokens, VisualTokens
+from tests.functional.test_diversity import cosine, determinant, first_best
 
 
 def seeded(seed):
@@ -34,11 +35,6 @@ def question(seed=1):
 
 
 # --- the equations ------------------------------------------------------------------------------------------
-
-
-def cosine(one, other):
-    length = math.sqrt(sum(a * a for a in one)) * math.sqrt(sum(b * b for b in other))
-    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
 
 
 def without_mean(rows):
@@ -78,14 +74,6 @@ def sigmoid_of_z(values):
     return [1 / (1 + math.exp(-(value - mean) / spread)) if spread > 1e-9 else 0.5 for value in values]
 
 
-def first_best(candidates, value):
-    best = None
-    for candidate in candidates:
-        if best is None or value(candidate) > value(best):
-            best = candidate
-    return best
-
-
 def divprune(rows, weight, budget):
     """Equation 7 after the selector's own first token."""
     everything = range(len(rows))
@@ -95,21 +83,6 @@ def divprune(rows, weight, budget):
         rest = [i for i in everything if i not in chosen]
         chosen.append(first_best(rest, lambda i: weight[i] * min(away[i][j] for j in chosen)))
     return sorted(chosen)
-
-
-def determinant(matrix):
-    rows, product = [list(row) for row in matrix], 1.0
-    for i in range(len(rows)):
-        pivot = max(range(i, len(rows)), key=lambda k: abs(rows[k][i]))
-        if rows[pivot][i] == 0.0:
-            return 0.0
-        if pivot != i:
-            rows[i], rows[pivot], product = rows[pivot], rows[i], -product
-        product *= rows[i][i]
-        for k in range(i + 1, len(rows)):
-            factor = rows[k][i] / rows[i][i]
-            rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
-    return product
 
 
 def cdpruner(rows, quality, budget):

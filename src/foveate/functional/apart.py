@@ -16,6 +16,7 @@ from foveate.functional.common import (
     require_budget,
     require_length,
     require_vectors,
+    require_weights,
 )
 
 
@@ -78,9 +79,7 @@ def salient_and_apart(
     if not 0.0 <= limit <= 2.0:  # NaN fails too
         raise ValueError(f"limit must be in [0, 2], got {limit!r}")
     if not isinstance(step, Tensor) or step.device.type == "cpu":
-        value = float(step)
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"step must be finite and >= 0, got {value!r}")
+        require_weights(step=float(step))
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)

@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, descending, directions, everything, require_budget, require_length
+from foveate.functional.common import (
+    accumulator,
+    descending,
+    directions,
+    everything,
+    require_budget,
+    require_length,
+    require_not_negative,
+    require_weights,
+)
 from foveate.functional.coverage import coverage_gain
 
 SCALES = ("range", "mean")
@@ -51,17 +60,14 @@ def optimal_preservation(
             tensors also NaN, infinity or a negative saliency.
     """
     budget = require_budget(budget)
-    for name, value in {"coverage": coverage, "diversity": diversity}.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    require_weights(coverage=coverage, diversity=diversity)
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)
         require_length(tokens, saliency=saliency)
-        if saliency.device.type == "cpu" and bool((saliency < 0).any()):
-            raise ValueError("saliency must not be negative: it is scaled by its mean")
+        require_not_negative("it is scaled by its mean", saliency=saliency)
         likeness = unit @ unit.T
     alone = (coverage_gain(likeness, unit.new_zeros(tokens)) / tokens).float()
     if tokens <= budget:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import different_in_groups, principal_groups
+from foveate.functional.common import require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner, require_count
 from foveate.tokens import TextTokens, VisualTokens
 
@@ -40,8 +40,7 @@ class PruneSID(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count(members=self.members)
-        if not (math.isfinite(self.slack) and self.slack >= 0):
-            raise ValueError(f"slack must be finite and >= 0, got {self.slack!r}")
+        require_weights(slack=self.slack)
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The best of every group; ``loading`` is how much a token weighs in its component."""

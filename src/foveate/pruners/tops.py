@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import optimal_preservation
+from foveate.functional.common import require_weights
 from foveate.functional.preservation import SCALES
 from foveate.pruners.base import SALIENCY, Choice, Pruner
 from foveate.tokens import TextTokens, VisualTokens
@@ -41,10 +41,7 @@ class TOPS(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("coverage", "diversity"):
-            value = getattr(self, option)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{option} must be finite and >= 0, got {value!r}")
+        require_weights(coverage=self.coverage, diversity=self.diversity)
         if self.scale not in SCALES:
             raise ValueError(f"unknown scale {self.scale!r}; known: {', '.join(SCALES)}")
 
