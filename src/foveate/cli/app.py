@@ -253,6 +253,9 @@ def bench(
     tap: Annotated[
         bool, typer.Option("--tap", help="Measure what reading saliency costs, encoder by encoder, instead.")
     ] = False,
+    selection: Annotated[
+        bool, typer.Option("--selection", help="Measure what choosing costs instead, method by method.")
+    ] = False,
     serve: Annotated[
         bool, typer.Option("--serve", help="Measure a server under load instead: requests/s, first token, caches.")
     ] = False,
@@ -299,7 +302,10 @@ def bench(
         str, typer.Option(help="wall, or process: processor time, for a busy machine without a GPU.")
     ] = "wall",
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Rounds behind each median; default 15, 7 with --quick, 3 with --tap.")
+        int | None,
+        typer.Option(
+            min=1, help="Rounds behind each median; default 15, 7 with --quick, 3 with --tap, 5 with --selection."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers; 1 leaves decoding out.")] = 16,
     baseline: Annotated[
@@ -326,8 +332,8 @@ def bench(
         raise ValueError("--url, --concurrency, --rate, --requests and vLLM's options go with --serve")
     run(
         Request(
-            tap, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers, device,
-            dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json,
+            tap, selection, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers,
+            device, dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json,
         )
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ class Request:
     """The command's arguments, as typed; None where the default depends on others."""
 
     tap: bool
+    selection: bool
     quick: bool
     check: bool
     model: str | None
@@ -65,6 +66,11 @@ def run(request: Request) -> None:
         torch.device(request.device)
     except RuntimeError:
         raise ValueError(f"unknown device {request.device!r}: give cpu, cuda or cuda:1") from None
+    if request.selection:
+        from foveate.cli import bench_selection
+
+        bench_selection.run(request)
+        return
     (_run_tap if request.tap else _run_prefill)(request)
 
 
@@ -85,7 +91,7 @@ def _run_tap(request: Request) -> None:
         _shape(name)
     device = torch.device(request.device)
     facts = {
-        **machine(device), "clock": request.clock, "dtype": str(_dtype(request)).removeprefix("torch."),
+        **machine(device), "clock": request.clock, "dtype": str(the_dtype(request)).removeprefix("torch."),
         "attention": request.attention, "repeats": request.repeats or 3,
     }  # fmt: skip
     title, file = "Cost of reading saliency", "tap-quick" if request.quick else "tap"
@@ -95,8 +101,8 @@ def _run_tap(request: Request) -> None:
             costs.append(
                 tap.measure(
                     name, quick=request.quick, repeats=request.repeats or 3, clock=request.clock,
-                    dtype=_dtype(request), device=device, attention=request.attention, picture=parse_picture(request),
-                    progress=progress,
+                    dtype=the_dtype(request), device=device, attention=request.attention,
+                    picture=parse_picture(request), progress=progress,
                 )
             )  # fmt: skip
         # All of them take long on a CPU: what is done is on record at once.
@@ -152,7 +158,7 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
             raise ValueError(f"the shape {request.shape} is of an encoder alone: measure it with --tap")
         with working(f"making {request.shape}"):
             model = shape.build(
-                llm_layers=request.llm_layers, vision_layers=request.vision_layers, dtype=_dtype(request),
+                llm_layers=request.llm_layers, vision_layers=request.vision_layers, dtype=the_dtype(request),
                 device=request.device, attention=request.attention,
             )  # fmt: skip
         inputs = shape.inputs(model, request.batch_size, parse_picture(request))
@@ -200,7 +206,7 @@ def _shape(name: str) -> Any:
     return SHAPES[name]
 
 
-def _dtype(request: Request) -> Any:
+def the_dtype(request: Request) -> Any:
     import torch
 
     from foveate.loading import DTYPES
