@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
@@ -27,6 +30,8 @@ GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
 LOGITS = {"output_logits": True, "return_dict_in_generate": True}
 ZIP = "visionzip:contextual=0.5"
 MERGING = [ZIP, "prumerge-plus", "pool"]
+# See tests/test_matrix.py.
+OLD = Version(transformers.__version__) < Version("5.18")
 BY_BLOCKS = ("gemma3", "paligemma")
 
 
@@ -192,6 +197,8 @@ MODES: dict[str, dict[str, Any]] = {
 def test_modes(name: str, mode: str) -> None:
     """Stock generate on the same embeddings, its attention modules given eager masks with the bias by a plain hook."""
     row, only = ROWS[name], (0 if mode == "lookup" else None)
+    if mode == "lookup" and OLD:
+        pytest.skip("this transformers looks for EOS tokens in candidates without asking whether there are any")
     if mode == "offloaded" and not torch.cuda.is_available():
         pytest.skip("stock offloads from CUDA only")
     model = copy.deepcopy(row.make("eager"))
@@ -224,6 +231,10 @@ def test_later_turns(row: Row, later: bool) -> None:
     """The cache remembers what its tokens weigh, whatever the later call says of new ones."""
     model = row.make("sdpa")
     inputs = prompts(row, model, "one")
+    if row.rope:
+        known = reference.long_positions(model, row, inputs)
+        if bool((known[..., -1] < known.amax(dim=-1)).any()):  # Qwen2.5-VL videos, in old versions
+            pytest.skip("stock places this video behind the text that follows it: generation goes on from there")
     pruner = foveate.get_pruner(ZIP, keep=0.4)
     first = run(model, inputs, pruner)
     text = torch.tensor([[50, 51, 52]]).expand(len(first.sequences), -1)
@@ -236,6 +247,64 @@ def test_later_turns(row: Row, later: bool) -> None:
     plain = run(model, {**inputs, **more, "input_ids": grown}, pruner, calibrate=False)
     torch.testing.assert_close(torch.stack(second.logits), torch.stack(whole.logits), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(torch.stack(plain.logits), torch.stack(whole.logits), atol=1e-2)
+
+
+def test_windows_and_capped_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2 caps what queries and keys give; the bias is added after that. Every other layer sees a window."""
+    plain = ROWS["paligemma"]
+    row = replace(plain, make=siglip.paligemma2, hidden=siglip.windowed_prefix)
+    model = copy.deepcopy(row.make("eager"))
+    inputs = prompts(row, model, "mixed")
+    pruner = foveate.get_pruner(ZIP, keep=0.5)
+    result = run(model, inputs, pruner)
+    assembled, weights = assembled_of(row, model, inputs, pruner, "compact")
+    bias, additive = logarithms(assembled, weights), siglip._additive
+    plain_logits = reference.greedy(row, model, assembled, NEW)[1]
+    monkeypatch.setattr(
+        siglip,
+        "_additive",
+        lambda allowed, mask: additive(allowed, mask) + pad(bias, (0, mask.shape[1] - bias.shape[1]))[:, None, None],
+    )
+    logits = reference.greedy(row, model, assembled, NEW)[1]
+    torch.testing.assert_close(torch.stack(result.logits, dim=1), logits, atol=1e-4, rtol=1e-4)
+    assert float((logits - plain_logits)[[0, 2], 0].abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["llava-clip", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_half_precision(name: str, attention: str) -> None:
+    """The mask has the dtype of the hidden states, also where autocast changes that of the queries."""
+    row = ROWS[name]
+    whole = row.make(attention)
+    inputs = prompts(row, whole, "mixed")
+    pruner = foveate.get_pruner(ZIP, keep=0.4)
+    exact = torch.stack(run(whole, inputs, pruner).logits)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        loose = torch.stack(run(whole, inputs, pruner).logits)[0]
+    model = copy.deepcopy(whole).bfloat16()
+    halves = {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()}
+    half = torch.stack(run(model, halves, pruner).logits)[0]
+    for found in (loose, half):
+        assert bool(found.isfinite().all())
+        assert float((found.float() - exact).abs().mean()) < 0.5
+
+
+def test_threads_beside_one_another() -> None:
+    """One calibrates, one does not, one has no pruner: each gets what it gets alone."""
+    row = ROWS["llava-clip"]
+    model, pruner = llava(), foveate.get_pruner(ZIP, keep=0.4)
+    inputs = prompts(row, model, "mixed")
+    asked = [{"calibrate": True}, {"calibrate": False}, {"calibrate": 0.5}] * 2
+
+    def answer(options: dict[str, Any]) -> Tensor:
+        return torch.stack(foveate.generate(model, pruner, **inputs, **options, **GREEDY, **LOGITS).output.logits)
+
+    alone = [answer(options) for options in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(answer, asked))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert not torch.equal(alone[0], alone[1])
+    assert not torch.equal(alone[0], alone[2])
 
 
 def picture(seed: int) -> Image.Image:

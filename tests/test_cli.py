@@ -221,6 +221,8 @@ def test_lists():
     assert {entry["name"] for entry in told} == names and all(entry["does"] for entry in told)
     assert {entry["name"] for entry in told if entry["prunes"] == "inside the LLM"} == set(INSIDE_METHODS)
     assert next(entry for entry in told if entry["name"] == "saliency")["reads"] == ["saliency"]
+    assert [entry["name"] for entry in told if entry["mark"] == "the default"] == ["adafv"]
+    assert next(entry for entry in told if entry["name"] == "cover")["paper"] is None
     assert "LLaVA-NeXT" in call("models").stdout
     models = json.loads(call("models", "--json").stdout)["models"]
     assert {name for entry in models for name in entry["model_types"]} == set(FAMILIES)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -44,8 +46,19 @@ def beside_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """What a page registers is gone after it."""
+    registries: tuple[dict[str, Any], ...] = (foveate.METHODS, foveate.INSIDE_METHODS, foveate.WRAPPERS)
+    before = [dict(known) for known in registries]
+    yield
+    for known, old in zip(registries, before, strict=True):
+        known.clear()
+        known.update(old)
+
+
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
-@pytest.mark.usefixtures("beside_a_photo")
+@pytest.mark.usefixtures("beside_a_photo", "forgetful")
 def test_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after the other, as a reader would type them; the rest compiles."""
     module = ModuleType("page")  # dataclasses look their module up by name

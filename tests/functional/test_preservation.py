@@ -66,9 +66,13 @@ def test_by_hand():
     saliency = torch.tensor([0.4, 0.4, 0.5, 0.6])
     # Means of what is left: a 0.4333, d (0 + 1 + 0.2929) / 3 = 0.4310; c of 1: 1 + 0 and what it adds to 2,
     # max(0, 0.7071 - 0.7071) = 0; c of 2: 0.2929 + 0.7071 = 1; c of 0: 0. So 1: 0.923 + 1.160 + 0.75 wins.
-    assert optimal_preservation(features, saliency, 2)[0].tolist() == [1, 3]
-    assert optimal_preservation(features, saliency, 2, 0.5, 0.0)[0].tolist() == [2, 3]
-    assert optimal_preservation(features, saliency, 2, 0.0, 0.0)[0].tolist() == [2, 3]
+    for weights, second in [((), 1), ((0.5, 0.0), 2), ((0.0, 0.0), 2)]:
+        found = optimal_preservation(features, saliency, 2, *(weights or (0.5, 0.5)), "mean")[0]
+        assert found.tolist() == [second, 3]
+    # From 0 to 1: a of 2 is 1, the others' 0; d 0, 1, 0.2929; c 0, 1, 1. So 2: 1 + 0.1464 + 0.5 wins, and 1 as soon as
+    # diversity counts twice (2.5 against 2.09).
+    assert optimal_preservation(features, saliency, 2)[0].tolist() == [2, 3]
+    assert optimal_preservation(features, saliency, 2, 0.5, 2.0)[0].tolist() == [1, 3]
     assert optimal_preservation(features, saliency, 1)[0].tolist() == [3]
 
 
@@ -84,7 +88,7 @@ def test_everything_is_kept():
         ({"budget": 1.0}, TypeError, "budget must be an int"),
         ({"coverage": -1.0}, ValueError, "coverage must be finite"),
         ({"diversity": math.inf}, ValueError, "diversity must be finite"),
-        ({"scale": "most"}, ValueError, "unknown scale 'most'; known: mean, range"),
+        ({"scale": "most"}, ValueError, "unknown scale 'most'; known: range, mean"),
         ({"saliency": torch.tensor([0.5, -0.5])}, ValueError, "must not be negative"),
         ({"saliency": torch.tensor([0.5, math.nan])}, ValueError, "NaN or infinity in saliency"),
         ({"saliency": torch.ones(3)}, ValueError, "one value for each of the 2 tokens"),

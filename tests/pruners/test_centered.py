@@ -10,6 +10,7 @@ import torch
 from foveate.functional import centered, distinctiveness, max_min_diversity
 from foveate.pruners import WRAPPERS, CDPruner, Centered, DivPrune, Wrapper, get_pruner, parse_method, takes
 from foveate.tokens import Geometry, TextTokens, VisualTokens
+from tests.functional.test_diversity import cosine, determinant, first_best
 
 
 def seeded(seed):
@@ -34,11 +35,6 @@ def question(seed=1):
 
 
 # --- the equations ------------------------------------------------------------------------------------------
-
-
-def cosine(one, other):
-    length = math.sqrt(sum(a * a for a in one)) * math.sqrt(sum(b * b for b in other))
-    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
 
 
 def without_mean(rows):
@@ -78,14 +74,6 @@ def sigmoid_of_z(values):
     return [1 / (1 + math.exp(-(value - mean) / spread)) if spread > 1e-9 else 0.5 for value in values]
 
 
-def first_best(candidates, value):
-    best = None
-    for candidate in candidates:
-        if best is None or value(candidate) > value(best):
-            best = candidate
-    return best
-
-
 def divprune(rows, weight, budget):
     """Equation 7 after the selector's own first token."""
     everything = range(len(rows))
@@ -95,21 +83,6 @@ def divprune(rows, weight, budget):
         rest = [i for i in everything if i not in chosen]
         chosen.append(first_best(rest, lambda i: weight[i] * min(away[i][j] for j in chosen)))
     return sorted(chosen)
-
-
-def determinant(matrix):
-    rows, product = [list(row) for row in matrix], 1.0
-    for i in range(len(rows)):
-        pivot = max(range(i, len(rows)), key=lambda k: abs(rows[k][i]))
-        if rows[pivot][i] == 0.0:
-            return 0.0
-        if pivot != i:
-            rows[i], rows[pivot], product = rows[pivot], rows[i], -product
-        product *= rows[i][i]
-        for k in range(i + 1, len(rows)):
-            factor = rows[k][i] / rows[i][i]
-            rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
-    return product
 
 
 def cdpruner(rows, quality, budget):
@@ -214,8 +187,11 @@ def test_a_token_without_a_direction_and_one_that_is_the_mean(method):
     compared, _ = centered(rows)
     assert not compared[7].any() and bool(compared[4].any())
     for budget in (1, 3, 8, 9):
-        expected, _ = literal(shown, question(), "projected", method, budget)
-        assert Centered(method, keep=budget).select(shown, question()).indices.tolist() == expected
+        expected, weight = literal(shown, question(), "projected", method, budget)
+        selection = Centered(method, keep=budget).select(shown, question())
+        assert selection.indices.tolist() == expected
+        found = selection.scores["distinctiveness"]
+        torch.testing.assert_close(found, torch.tensor(weight, dtype=torch.float32), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", ["min-max", "sigmoid"])

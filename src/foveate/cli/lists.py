@@ -12,13 +12,16 @@ from foveate.cli.console import print_json, stdout
 from foveate.models import FAMILIES
 from foveate.pruners import InsidePruner, Method, Wrapper, known_methods
 
+MARKS = {"adafv": "the default", "cover": "the best on the drawn scenes: docs/choosing.md"}
+"""What is said of a method beside what it does."""
 _ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
 
 
 def describe(method: type[Method]) -> dict[str, Any]:
     """A method's name, class, place, what it reads, its first docstring sentence and the paper named there."""
     text = inspect.getdoc(method) or ""
-    paper = _ARXIV.search(text.split("Args:")[0])
+    first = " ".join(text.split("\n\n")[0].split())
+    paper = _ARXIV.search(first)
     inside = issubclass(method, InsidePruner)
     wraps = issubclass(method, Wrapper)
     words = {"saliency": "saliency", "keys": "keys", "encoded": "encoder features", "text": "text"}
@@ -29,7 +32,8 @@ def describe(method: type[Method]) -> dict[str, Any]:
         "class": method.__name__,
         "prunes": "inside the LLM" if inside else "before the LLM",
         "reads": reads,
-        "does": " ".join(text.split("\n\n")[0].split()),
+        "does": first,
+        "mark": MARKS.get(method.name),
         "paper": f"arXiv:{paper[1]}" if paper else None,
     }
 
@@ -43,9 +47,11 @@ def list_methods(as_json: bool) -> None:
     columns = ("name", "prunes", "reads beside tokens", "what stays", "paper")
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for entry in described:
-        does = _ARXIV.sub("", entry["does"]).replace(" ()", "").removeprefix("Inside the LLM, ")
+        does = re.sub(r" \((, )?(.*?)\)(?=[.:])", r" (\2)", _ARXIV.sub("", entry["does"])).replace(" ()", "")
+        does = does.removeprefix("Inside the LLM, ")
         read = ", ".join(entry["reads"]) or "nothing"
         does = does[:1].upper() + does[1:]
+        does += f" [bold]{entry['mark'][:1].upper()}{entry['mark'][1:]}.[/]" if entry["mark"] else ""
         table.add_row(entry["name"], entry["prunes"].split()[0], read, does, entry["paper"] or "")
     stdout().print(table)
 

@@ -1,5 +1,7 @@
 """Which visual tokens to keep: pure functions of tensors, without models and without host syncs.
 
+Two factorise a matrix, for which torch waits for an accelerator: ``effective_rank`` and ``principal_groups``.
+
 They take any floating dtype, on CPU and GPU. Half precision is upcast before anything is compared, and ties go to the
 earlier token. ``mixture`` and ``grid`` take leading batch dimensions (written ``...``).
 """

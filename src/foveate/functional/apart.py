@@ -16,6 +16,7 @@ from foveate.functional.common import (
     require_budget,
     require_length,
     require_vectors,
+    require_weights,
 )
 
 
@@ -23,8 +24,7 @@ def effective_rank(visual: Tensor) -> Tensor:
     """In how many directions the tokens lie: ``exp(- sum q log q)``, q the singular values divided by their sum.
 
     From the eigenvalues of the smaller of ``X X^T`` and ``X^T X``, in float64, as half of the digits are lost in their
-    roots: O(N D min(N, D)). The only function here that waits for an accelerator, since torch looks whether the
-    factorisation has worked.
+    roots: O(N D min(N, D)). Waits for an accelerator, since torch looks whether the factorisation has worked.
 
     Args:
         visual: (N, D) tokens X of one image, at their lengths.
@@ -79,9 +79,7 @@ def salient_and_apart(
     if not 0.0 <= limit <= 2.0:  # NaN fails too
         raise ValueError(f"limit must be in [0, 2], got {limit!r}")
     if not isinstance(step, Tensor) or step.device.type == "cpu":
-        value = float(step)
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"step must be finite and >= 0, got {value!r}")
+        require_weights(step=float(step))
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, require_scores
+from foveate.functional.common import accumulator, require_not_negative, require_scores
 
 
 def least_reaching(covered: Tensor, share: float) -> Tensor:
@@ -53,8 +53,7 @@ def effective_tokens(score: Tensor) -> Tensor:
     require_scores(score=score)
     if score.ndim != 1:
         raise ValueError(f"score must be (N,), got {tuple(score.shape)}")
-    if score.device.type == "cpu" and bool((score < 0).any()):
-        raise ValueError("score must not be negative: it has no share then")
+    require_not_negative("it has no share then", score=score)
     values = score.to(accumulator(score.device)).clamp(min=0)
     total = values.sum()
     values = torch.where(total > 0, values / torch.where(total > 0, total, 1.0), 1 / len(values))

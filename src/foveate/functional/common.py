@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 
 import torch
@@ -65,6 +66,20 @@ def require_scores(**scores: Tensor) -> None:
     if len(shape) < 1 or shape[-1] == 0:
         raise ValueError(f"{names} must be (..., N) with N >= 1, got {tuple(shape)}")
     require_finite(**{name: tensor for name, tensor in scores.items() if tensor.device.type == "cpu"})
+
+
+def require_not_negative(why: str, **scores: Tensor) -> None:
+    """No negative value, where that can be seen without a sync; ``why`` ends the error's sentence."""
+    for name, tensor in scores.items():
+        if tensor.device.type == "cpu" and bool((tensor < 0).any()):
+            raise ValueError(f"{name} must not be negative: {why}")
+
+
+def require_weights(**options: float) -> None:
+    """Numbers that are finite and not negative."""
+    for name, value in options.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
 
 
 def descending(scores: Tensor) -> tuple[Tensor, Tensor]:

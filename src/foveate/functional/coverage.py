@@ -18,6 +18,8 @@ from foveate.functional.common import (
     ranks,
     require_budget,
     require_length,
+    require_not_negative,
+    require_weights,
     shape_of,
 )
 from foveate.functional.mixture import top_k
@@ -54,17 +56,15 @@ def saliency_coverage(visual: Tensor, saliency: Tensor, budget: int, alpha: floa
             infinity or a negative saliency.
     """
     budget = require_budget(budget)
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha must be finite and >= 0, got {alpha!r}")
+    require_weights(alpha=alpha)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)
         require_length(tokens, saliency=saliency)
-        if saliency.device.type == "cpu" and bool((saliency < 0).any()):
-            raise ValueError("saliency must not be negative: it weighs the coverage")
+        require_not_negative("it weighs the coverage", saliency=saliency)
         likeness = unit @ unit.T
     covered = unit.new_zeros(tokens)
-    gain = _coverage_gain(likeness, covered)
+    gain = coverage_gain(likeness, covered)
     alone = (gain / tokens).float()
     if tokens <= budget:
         return everything(saliency), alone
@@ -77,7 +77,7 @@ def saliency_coverage(visual: Tensor, saliency: Tensor, budget: int, alpha: floa
         chosen.append(token)
         before, covered = covered, torch.maximum(covered, likeness.index_select(0, token)[0])
         if len(chosen) < budget:
-            gain = _coverage_gain(likeness, covered, before, gain)
+            gain = coverage_gain(likeness, covered, before, gain)
     return torch.cat(chosen).sort().values, alone
 
 
@@ -110,8 +110,7 @@ def holistic_context(
             infinity or a negative saliency.
     """
     budget = require_budget(budget)
-    if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"beta must be finite and >= 0, got {beta!r}")
+    require_weights(beta=beta)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)
@@ -120,8 +119,7 @@ def holistic_context(
             raise TypeError(f"crop must be int64, got {crop.dtype}")
         if crop.shape != (tokens,):
             raise ValueError(f"crop must have one value for each of the {tokens} tokens, got {shape_of(crop)}")
-        if saliency.device.type == "cpu" and bool((saliency < 0).any()):
-            raise ValueError("saliency must not be negative: crops share the budget by it")
+        require_not_negative("crops share the budget by it", saliency=saliency)
 
         # One row of a table per crop, padded with token N, a zero vector.
         count = crop.new_zeros(crops).scatter_add(0, crop, torch.ones_like(crop))
@@ -155,7 +153,7 @@ def holistic_context(
     return top_k(quotient, budget), score
 
 
-def _coverage_gain(
+def coverage_gain(
     likeness: Tensor, covered: Tensor, before: Tensor | None = None, gain: Tensor | None = None
 ) -> Tensor:
     """(N,) what each token adds to a coverage: the sum over tokens i of max(0, likeness to i - covered_i).

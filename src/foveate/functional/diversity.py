@@ -12,7 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import descending, directions, everything, require_budget, require_length
+from foveate.functional.common import (
+    descending,
+    directions,
+    everything,
+    require_budget,
+    require_length,
+    require_not_negative,
+)
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
 _NO_DISTANCE = 1e-6
@@ -50,8 +57,7 @@ def max_min_diversity(visual: Tensor, budget: int, weight: Tensor | None = None)
         tokens = len(unit)
         if weight is not None:
             require_length(tokens, weight=weight)
-            if weight.device.type == "cpu" and bool((weight < 0).any()):
-                raise ValueError("weight must not be negative: it multiplies distances")
+            require_not_negative("it multiplies distances", weight=weight)
         height = max(1, _BLOCK // tokens)
         closest = torch.cat([_closest_other(unit, start, height) for start in range(0, tokens, height)])
         distance = (1 - closest).clamp(min=0)

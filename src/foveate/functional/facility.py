@@ -21,6 +21,7 @@ from foveate.functional.common import (
     require_finite,
     require_floating,
     require_length,
+    require_not_negative,
     shape_of,
     unit_rows,
 )
@@ -31,7 +32,7 @@ _SIDE = 1024  # rows and columns of the products that a table of cosines is put 
 _WHOLE = 1 << 27  # cells of a table that is held in float32 (512 MiB); a larger one is held in two bytes a cell
 _UNIT = 1 << 26  # values of tokens whose directions are held beside it (256 MiB)
 _STEPS = 32767  # of a cosine that is held in two bytes: off by at most 1.6e-5
-_NO_GAIN = 1e-9
+_NO_GAIN = 1e-7
 """Part of what all tokens cover that is taken for no gain: rounding leaves as much."""
 
 
@@ -63,8 +64,7 @@ def facility_location(likeness: Tensor, weight: Tensor, budget: int) -> tuple[Te
     require_length(len(likeness), weight=weight)
     if likeness.device.type == "cpu":
         require_finite(likeness=likeness)
-        if bool((likeness < 0).any()):
-            raise ValueError("likeness must not be negative: nothing is covered by less than nothing")
+        require_not_negative("nothing is covered by less than nothing", likeness=likeness)
     with torch.autocast(likeness.device.type, enabled=False):
         return _greedy(_Table(likeness.float()), _checked(weight), budget)
 
@@ -238,6 +238,5 @@ def _less(table: _Table, before: Tensor, covered: Tensor, weight: Tensor, gain: 
 
 def _checked(weight: Tensor) -> Tensor:
     """Weights in the accumulator's precision."""
-    if weight.device.type == "cpu" and bool((weight < 0).any()):
-        raise ValueError("weight must not be negative: covering more would be worth less")
+    require_not_negative("covering more would be worth less", weight=weight)
     return weight.to(accumulator(weight.device))

@@ -15,6 +15,7 @@ from foveate.functional.common import (
     ranks,
     require_budget,
     require_length,
+    require_weights,
 )
 from foveate.functional.merge import Merge, merged
 
@@ -62,9 +63,7 @@ def focus_scan_refine(
             also NaN or infinity.
     """
     budget = require_budget(budget)
-    for name, value in {"alpha": alpha, "beta": beta, "refine": refine}.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    require_weights(alpha=alpha, beta=beta, refine=refine)
     if not 0.0 < mass <= 1.0:  # NaN fails too
         raise ValueError(f"mass must be in (0, 1], got {mass!r}")
     with torch.autocast(visual.device.type, enabled=False):

@@ -21,6 +21,7 @@ from foveate.functional.common import (
     ranks,
     require_budget,
     require_length,
+    require_not_negative,
     require_vectors,
     shape_of,
     unit_rows,
@@ -112,8 +113,7 @@ def outliers_with_neighbours(saliency: Tensor, keys: Tensor, kept: Tensor, neigh
     unit = directions(keys, name="keys")
     tokens = len(unit)
     require_length(tokens, saliency=saliency)
-    if saliency.device.type == "cpu" and bool((saliency < 0).any()):
-        raise ValueError("saliency must not be negative: tokens are weighted by it")
+    require_not_negative("tokens are weighted by it", saliency=saliency)
     size = min(neighbours + 1, tokens)
     clusters = []
     with torch.autocast(unit.device.type, enabled=False):

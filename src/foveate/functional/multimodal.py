@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, directions, require_budget, shape_of
+from foveate.functional.common import accumulator, directions, require_budget, require_weights, shape_of
 from foveate.functional.facility import facility_location
 from foveate.functional.text import counted_words, require_text
 
@@ -56,8 +56,7 @@ def multimodal_cover(
     for name, value in (("temperature", temperature), ("visual_temperature", visual_temperature)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    if not (math.isfinite(visual_weight) and visual_weight >= 0):
-        raise ValueError(f"visual_weight must be finite and >= 0, got {visual_weight!r}")
+    require_weights(visual_weight=visual_weight)
     require_text(text, visual)
     with torch.autocast(visual.device.type, enabled=False):
         unit, own = directions(visual), directions(encoded, "encoded")

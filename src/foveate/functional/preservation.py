@@ -7,10 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, descending, directions, everything, require_budget, require_length
-from foveate.functional.coverage import _coverage_gain
+from foveate.functional.common import (
+    accumulator,
+    descending,
+    directions,
+    everything,
+    require_budget,
+    require_length,
+    require_not_negative,
+    require_weights,
+)
+from foveate.functional.coverage import coverage_gain
 
-SCALES = ("mean", "range")
+SCALES = ("range", "mean")
 _ROUNDING = 1e-6
 """Differences of cosines that float32 cannot tell from none; divided by their own mean they would decide."""
 
@@ -21,7 +30,7 @@ def optimal_preservation(
     budget: int,
     coverage: float = 0.5,
     diversity: float = 0.5,
-    scale: str = "mean",
+    scale: str = "range",
 ) -> tuple[Tensor, Tensor]:
     """Salient tokens that cover the image and differ from one another: TOPS before the LLM (arXiv 2606.27161).
 
@@ -29,8 +38,8 @@ def optimal_preservation(
     ``a_i + diversity * d_i + coverage * c_i`` (the paper's algorithm 1): ``a`` is saliency;
     ``d_i = 1 - max over chosen k of cos(i, k)``;
     ``c_i = sum over j in U of max(0, cos(i, j) - max over chosen k of cos(j, k))``. Each of the three is scaled over U
-    at every step: divided by its mean, as algorithm 1 says, or to [0, 1] by least and most, as section 4.1 says. What
-    is all but zero, or on the second scale all but equal, counts nothing. O(N^2 (D + K)) time, on the CPU
+    at every step: to [0, 1] by least and most, as section 4.1 says, or divided by its mean, as algorithm 1 says. What
+    is all but equal, or on the second scale all but zero, counts nothing. O(N^2 (D + K)) time, on the CPU
     O(N^2 D + C N), where C is how often the chosen token most like some token changes; O(N^2) memory.
 
     Args:
@@ -39,7 +48,7 @@ def optimal_preservation(
         budget: K >= 1; with N <= K everything is kept.
         coverage: weight of coverage, >= 0 (the paper's lambda). Default 0.5, the paper's for all models.
         diversity: weight of diversity, >= 0 (the paper's alpha). Default 0.5, the paper's for all models.
-        scale: ``"mean"`` (default) or ``"range"``.
+        scale: ``"range"`` (default) or ``"mean"``.
 
     Returns:
         kept (min(K, N)) int64, ascending, distinct; and the mean coverage of all tokens by each token alone, (N,)
@@ -51,26 +60,23 @@ def optimal_preservation(
             tensors also NaN, infinity or a negative saliency.
     """
     budget = require_budget(budget)
-    for name, value in {"coverage": coverage, "diversity": diversity}.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    require_weights(coverage=coverage, diversity=diversity)
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)
         require_length(tokens, saliency=saliency)
-        if saliency.device.type == "cpu" and bool((saliency < 0).any()):
-            raise ValueError("saliency must not be negative: it is scaled by its mean")
+        require_not_negative("it is scaled by its mean", saliency=saliency)
         likeness = unit @ unit.T
-    alone = (_coverage_gain(likeness, unit.new_zeros(tokens)) / tokens).float()
+    alone = (coverage_gain(likeness, unit.new_zeros(tokens)) / tokens).float()
     if tokens <= budget:
         return everything(saliency), alone
     scaled = _by_mean if scale == "mean" else _by_range
     relevance = saliency.to(accumulator(saliency.device))
     token = descending(saliency)[1][:1]
     covered = likeness.index_select(0, token)[0]
-    gain = _coverage_gain(likeness, covered)
+    gain = coverage_gain(likeness, covered)
     taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device).index_fill_(0, token, True)
     chosen = [token]
     while len(chosen) < budget:
@@ -83,7 +89,7 @@ def optimal_preservation(
         chosen.append(token)
         before, covered = covered, torch.maximum(covered, likeness.index_select(0, token)[0])
         if len(chosen) < budget:
-            gain = _coverage_gain(likeness, covered, before, gain)
+            gain = coverage_gain(likeness, covered, before, gain)
     return torch.cat(chosen).sort().values, alone
 
 

@@ -15,6 +15,7 @@ from foveate.functional.common import (
     require_budget,
     require_length,
     require_vectors,
+    require_weights,
     shape_of,
 )
 
@@ -94,8 +95,7 @@ def different_in_groups(
             infinity, or more groups with members than K.
     """
     budget = require_budget(budget)
-    if not (math.isfinite(slack) and slack >= 0):
-        raise ValueError(f"slack must be finite and >= 0, got {slack!r}")
+    require_weights(slack=slack)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,8 @@ from foveate.functional.common import (
     ranks,
     require_budget,
     require_length,
+    require_not_negative,
+    require_weights,
 )
 
 _LOUDER = 1000.0
@@ -58,14 +58,12 @@ def attention_in_runs(
     budget = require_budget(budget)
     if runs < 1:
         raise ValueError(f"runs must be >= 1, got {runs!r}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"beta must be finite and >= 0, got {beta!r}")
+    require_weights(beta=beta)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)
         require_length(tokens, saliency=saliency)
-        if saliency.device.type == "cpu" and bool((saliency < 0).any()):
-            raise ValueError("saliency must not be negative: pieces share the budget by it")
+        require_not_negative("pieces share the budget by it", saliency=saliency)
         real = accumulator(unit.device)
         loud = _LOUDER * saliency.to(real)
         short, longer = divmod(tokens, runs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import effective_rank, salient_and_apart
+from foveate.functional.common import require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner
 from foveate.tokens import TextTokens, VisualTokens
 
@@ -45,8 +46,7 @@ class AgilePruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.step) and self.step >= 0):
-            raise ValueError(f"step must be finite and >= 0, got {self.step!r}")
+        require_weights(step=self.step)
         if not (math.isfinite(self.typical_rank) and self.typical_rank > 0):
             raise ValueError(f"typical_rank must be finite and > 0, got {self.typical_rank!r}")
         if not 0.0 <= self.limit <= 2.0:  # NaN fails too

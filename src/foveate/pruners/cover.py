@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.functional import cosine_cover, relevance_to_text
+from foveate.functional.common import require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
@@ -49,8 +50,7 @@ class Cover(ReadsQuestion, Pruner):
         super().__post_init__()
         if not (math.isfinite(self.power) and self.power > 0):
             raise ValueError(f"power must be positive and finite, got {self.power!r}")
-        if not (math.isfinite(self.saliency) and self.saliency >= 0):
-            raise ValueError(f"saliency must be finite and >= 0, got {self.saliency!r}")
+        require_weights(saliency=self.saliency)
         self.reads_saliency = self.saliency > 0  # type: ignore[misc]
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import focus_scan_refine, relevance_to_text
+from foveate.functional.common import require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
@@ -47,10 +47,7 @@ class FSR(ReadsQuestion, Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("alpha", "beta", "refine"):
-            value = getattr(self, option)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{option} must be finite and >= 0, got {value!r}")
+        require_weights(alpha=self.alpha, beta=self.beta, refine=self.refine)
         if not 0.0 < self.mass <= 1.0:  # NaN fails too
             raise ValueError(f"mass must be in (0, 1], got {self.mass!r}")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import attention_in_runs, holistic_context, spatial_crops
+from foveate.functional.common import require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner, require_count
 from foveate.tokens import TextTokens, VisualTokens
 
@@ -47,8 +47,7 @@ class HoloV(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count(crops=self.crops)
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise ValueError(f"beta must be finite and >= 0, got {self.beta!r}")
+        require_weights(beta=self.beta)
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
 

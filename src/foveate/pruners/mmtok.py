@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import multimodal_cover
+from foveate.functional.common import require_weights
 from foveate.pruners.base import Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
@@ -53,8 +54,7 @@ class MMTok(ReadsQuestion, Pruner):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        if not (math.isfinite(self.visual_weight) and self.visual_weight >= 0):
-            raise ValueError(f"visual_weight must be finite and >= 0, got {self.visual_weight!r}")
+        require_weights(visual_weight=self.visual_weight)
         if self.features not in FEATURES:
             raise ValueError(f"unknown features {self.features!r}; known: {', '.join(FEATURES)}")
         self.reads_encoded = self.features == "encoded"  # type: ignore[misc]

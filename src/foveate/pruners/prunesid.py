@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import different_in_groups, principal_groups
+from foveate.functional.common import require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner, require_count
 from foveate.tokens import TextTokens, VisualTokens
 
 
 @dataclass
 class PruneSID(Pruner):
-    """The salient but different tokens of groups by principal components: PruneSID (arXiv 2603.09480, ICLR 2026).
+    """The salient but different tokens of groups by principal components: PruneSID (arXiv 2603.09480).
 
     Follows the public code, with ``K / 4`` groups for K tokens: where the paper and its code take what leaves the
     vision encoder, projected tokens are grouped and compared, and all views of the image at once, not each on its own.
@@ -40,8 +40,7 @@ class PruneSID(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count(members=self.members)
-        if not (math.isfinite(self.slack) and self.slack >= 0):
-            raise ValueError(f"slack must be finite and >= 0, got {self.slack!r}")
+        require_weights(slack=self.slack)
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The best of every group; ``loading`` is how much a token weighs in its component."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import saliency_coverage
+from foveate.functional.common import require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner
 from foveate.tokens import TextTokens, VisualTokens
 
@@ -32,8 +32,7 @@ class SCOPE(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise ValueError(f"alpha must be finite and >= 0, got {self.alpha!r}")
+        require_weights(alpha=self.alpha)
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Greedily by coverage gain times saliency; ``coverage`` is how much of the image a token covers alone."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import optimal_preservation
+from foveate.functional.common import require_weights
 from foveate.functional.preservation import SCALES
 from foveate.pruners.base import SALIENCY, Choice, Pruner
 from foveate.tokens import TextTokens, VisualTokens
@@ -16,16 +16,17 @@ from foveate.tokens import TextTokens, VisualTokens
 class TOPS(Pruner):
     """Salient tokens that cover the image and differ from one another: TOPS (arXiv 2606.27161) before the LLM.
 
-    The paper's first stage, alone; its second prunes inside the LLM by the question. Where its text scales the three
-    terms by least and most, its algorithm divides each by its mean: that is the default here. Both are taken over the
-    tokens that are left at each step, which the paper does not say. All views of the image compete at once. Published
-    with both stages for LLaVA-NeXT-7B at 640, 320 and 160 of 2880 tokens: 100.0, 99.1 and 96.4 % of unpruned.
+    The paper's first stage, alone; its second prunes inside the LLM by the question. Its text scales the three terms by
+    least and most, its algorithm divides each by its mean, by which saliency, a few tokens having most of it, outweighs
+    the others; the text is the default here. Both are taken over the tokens that are left at each step, which the paper
+    does not say. All views of the image compete at once. Published with both stages for LLaVA-NeXT-7B at 640, 320 and
+    160 of 2880 tokens: 100.0, 99.1 and 96.4 % of unpruned.
 
     Args:
         keep: as for ``Pruner``.
         coverage: weight of coverage, >= 0. Default 0.5, the paper's for this stage.
         diversity: weight of diversity, >= 0. Default 0.5, the paper's for this stage.
-        scale: ``"mean"`` (default) or ``"range"``.
+        scale: ``"range"`` (default) or ``"mean"``.
 
     Raises:
         ValueError: a weight that is negative or not finite, an unknown ``scale``.
@@ -33,17 +34,14 @@ class TOPS(Pruner):
 
     coverage: float = 0.5
     diversity: float = 0.5
-    scale: str = "mean"
+    scale: str = "range"
 
     name: ClassVar[str] = "tops"
     reads_saliency: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("coverage", "diversity"):
-            value = getattr(self, option)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{option} must be finite and >= 0, got {value!r}")
+        require_weights(coverage=self.coverage, diversity=self.diversity)
         if self.scale not in SCALES:
             raise ValueError(f"unknown scale {self.scale!r}; known: {', '.join(SCALES)}")
 
