@@ -98,8 +98,8 @@ class Tuning:
             chosen = (
                 f"On a quarter of the pictures methods were compared at keep {SCREENED:g}, auto at share "
                 f"{SCREENED_SHARE:g}, and every pair of budgets of ask-again at margin {SCREENED_MARGIN:g}: what "
-                f"reached the target with the fewest tokens, else what lost least, went on, at most {FINALISTS} "
-                "methods; the other pictures decided. "
+                f"reached the target with the fewest tokens, else what lost least, went on, of more than {FINALISTS} "
+                "methods the best plain budget and the best of the others; the other pictures decided. "
             )
         return (
             f"{chosen if self.screening else ''}A budget holds when the one-sided lower bound of its accuracy over "
@@ -160,7 +160,13 @@ def tune(
             tokens = round(_mean([row.kept for row in rows if row.method == dial.probe[0]]))
             rated[dial.label] = (ratio < target, tokens if ratio >= target else 0, -ratio)
         finalists = [min(dials, key=lambda dial: rated[dial.label]) for dials in candidates]
-        finalists = sorted(finalists, key=lambda dial: rated[dial.label])[:FINALISTS]
+        finalists = sorted(finalists, key=lambda dial: rated[dial.label])
+        if len(finalists) > FINALISTS and not plain:
+            # What is compared at one budget says little of a smaller one: the best plain budget is always searched.
+            kinds = [[dial for dial in finalists if dial.plain is kind] for kind in (True, False)]
+            first = [dials[0] for dials in kinds if dials]
+            finalists = first + [dial for dial in finalists if dial not in first]
+        finalists = finalists[:FINALISTS]
     else:
         finalists = [dials[0] for dials in candidates]
     decisions = 0
