@@ -269,11 +269,19 @@ def test_where_it_cannot_work_it_says_so(pair: tuple[Any, Any]) -> None:
         (("cdpruner", "cdpruner"), ValueError, "see no more than the first"),
         ((foveate.CDPruner(keep=9), foveate.CDPruner(keep=8)), ValueError, "see no more than the first"),
         ((foveate.Uniform(keep=1.0), None), ValueError, "see no more than the first"),
+        ((foveate.CDPruner(keep=0.1), foveate.CDPruner(keep=1)), ValueError, "1.0 is all tokens, 1 a single one"),
+        (("merged:cover", "merged:cover"), ValueError, "see no more than the first"),
+        (("auto:cover", "auto:cover"), ValueError, "see no more than the first"),
     ],
 )
 def test_bad_options(arguments: tuple[Any, ...], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         AskAgain(*arguments)
+
+
+def test_passes_that_differ_in_more_than_the_budget_go_together() -> None:
+    AskAgain("merged:cover", "merged:divprune")
+    AskAgain("auto:share=0.5:cover", "auto:share=0.9:cover")
 
 
 def test_budgets_are_compared_where_they_can_be() -> None:
@@ -282,6 +290,7 @@ def test_budgets_are_compared_where_they_can_be() -> None:
 
     assert exceeds(0.2, 0.1) and not exceeds(0.1, 0.1) and exceeds(9, 8) and not exceeds(8, 9)
     assert exceeds(9, 0.1) and exceeds(0.1, 9) and exceeds(1.0, 9) and not exceeds(9, 1.0)
+    assert not exceeds(1, 0.1) and not exceeds(1, 1.0) and exceeds(2, 0.1)
     assert budgets_of(factory("ask-again:first=0.05:cdpruner"), [1.0, 0.1, 0.05, 0.02, 64]) == [1.0, 0.1, 64]
     assert budgets_of(factory("cdpruner"), [1.0, 0.1, 1]) == [0.1, 1]
     assert budgets_of(factory("auto:cover"), [1.0, 0.1, 64]) == [1.0, 0.1, 64]

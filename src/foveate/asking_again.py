@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveate.arguments import cache_in, setting
-from foveate.pruners import Method, Uniform, get_pruner
+from foveate.pruners import Method, Uniform, Wrapper, get_pruner
 from foveate.tokens import Keep
 
 if TYPE_CHECKING:
@@ -77,11 +77,19 @@ class AskAgain:
             raise ValueError(f"margin must be a difference of probabilities in (0, 1], got {self.margin!r}")
         if self.measure not in MEASURES:
             raise ValueError(f"unknown measure {self.measure!r}; known: {', '.join(MEASURES)}")
-        if type(self.first) is type(self.then) and not Keep(self.then.keep).exceeds(Keep(self.first.keep)):
+        if self._is_no_more():
+            every = "; 1.0 is all tokens, 1 a single one" if repr(self.then.keep) == "1" else ""
             raise ValueError(
                 f"the second pass would see no more than the first: keep={self.first.keep} and then "
-                f"keep={self.then.keep}"
+                f"keep={self.then.keep}{every}"
             )
+
+    def _is_no_more(self) -> bool:
+        """Whether the second pass is the same method's with no larger budget; of one that chooses its own number of
+        tokens, with the same options."""
+        if _kinds(self.first) != _kinds(self.then) or Keep(self.then.keep).exceeds(Keep(self.first.keep)):
+            return False
+        return not self.first.adaptive or replace(self.first, keep=self.then.keep) == self.then
 
     def __call__(self, model: Any, **options: Any) -> NoReturn:
         """Raises TypeError: it is no pruner."""
@@ -193,6 +201,12 @@ class Spelled:
     measure: str = "least"
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
+    def __post_init__(self) -> None:
+        try:
+            Keep(self.first)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"first is a budget: {error}") from None
+
     @classmethod
     def read(cls, text: str) -> Spelled:
         """Raises ValueError for another name, or options that it does not have or refuses."""
@@ -206,6 +220,8 @@ class Spelled:
             option, _, value = one.partition("=")
             if option not in known:
                 raise ValueError(f"{text!r}: {NAME} has no option {option!r}; known: {', '.join(known)}")
+            if option in options:
+                raise ValueError(f"{text!r}: {NAME} is given {option} twice")
             try:
                 options[option] = ast.literal_eval(value)
             except (SyntaxError, ValueError):
@@ -223,6 +239,11 @@ class Spelled:
         every = isinstance(keep, float) and keep == 1.0
         then = None if every else get_pruner(name, keep=keep)
         return AskAgain(get_pruner(name, keep=self.first), then, self.margin, self.measure)
+
+
+def _kinds(method: Method) -> list[type[Method]]:
+    """A method's class, and those of the methods that it holds."""
+    return [type(method), *(_kinds(method.method) if isinstance(method, Wrapper) else [])]
 
 
 def is_spelled(name: str) -> bool:

@@ -36,9 +36,12 @@ class Keep:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             # Of what may print as pages (a tensor, a model), the type says enough.
             shown = f"{reprlib.repr(value)}, a " if isinstance(value, (str, bytes, bool)) else ""
+            instead = "write keep=0.1, say"
+            if isinstance(value, str) and value == "auto":
+                instead = 'that is foveate.Auto(method), or foveate.get_pruner("cover", keep="auto")'
             raise TypeError(
                 f"keep must be a float in (0, 1] or an int >= 1 (tokens per image), got {shown}{type(value).__name__}: "
-                "write keep=0.1, say"
+                f"{instead}"
             )
         if isinstance(value, numbers.Integral):
             if value < 1:
@@ -68,10 +71,12 @@ class Keep:
         return min(max(1, math.ceil(self.value * tokens - 1e-9)), tokens)
 
     def exceeds(self, other: Keep) -> bool:
-        """Whether it keeps more. Nothing exceeds all tokens; a fraction below and a number of tokens cannot be
-        compared, and count as exceeding each other."""
+        """Whether it keeps more. Nothing exceeds all tokens, and a single token nothing; else a fraction and a number
+        of tokens cannot be compared, and count as exceeding each other."""
         if type(self.value) is type(other.value):
             return self.value > other.value
+        if isinstance(self.value, int) and self.value == 1:
+            return False
         return not (isinstance(other.value, float) and other.value == 1.0)
 
 

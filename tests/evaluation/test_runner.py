@@ -304,6 +304,39 @@ def test_report_is_written_and_strict_json(suite, tmp_path):
     assert " 100.0 [" in adafv
 
 
+def test_rows_of_written_tables_have_a_cell_for_every_head(suite):
+    right = {("all", 1.0): [False] * 5, ("adafv", 0.1): [True] * 5, ("text", 0.1): [True, False, True, True, False]}
+    groups = reporting.scenes_groups()
+    made = reporting.summarise(rows_of(right, suite[1]), suite[1], groups, [("adafv", "text")], ["pooled"])
+    tables = [[]]
+    for line in saving.tables(made, ["pooled", "overall"]).splitlines():
+        if line.startswith("|"):
+            tables[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif tables[-1]:
+            tables.append([])
+    runs, pairs = (table for table in tables if table)
+    for heads, _, *rows in (runs, pairs):
+        assert rows and {len(row) for row in rows} == {len(heads)}
+    told = [dict(zip(pairs[0], row, strict=True)) for row in pairs[2:]]
+    assert [(row["group"], row["keep"], row["first"], row["second"]) for row in told] == [
+        ("pooled", "0.1", "`adafv`", "`text`"),
+        ("pooled", "0.1", "`adafv`", "`all`"),
+        ("pooled", "0.1", "`text`", "`all`"),
+    ]
+    (pair,) = [pair for pair in made.pairs if (pair.first, pair.second) == ("adafv", "text")]
+    assert float(told[0]["p"]) == pytest.approx(pair.difference.p_value, rel=0.05)
+    assert told[0]["won : lost"] == f"{pair.difference.first_only} : {pair.difference.second_only}"
+
+
+def test_a_budget_that_a_method_refuses_is_refused_before_anything_is_asked(loaded, suite, tmp_path):
+    with pytest.raises(ValueError, match="above the ceiling"):
+        evaluate(
+            Transformers(*loaded), suite[1], ["adafv", "auto:floor=0.3:cover"], [0.5, 0.1], tmp_path / "out",
+            folder=suite[0],
+        )  # fmt: skip
+    assert not list(tmp_path.glob("out/*"))
+
+
 @pytest.fixture
 def single(tmp_path):
     """Pictures with one question each: batches go across them."""

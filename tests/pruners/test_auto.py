@@ -157,3 +157,24 @@ def test_on_a_model_every_question_has_its_own_number():
         assert torch.equal(alone.selections[0].indices, answer.selections[0].indices)
         assert 0.02 <= alone.selections[0].ratio <= 0.25
     require_finite(**together[0].selections[0].scores)
+
+
+def test_auto_where_it_is_auto_already_and_where_it_is_not():
+    assert get_pruner("auto:share=0.5:cover", keep="auto") == foveate.Auto("cover", share=0.5)
+    with pytest.raises(ValueError, match="keep='auto': auto cannot hold random"):
+        get_pruner("random", keep="auto")
+    with pytest.raises(TypeError, match="foveate.Auto"):
+        foveate.AdaFV(keep="auto")
+
+
+def test_a_floor_above_the_usual_ceiling_goes_with_a_larger_one():
+    from foveate.cli.evaluate import parse_methods
+    from foveate.evaluation.dials import dials_of
+
+    name = "auto:floor=0.3:cover"
+    assert parse_methods(name, varying=True) == [name]
+    (dial,) = dials_of(name)
+    for method, keep in (dial.probe, *dial.runs):
+        assert get_pruner(method, keep=keep).keep == 1.0
+    (usual,) = dials_of("auto:cover")
+    assert usual.probe[1] == 0.25

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import foveate
+from foveate.asking_again import Spelled
+from foveate.cli import lists
 from foveate.cli.evaluate import parse_methods
 from foveate.pruners import (
     INSIDE_METHODS,
@@ -89,6 +91,21 @@ def test_a_method_of_ones_own_is_accepted_where_names_are(fresh):
         (dataclasses.make_dataclass("Up", [], bases=(Brightest,), namespace={"name": "Up per"}), ValueError, "lower"),
         (dataclasses.make_dataclass("Trim", [], bases=(Brightest,), namespace={"name": "trim"}), ValueError, "taken"),
         (dataclasses.make_dataclass("Ada", [], bases=(Brightest,), namespace={"name": "adafv"}), ValueError, "taken"),
+        (
+            dataclasses.make_dataclass("All", [], bases=(Brightest,), namespace={"name": "all"}),
+            ValueError,
+            "stands for",
+        ),
+        (
+            dataclasses.make_dataclass(
+                "Needy",
+                [("need", int, dataclasses.field(kw_only=True))],
+                bases=(Brightest,),
+                namespace={"name": "needy"},
+            ),
+            TypeError,
+            "Needy.need has no default",
+        ),
     ],
 )
 def test_what_is_no_method_is_not_registered(fresh, wrong, error, match):
@@ -111,6 +128,119 @@ def test_methods_of_installed_packages_come_by_entry_points(fresh, monkeypatch):
         assert isinstance(get_pruner("brightest"), Brightest)
     assert len(warned) == 2  # and every other method goes on
     assert get_pruner("adafv").name == "adafv"
+
+
+def test_a_package_that_exits_when_imported_is_left_out(fresh, monkeypatch, tmp_path):
+    (tmp_path / "leaves_at_once.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("gone", "leaves_at_once:Method", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with pytest.warns(UserWarning, match="'gone' .* is left out: SystemExit"):
+        assert "adafv" in known_methods()
+
+
+def test_brackets_in_another_package_s_words_are_printed(fresh, capsys):
+    kind = dataclasses.make_dataclass("Bracketed", [], bases=(Brightest,), namespace={"name": "bracketed"})
+    kind.__doc__ = "What [/red] leaves."
+    register(kind)
+    lists.list_methods(as_json=False)
+    assert "[/red]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, error, match",
+    [
+        ("cover:special_tokens=false", TypeError, "special_tokens must be True or False, got 'false'"),
+        ("cover:special_tokens=0", TypeError, "special_tokens must be True or False"),
+        ("cover:power=abc", TypeError, "power must be a number, got 'abc'"),
+        ("cover:power=nan", TypeError, "power must be a number"),
+        ("merged:threshold=None:cover", TypeError, "threshold must be a number, got None"),
+        ("merged:cover:power=True", ValueError, "power must be a number, got True"),
+        ("auto:floor=x:cover", TypeError, "floor is the least that stays"),
+        ("cover:power=3:power=4", ValueError, "power twice"),
+        ("ask-again:first=0.1:first=0.2:cover", ValueError, "first twice"),
+        ("merged:", ValueError, "merged:cdpruner"),
+        ("merged::cover", ValueError, "merged:cdpruner"),
+        (foveate.Cover(), TypeError, "is a text such as 'cover', got Cover"),
+        (foveate.Cover, TypeError, "got Cover"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_values_that_would_mean_something_else_are_refused(name, error, match):
+    make = Spelled.read if isinstance(name, str) and name.startswith("ask-again") else get_pruner
+    with pytest.raises(error, match=match):
+        make(name)
+
+
+def test_options_beside_a_wrapper_s_name_are_its_own_or_the_held_method_s():
+    assert get_pruner("merged:cover", power=3.0, threshold=0.5, keep=7) == foveate.Merged(
+        foveate.Cover(power=3.0, keep=7), threshold=0.5
+    )
+    assert get_pruner("merged:centered:cdpruner", words="max").innermost.words == "max"
+    assert get_pruner("merged:random", seed=3).method.seed == 3
+    with pytest.raises(TypeError, match="nothing_like_it"):
+        get_pruner("merged:cover", nothing_like_it=1)
+
+
+CHOICES = {
+    "unsorted": torch.tensor([5, 1, 3]),
+    "twice": torch.tensor([1, 1, 3]),
+    "too many": torch.arange(10),
+    "too few": torch.arange(2),
+    "none": torch.arange(0),
+    "outside": torch.tensor([0, 1, 10**6]),
+    "negative": torch.tensor([-1, 0, 1]),
+    "two-dimensional": torch.arange(3)[None],
+    "a mask": torch.arange(108) < 3,
+    "int32": torch.arange(3, dtype=torch.int32),
+    "a list": [0, 1, 2],
+}
+
+
+@dataclasses.dataclass
+class Fixed(Pruner):
+    """Chooses what it is told, whatever there is."""
+
+    chosen: object = None
+
+    name: ClassVar[str] = "fixed"
+
+    def choose(self, visual, text, budget):
+        return self.chosen
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_a_choice_that_is_none_is_refused(case):
+    with pytest.raises((ValueError, TypeError), match="fixed must choose"):
+        Fixed(keep=3, chosen=Choice(CHOICES[case])).select(picture())
+
+
+def test_a_choice_is_checked_for_the_rest_too():
+    visual, three = picture(), torch.arange(3)
+    assert torch.equal(Fixed(keep=3, chosen=Choice(three)).select(visual).indices, three)
+    for wrong in (None, three):
+        with pytest.raises(TypeError, match="fixed must choose a foveate.pruners.Choice"):
+            Fixed(keep=3, chosen=wrong).select(visual)
+    with pytest.raises(ValueError, match="score all 108 tokens, and 'few' is"):
+        Fixed(keep=3, chosen=Choice(three, {"few": torch.zeros(3)})).select(visual)
+    few = Fixed(keep=3, chosen=Choice(torch.arange(2)))
+    few.adaptive = True
+    assert len(few.select(visual)) == 2
+    few.chosen = Choice(torch.arange(4))
+    with pytest.raises(ValueError, match="1 to 3 of 108"):
+        few.select(visual)
+
+
+@pytest.mark.parametrize(
+    "given, error", [({}, TypeError), (torch.rand(108), TypeError), ({"score": torch.rand(3)}, ValueError)]
+)
+@pytest.mark.parametrize("wrap", [lambda method: method, foveate.Auto])
+def test_scores_that_rank_nothing_are_refused(given, error, wrap):
+    kind = dataclasses.make_dataclass(
+        "Given", [], bases=(Scorer,), namespace={"name": "given", "score": lambda self, visual, text: given}
+    )
+    with pytest.raises(error, match="given must"):
+        wrap(kind(keep=0.1)).select(picture())
 
 
 def test_options_before_a_name_are_the_wrapper_s_and_behind_it_the_method_s(fresh):

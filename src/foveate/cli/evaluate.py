@@ -85,7 +85,7 @@ def parse_methods(text: str, *, varying: bool = False) -> list[str]:
     names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
     for name in names:
         factory(name)
-        if not varying and get_pruner(name).adaptive:  # get_pruner says why ask-again is none
+        if not varying and get_pruner(name, keep=1.0).adaptive:  # get_pruner says why ask-again is none
             raise ValueError(f"{name} chooses its own number of tokens, and a given one is measured here: foveate eval")
     return list(dict.fromkeys(names))
 

@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from foveate.cli.console import print_json, stdout
@@ -50,7 +51,7 @@ def list_methods(as_json: bool) -> None:
         does = re.sub(r" \((, )?(.*?)\)(?=[.:])", r" (\2)", _ARXIV.sub("", entry["does"])).replace(" ()", "")
         does = does.removeprefix("Inside the LLM, ")
         read = ", ".join(entry["reads"]) or "nothing"
-        does = does[:1].upper() + does[1:]
+        does = escape(does[:1].upper() + does[1:])  # of another package's, no bracket is markup
         does += f" [bold]{entry['mark'][:1].upper()}{entry['mark'][1:]}.[/]" if entry["mark"] else ""
         table.add_row(entry["name"], entry["prunes"].split()[0], read, does, entry["paper"] or "")
     stdout().print(table)

@@ -16,7 +16,7 @@ SCREENED = 0.1
 """The budget at which methods are compared when there are more than go on."""
 
 SHARES = (0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.91, 0.89, 0.86, 0.83, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
-"""Shares of ``auto`` that are tried, most tokens first, under its usual ceiling."""
+"""Shares of ``auto`` that are tried, most tokens first, under its usual ceiling, or none where its floor is higher."""
 CEILING = 0.25
 SCREENED_SHARE = 0.8
 
@@ -61,9 +61,11 @@ def dials_of(method: str) -> list[Dial]:
     def spell(**options: object) -> str:
         return ":".join([name, *(f"{option}={value}" for option, value in {**own, **options}.items()), held])
 
+    least = ast.literal_eval(own.get("floor", "0.02")) if name == AUTO else 0.0
     if name == AUTO and "share" not in own:
-        runs = tuple((spell(share=share), CEILING) for share in SHARES)
-        return [Dial(method, runs, (spell(share=SCREENED_SHARE), CEILING), plain=False)]
+        ceiling = 1.0 if isinstance(least, float) and least > CEILING else CEILING
+        runs = tuple((spell(share=share), ceiling) for share in SHARES)
+        return [Dial(method, runs, (spell(share=SCREENED_SHARE), ceiling), plain=False)]
     if name == ASK_AGAIN:
         firsts = [ast.literal_eval(own["first"])] if "first" in own else FIRSTS
         margins = [ast.literal_eval(own["margin"])] if "margin" in own else MARGINS
@@ -79,6 +81,5 @@ def dials_of(method: str) -> list[Dial]:
             for then in SECONDS
             if Keep(then).exceeds(Keep(first))
         ]
-    least = ast.literal_eval(own.get("floor", "0.02")) if name == AUTO else 0.0
     budgets = [keep for keep in LADDER[1:] if not Keep(least).exceeds(Keep(keep))] if least else list(LADDER[1:])
     return [Dial(method, tuple((method, keep) for keep in budgets), (method, SCREENED), plain=True)]

@@ -180,6 +180,8 @@ def evaluate(
         raise ValueError("items must have different ids")
     pieces: list[Sequence[int]] = list(_by_picture(items))
     for name, own in own_budgets.items():
+        for value in own:  # what a method refuses at one of its budgets, it refuses before anything is asked
+            factories[name](value, 0)
         for value in own[:1]:
             made = [factories[name](value, picture) for picture in (0, 1)]
             engine.require(name, made)

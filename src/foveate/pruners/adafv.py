@@ -51,6 +51,7 @@ class AdaFV(ReadsText, Pruner):
             raise ValueError(f"min_share must be in [0, 0.5], got {self.min_share!r}")
         if self.variant == "released" and self.min_share != 0.25:
             raise ValueError("variant='released' has its floors fixed at a quarter: leave min_share at 0.25")
+        self.exact = self.variant != "released"  # type: ignore[misc]
         if self.variant == "released":
             self.text_span = "prompt"
 

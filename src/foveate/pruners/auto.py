@@ -53,7 +53,10 @@ class Auto(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.floor = Keep(self.floor).value
+        try:
+            self.floor = Keep(self.floor).value
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"floor is the least that stays, a budget like keep: {error}") from None
         require_share(self.share)
         if type(self.floor) is type(self.keep) and Keep(self.floor).exceeds(Keep(self.keep)):
             raise ValueError(f"floor={self.floor} is above the ceiling, keep={self.keep}")
@@ -76,8 +79,7 @@ class Auto(Wrapper):
             choice, covered = held.ranked(visual, text, budget)
             count = self._between(least_reaching(covered, self.share), len(visual), budget)
             return Choice(choice.indices[:count].sort().values, choice.scores)
-        scores = held.score(visual, text)
-        ranking = next(iter(scores.values()))
+        scores, ranking = held.ranking(visual, text)
         count = self._between((effective_tokens(ranking) * self.share - 1e-9).ceil(), len(visual), budget)
         return Choice(top_k(ranking, count), scores)
 

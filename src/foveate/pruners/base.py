@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -51,6 +52,7 @@ class Method:
 
     Raises:
         TypeError, ValueError: ``keep`` is neither.
+        TypeError: an option that is declared a ``float`` is no number, or one that is declared a ``bool`` none.
     """
 
     keep: float | int = 0.1
@@ -76,6 +78,9 @@ class Method:
                 f"keep is a number, got a {type(self.keep).__name__}: write `with {type(self).__name__}(keep=0.1)"
                 "(model):`"
             )
+        for one in fields(self):
+            if one.init and one.name != "keep":
+                _require_kind(one.name, getattr(self, one.name), one.type)
         self.keep = Keep(self.keep).value
         self._selections: list[Selection] = []
 
@@ -129,6 +134,8 @@ class Pruner(Method, ABC):
     """Whether kept tokens are put together from several."""
     takes_weight: ClassVar[bool] = False
     """Whether it compares tokens by ``VisualTokens.likened`` and counts their ``weight``: what ``Centered`` needs."""
+    exact: ClassVar[bool] = True
+    """Whether it keeps just as many tokens as the budget says (``adaptive``: no more), none of them twice."""
 
     @abstractmethod
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
@@ -152,7 +159,9 @@ class Pruner(Method, ABC):
         Scores are computed, and indices lie, where ``visual.features`` are.
 
         Raises:
-            ValueError: the method reads saliency, keys, the encoder's features or text, and there are none.
+            ValueError: the method reads saliency, keys, the encoder's features or text, and there are none; it chose
+                what ``choose`` must not (on an accelerator, which indices they are is not looked at).
+            TypeError: it returned no ``Choice`` of tensors.
         """
         if self.reads_saliency and visual.saliency is None:
             raise ValueError(f"{self.name} reads visual saliency, and these tokens carry none")
@@ -167,7 +176,29 @@ class Pruner(Method, ABC):
             choice = self.keep_all(visual, text)
         else:
             choice = self.choose(_together(visual), _beside(text, visual.features.device), budget)
+            self._require_choice(choice, len(visual), budget)
         return Selection(choice.indices, visual.geometry, choice.scores, choice.shares, choice.weights)
+
+    def _require_choice(self, choice: Any, total: int, budget: int) -> None:
+        if not isinstance(choice, Choice):
+            raise TypeError(f"{self.name} must choose a foveate.pruners.Choice, got {type(choice).__name__}")
+        kept = choice.indices
+        if not isinstance(kept, Tensor) or kept.dtype != torch.int64:
+            what = f"a tensor of {kept.dtype}" if isinstance(kept, Tensor) else type(kept).__name__
+            raise TypeError(f"{self.name} must choose by indices, an int64 tensor, got {what}")
+        least = budget if self.exact and not self.adaptive else 1
+        if kept.ndim != 1 or not least <= len(kept) <= budget:
+            wanted = f"{budget}" if least == budget else f"{least} to {budget}"
+            more = "" if self.adaptive else "; a method that decides itself how many stay sets adaptive = True"
+            raise ValueError(f"{self.name} must choose {wanted} of {total} tokens, got {tuple(kept.shape)}{more}")
+        if kept.device.type == "cpu":
+            steps = kept.diff()
+            if bool((steps < int(self.exact)).any()) or int(kept[0]) < 0 or int(kept[-1]) >= total:
+                raise ValueError(f"{self.name} must choose distinct indices in [0, {total}), ascending")
+        for name, score in choice.scores.items():
+            if not isinstance(score, Tensor) or score.shape != (total,):
+                shape = f"{tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+                raise ValueError(f"{self.name} must score all {total} tokens, and {name!r} is {shape}")
 
     def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
         """The choice when the budget covers every token: all of them, in order, nothing scored."""
@@ -192,8 +223,32 @@ class Scorer(Pruner):
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The ``budget`` best by the first score, ties to the earlier token."""
-        scores = self.score(visual, text)
-        return Choice(top_k(next(iter(scores.values())), budget), scores)
+        scores, ranking = self.ranking(visual, text)
+        return Choice(top_k(ranking, budget), scores)
+
+    def ranking(self, visual: VisualTokens, text: TextTokens | None) -> tuple[Mapping[str, Tensor], Tensor]:
+        """All scores, and the one that ranks.
+
+        Raises:
+            TypeError: ``score`` gave no scores by name.
+            ValueError: the one that ranks is not (N,).
+        """
+        scores: Any = self.score(visual, text)
+        if not isinstance(scores, Mapping) or not scores:
+            what = "none" if isinstance(scores, Mapping) else type(scores).__name__
+            raise TypeError(f"{self.name} must give its scores by name, such as {{'score': tensor}}, got {what}")
+        name, ranking = next(iter(scores.items()))
+        if tuple(ranking.shape) != (len(visual),):
+            raise ValueError(f"{self.name} must score all {len(visual)} tokens, and {name!r} is {tuple(ranking.shape)}")
+        return scores, ranking
+
+
+def _require_kind(name: str, value: Any, kind: Any) -> None:
+    """Of options behind a name, ``false`` would else be a text, and so true."""
+    if kind in ("bool", bool) and not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    if kind in ("float", float) and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
 
 
 def _together(visual: VisualTokens) -> VisualTokens:

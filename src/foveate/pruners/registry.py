@@ -7,7 +7,7 @@ import functools
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ LACKING = {
 }
 """Methods that people ask for by name, and what stands in their way."""
 
+RESERVED = ("all", "none")
+"""What stands in a method's place where methods are listed."""
 
 AUTO = "auto"
 """The wrapper that ``keep="auto"`` stands for."""
@@ -64,14 +66,17 @@ def register(method: _Kind) -> _Kind:
         The same class.
 
     Raises:
-        TypeError: no such class.
-        ValueError: a name of another form, or that another class has.
+        TypeError: no such class, or an option without a default: a method's name alone must make it.
+        ValueError: a name of another form, or that another class has, or that stands for something else.
     """
     if not (isinstance(method, type) and issubclass(method, Method) and "__dataclass_params__" in vars(method)):
         raise TypeError(f"register takes a dataclass derived from foveate.Pruner, got {method!r}")
     missing = sorted(getattr(method, "__abstractmethods__", ()))
     if missing:
         raise TypeError(f"{method.__name__} has no {', '.join(missing)}")
+    for one in fields(method):
+        if one.init and one.name != "method" and one.default is MISSING and one.default_factory is MISSING:
+            raise TypeError(f"{method.__name__}.{one.name} has no default, and its name alone must make a method")
     name = getattr(method, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
@@ -81,6 +86,8 @@ def register(method: _Kind) -> _Kind:
     other = {**METHODS, **INSIDE_METHODS, **WRAPPERS}.get(name)
     if other is not None and (other.__module__, other.__qualname__) != (method.__module__, method.__qualname__):
         raise ValueError(f"{name!r} is taken by {other.__module__}.{other.__qualname__}: choose another name")
+    if name in RESERVED:
+        raise ValueError(f"{name!r} stands for all methods or for none: choose another name")
     if name in LACKING:
         raise ValueError(f"{name!r} is taken by a method that is not available here: choose another name")
     homes[name] = method
@@ -96,7 +103,7 @@ def load_entry_points() -> None:
     for point in entry_points(group=ENTRY_POINTS):
         try:
             register(point.load())
-        except Exception as error:  # whatever another package does wrong, the other methods must go on
+        except (Exception, SystemExit) as error:  # whatever another package does wrong, the other methods must go on
             warnings.warn(
                 f"the method {point.name!r} of {point.value} is left out: {type(error).__name__}: {error}", stacklevel=2
             )
@@ -119,8 +126,13 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
 
     Raises:
         ValueError: no such method; the message names those known, or says what a method lacks. An option the method
-            does not have, or that is ``keep``, which is said elsewhere. A wrapper without a method, or one it refuses.
+            does not have, that stands there twice, or that is ``keep``, which is said elsewhere. A wrapper without a
+            method, or one it refuses.
+        TypeError: ``text`` is no text, or an option is of another type than the method's.
     """
+    if not isinstance(text, str):
+        what = text.__name__ if isinstance(text, type) else type(text).__name__
+        raise TypeError(f"a method's name is a text such as 'cover', got {what}")
     name, *given = text.split(":")
     if name in LACKING:
         raise ValueError(f"{name} is not available: {LACKING[name]}")
@@ -131,7 +143,7 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
     options: dict[str, Any] = {}
     if issubclass(kind, Wrapper):
         own = next((place for place, one in enumerate(given) if "=" not in one), None)
-        if own is None:
+        if own is None or not given[own]:
             raise ValueError(f"{name} holds another method, whose name stands behind: {name}:{kind.example}")
         held = ":".join(given[own:])
         given = given[:own]
@@ -145,6 +157,8 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
         option, equals, value = one.partition("=")
         if option not in names or not equals:
             raise ValueError(f"{text!r}: {name} has no option {one!r}; known, as in {name}:option=value: {names}")
+        if option in options:
+            raise ValueError(f"{text!r}: {name} is given {option} twice")
         try:
             options[option] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
@@ -157,20 +171,28 @@ def get_pruner(name: str, **options: Any) -> Method:
 
     Args:
         name: as for ``parse_method``.
-        options: of the method; they go before those behind the name. ``keep="auto"`` is ``Auto(method)``.
+        options: of the method; they go before those behind the name. Those that a wrapper does not have are of the
+            method it holds. ``keep="auto"`` is ``Auto(method)``, and of an ``adaptive`` method its own default.
 
     Raises:
         ValueError: as for ``parse_method``, or a value the method refuses.
-        TypeError: an option the method does not have.
+        TypeError: as for ``parse_method``, or an option the method does not have.
     """
-    method, own = parse_method(name)
-    if isinstance(options.get("keep"), str) and options["keep"] == AUTO:
-        held = method(**{**own, **{option: value for option, value in options.items() if option != "keep"}})
+    kind, own = parse_method(name)
+    keep = {"keep": options.pop("keep")} if "keep" in options else {}
+    named = {one.name for one in fields(kind) if one.init}
+    others = {option: options.pop(option) for option in list(options) if option not in named and "method" in own}
+    if others:
+        own = {**own, "method": replaced(own["method"], **others)}
+    if isinstance(keep.get("keep"), str) and keep["keep"] == AUTO:
+        held = kind(**{**own, **options})
+        if held.adaptive:
+            return held
         try:
             return WRAPPERS[AUTO](held)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"keep='auto': {error}") from None
-    return method(**{**own, **options})
+    return kind(**{**own, **options, **keep})
 
 
 def replaced(pruner: _Method, **options: Any) -> _Method:
@@ -196,4 +218,4 @@ def takes(name: str, option: str) -> bool:
         ValueError: as for ``parse_method``.
     """
     *_, last = re.split(r":(?!\w+=)", name)  # the innermost with its options
-    return option in get_pruner(name).options and f":{option}=" not in f":{last}"
+    return option in get_pruner(name, keep=1.0).options and f":{option}=" not in f":{last}"

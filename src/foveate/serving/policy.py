@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foveate.pruners import Pruner, get_pruner, replaced, takes
+from foveate.pruners import Pruner, Wrapper, get_pruner, replaced, takes
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
@@ -81,7 +81,8 @@ class Policy:
                     f"{name} knows how many tokens stay once the image is encoded, and a server lays the prompt out "
                     "before: serve the method that it holds, at a keep of its own"
                 )
-            if getattr(pruner, "variant", "paper") == "released":
+            innermost = pruner.innermost if isinstance(pruner, Wrapper) else pruner
+            if getattr(innermost, "variant", "paper") == "released":
                 raise ValueError(
                     "variant='released' needs every view's full grid, and rounds budgets its own way: it is for "
                     "checking published numbers with transformers, not for serving"
