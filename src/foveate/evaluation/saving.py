@@ -140,7 +140,7 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         won = f"{one.first_only} : {one.second_only}"
         lines.append(
             _line([
-                pair.group, f"{pair.keep:g}", f"`{pair.first}`", f"`{pair.second}`", difference,
+                TITLES.get(pair.group, pair.group), f"{pair.keep:g}", f"`{pair.first}`", f"`{pair.second}`", difference,
                 won, f"{one.p_value:.2g}", f"{pair.p_corrected:.2g}",
             ])
         )  # fmt: skip
