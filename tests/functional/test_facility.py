@@ -96,6 +96,17 @@ def test_an_accelerator_s_walk_chooses_as_the_cpu_s(monkeypatch):
     torch.testing.assert_close(walked[1], passed[1])
 
 
+@pytest.mark.parametrize("enough", [0.3, 0.8, 0.999, 1.0])
+@pytest.mark.parametrize("least", [1, 20])
+def test_it_may_end_when_enough_is_covered(enough, least):
+    generator = torch.Generator().manual_seed(4)
+    visual, weight = torch.randn(60, 5, generator=generator), torch.rand(60, generator=generator)
+    order, covered = cosine_cover(visual, weight, 50)
+    first = max(least, 1 + int((covered < enough).sum()))
+    ended, told = cosine_cover(visual, weight, 50, enough=enough, least=least)
+    assert torch.equal(ended, order[: min(first, 50)]) and torch.equal(told, covered[: len(ended)])
+
+
 def test_ties_go_to_the_earlier_token():
     visual = torch.eye(4).repeat(2, 1)  # every token twice
     order, covered = cosine_cover(visual, torch.ones(8), 6)

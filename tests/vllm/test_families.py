@@ -27,7 +27,8 @@ layers move them by some 1e-5, at most 1e-4 (measured over all cases). Another s
 ``test_pruned`` checks that, so that agreement within the tolerance says something."""
 DIFFERENCE = 100 * TOLERANCE
 BLOCK, CHUNK = 32, 24
-METHODS = [("adafv", 0.25), ("adafv", 0.1), ("adafv", 5), ("saliency", 0.1), ("visionzip", 0.25)]
+METHODS = [("adafv", 0.25), ("adafv", 0.1), ("adafv", 5), ("saliency", 0.1), ("visionzip", 0.25),
+           ("cover", 0.2), ("merged:centered:cdpruner", 0.25)]  # fmt: skip
 CHUNKED = ["llava_next-siglip", "qwen2_5_vl", "qwen3_vl"]
 SHARED = ["llava-clip", "qwen2_5_vl"]
 OPTIONS: dict[str, Any] = {
@@ -36,7 +37,9 @@ OPTIONS: dict[str, Any] = {
     "num_gpu_blocks_override": 512,
     "max_model_len": 1024,
 }
-PRUNING = serving.options(keep=0.25, methods=("saliency", "visionzip"), feature_cache_mib=16)
+PRUNING = serving.options(
+    keep=0.25, methods=("saliency", "visionzip", "cover", "merged:centered:cdpruner"), feature_cache_mib=16
+)
 
 
 def picture(number: int, width: int, height: int) -> Image.Image:

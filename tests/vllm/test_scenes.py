@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from transformers import AutoProcessor
 
-from foveate import bundled, serving
+from foveate import METHODS, bundled, serving
 from tests.vllm.engines import Engine, Prompt, embedder
 from tests.vllm.pictures import FIRST, asked, ids_of, keeping, reference, written
 
 COUNT = 200
 KEEPS = (1.0, 0.25, 0.1)
-OTHERS = ("saliency", "text", "fixed-mix", "cdpruner", "dart", "divprune", "holov", "scope", "vispruner", "visionzip",
-          "prumerge", "prumerge-plus", "pool", "uniform", "random")  # fmt: skip
+WRAPPED = ("centered:cdpruner", "centered:features=encoded:divprune", "merged:centered:cover:saliency=0.5")
+OTHERS = (*(name for name in METHODS if name != "adafv"), *WRAPPED)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,9 @@ def facility_location(likeness: Tensor, weight: Tensor, budget: int) -> tuple[Te
         return _greedy(_Table(likeness.float()), _checked(weight), budget)
 
 
-def cosine_cover(visual: Tensor, weight: Tensor, budget: int, power: float = 8.0) -> tuple[Tensor, Tensor]:
+def cosine_cover(
+    visual: Tensor, weight: Tensor, budget: int, power: float = 8.0, *, enough: float = 1.0, least: int = 1
+) -> tuple[Tensor, Tensor]:
     """Tokens that cover all tokens by their cosines: :func:`facility_location` with ``L = max(0, cos) ** power``.
 
     O(N^2 D) for the cosines, each computed once for both of its tokens. The table takes 4 bytes a cell up to N =
@@ -80,9 +82,12 @@ def cosine_cover(visual: Tensor, weight: Tensor, budget: int, power: float = 8.0
         weight: (N,) >= 0, how much it counts that a token is covered.
         budget: K >= 1; with N <= K everything is taken.
         power: > 0: how alike a token must be to stand for another. Default 8.
+        enough: on a CPU no further token is taken once the first ones cover this share. Default 1: up to the budget.
+            An accelerator, which would have to be waited for, goes on to the budget.
+        least: so many are taken in any case.
 
     Returns:
-        As for :func:`facility_location`.
+        As for :func:`facility_location`; no more tokens than are enough.
 
     Raises:
         TypeError, ValueError: as for :func:`facility_location`; ``power`` not positive and finite.
@@ -92,7 +97,7 @@ def cosine_cover(visual: Tensor, weight: Tensor, budget: int, power: float = 8.0
         raise ValueError(f"power must be positive and finite, got {power!r}")
     require_length(len(visual), weight=weight)
     with torch.autocast(visual.device.type, enabled=False):
-        return _greedy(_cosines(visual, power), _checked(weight), budget)
+        return _greedy(_cosines(visual, power), _checked(weight), budget, enough, least)
 
 
 def shifted_cosine_cover(visual: Tensor, weight: Tensor, budget: int) -> tuple[Tensor, Tensor]:
@@ -178,33 +183,42 @@ def _raised(values: Tensor, power: float) -> Tensor:
     return values
 
 
-def _greedy(table: _Table, weight: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def _greedy(table: _Table, weight: Tensor, budget: int, enough: float = 1.0, least: int = 1) -> tuple[Tensor, Tensor]:
     rows, columns = table.cells.shape
     device = weight.device
     covered = torch.zeros(rows, dtype=torch.float32, device=device)
     gain, most = _gain(table, covered, weight, ends=True)
     alone = gain - gain.amax() - 1  # below every gain
-    least = _NO_GAIN * most
+    nothing = _NO_GAIN * most
     if columns <= budget:
         budget = columns
     taken = torch.zeros(columns, dtype=torch.bool, device=device)
     order: list[Tensor] = []
     reached: list[Tensor] = []
     for step in range(budget):
-        score = torch.where(gain > least, gain, alone).masked_fill_(taken, -math.inf)
+        score = torch.where(gain > nothing, gain, alone).masked_fill_(taken, -math.inf)
         token = score.argmax(dim=0, keepdim=True)
         taken.index_fill_(0, token, True)
         order.append(token)
         before, covered = covered, torch.maximum(covered, table.column(token))
         reached.append((covered.to(gain.dtype) * weight).sum())
-        if step + 1 == budget:
+        if step + 1 == budget or (enough < 1 and step + 1 >= least and _reaches(reached[-1], most, enough)):
             break
         gain = _less(table, before, covered, weight, gain) if device.type == "cpu" else _gain(table, covered, weight)[0]
-    share = torch.stack(reached) / torch.where(most > 0, most, 1.0)
-    share = torch.where(most > 0, share, 1.0).clamp(max=1.0)
-    if columns == budget:
+    share = _share(torch.stack(reached), most)
+    if columns == len(order):
         share[-1] = 1.0
-    return torch.cat(order), share.float()
+    return torch.cat(order), share
+
+
+def _share(covered: Tensor, most: Tensor) -> Tensor:
+    """Part of what all columns cover, in float32."""
+    return torch.where(most > 0, covered / torch.where(most > 0, most, 1.0), 1.0).clamp(max=1.0).float()
+
+
+def _reaches(covered: Tensor, most: Tensor, enough: float) -> bool:
+    """Whether that part is enough, where it can be seen without waiting."""
+    return covered.device.type == "cpu" and bool(_share(covered, most) >= enough)
 
 
 def _gain(table: _Table, covered: Tensor, weight: Tensor, ends: bool = False) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,13 @@ from foveate.tokens import Keep, TextTokens, VisualTokens
 class Ranking(Protocol):
     """A method that knows how much the tokens it takes first tell of the image."""
 
-    def ranked(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> tuple[Choice, Tensor]:
-        """The choice in the order in which it is made, and (K,) what its first k reach, ascending to 1 for all."""
+    def ranked(
+        self, visual: VisualTokens, text: TextTokens | None, budget: int, enough: float = 1.0, least: int = 1
+    ) -> tuple[Choice, Tensor]:
+        """The choice in the order in which it is made, and (K,) what its first k reach, ascending to 1 for all.
+
+        It may end where ``least`` tokens or more reach ``enough``, for whoever wants no more.
+        """
 
 
 @dataclass
@@ -76,7 +81,8 @@ class Auto(Wrapper):
         """The held method's first tokens, between the floor and ``budget``."""
         held = self.method
         if isinstance(held, Ranking):
-            choice, covered = held.ranked(visual, text, budget)
+            least = Keep(self.floor).budget(len(visual))
+            choice, covered = held.ranked(visual, text, budget, self.share, least)
             count = self._between(least_reaching(covered, self.share), len(visual), budget)
             return Choice(choice.indices[:count].sort().values, choice.scores)
         scores, ranking = held.ranking(visual, text)

@@ -58,8 +58,14 @@ class Cover(ReadsQuestion, Pruner):
         choice, _ = self.ranked(visual, text, budget)
         return Choice(choice.indices.sort().values, choice.scores)
 
-    def ranked(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> tuple[Choice, Tensor]:
+    def ranked(
+        self, visual: VisualTokens, text: TextTokens | None, budget: int, enough: float = 1.0, least: int = 1
+    ) -> tuple[Choice, Tensor]:
         """The choice in the order in which it was made, and how much of the image the first k of it cover.
+
+        Args:
+            visual, text, budget: as for ``choose``.
+            enough, least: as for ``foveate.functional.cosine_cover``, which need not go on to the budget.
 
         Returns:
             A choice with ``indices`` (K,) as they were taken; and (K,) float32 in [0, 1], ascending: F of the first k
@@ -75,7 +81,8 @@ class Cover(ReadsQuestion, Pruner):
             weight = weight + self.saliency * _share(scores[SALIENCY])
         if visual.weight is not None:
             weight = weight * visual.weight
-        order, covered = cosine_cover(visual.likened.detach(), weight, budget, self.power)
+        likened = visual.likened.detach()
+        order, covered = cosine_cover(likened, weight, budget, self.power, enough=enough, least=least)
         return Choice(order, {**scores, "weight": weight}), covered
 
 
