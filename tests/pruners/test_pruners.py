@@ -578,7 +578,7 @@ def test_cdpruner_reads_the_chosen_text():
         ("mmtok", {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
         ("mmtok", {"visual_temperature": math.inf}, ValueError, "visual_temperature must be positive"),
         ("mmtok", {"visual_weight": -0.1}, ValueError, "visual_weight must be finite and >= 0"),
-        ("mmtok", {"features": "raw"}, ValueError, "unknown features 'raw'; known: encoded, projected"),
+        ("mmtok", {"features": "raw"}, ValueError, "unknown features 'raw'; known: projected, encoded"),
         ("fsr", {"alpha": -1}, ValueError, "alpha must be finite"),
         ("fsr", {"beta": math.nan}, ValueError, "beta must be finite"),
         ("fsr", {"mass": 0}, ValueError, "mass must be in"),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SALIENCY = "saliency"
 TEXT_TO_IMAGE = "text_to_image"
+FEATURES = ("projected", "encoded")
+"""What tokens may be compared with one another by: as they enter the LLM, or as the encoder hands them on."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from foveate.functional import centered, distinctiveness
-from foveate.pruners.base import Choice, Pruner
+from foveate.pruners.base import FEATURES, Choice, Pruner
 from foveate.pruners.wrapper import Wrapper
 from foveate.tokens import TextTokens, VisualTokens
-
-FEATURES = ("projected", "encoded")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.functional import cosine_cover, relevance_to_text
 from foveate.functional.common import require_weights
-from foveate.pruners.base import SALIENCY, Choice, Pruner
+from foveate.pruners.base import FEATURES, SALIENCY, Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
 
@@ -31,14 +31,17 @@ class Cover(ReadsQuestion, Pruner):
         keep: as for ``Pruner``.
         power: p > 0: how alike a token must be to stand for another. Default 8; 4 to 16 make no difference.
         saliency: a >= 0: weight of saliency against the question's. Default 1. With 0 saliency is not read.
+        features: what tokens are compared with one another by. ``"projected"`` (default): the tokens that enter the
+            LLM; ``"encoded"``: what the vision encoder hands to the projector, as MMTok does (arXiv 2508.18264).
         text_span, special_tokens: as for ``ReadsQuestion``.
 
     Raises:
-        ValueError: ``power`` not positive, ``saliency`` negative, either not finite.
+        ValueError: ``power`` not positive, ``saliency`` negative, either not finite; unknown ``features``.
     """
 
     power: float = 8.0
     saliency: float = 1.0
+    features: str = "projected"
     text_span: str = "turn"  # type: ignore[misc]
     special_tokens: bool = True
 
@@ -51,7 +54,10 @@ class Cover(ReadsQuestion, Pruner):
         if not (math.isfinite(self.power) and self.power > 0):
             raise ValueError(f"power must be positive and finite, got {self.power!r}")
         require_weights(saliency=self.saliency)
+        if self.features not in FEATURES:
+            raise ValueError(f"unknown features {self.features!r}; known: {', '.join(FEATURES)}")
         self.reads_saliency = self.saliency > 0  # type: ignore[misc]
+        self.reads_encoded = self.features == "encoded"  # type: ignore[misc]
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The greedy cover; ``weight`` is w."""
@@ -81,7 +87,8 @@ class Cover(ReadsQuestion, Pruner):
             weight = weight + self.saliency * _share(scores[SALIENCY])
         if visual.weight is not None:
             weight = weight * visual.weight
-        likened = visual.likened.detach()
+        own = self.features == "encoded" and visual.compared is None
+        likened = (visual.encoded if own else visual.likened).detach()  # type: ignore[union-attr]
         order, covered = cosine_cover(likened, weight, budget, self.power, enough=enough, least=least)
         return Choice(order, {**scores, "weight": weight}), covered
 

@@ -8,11 +8,9 @@ from typing import ClassVar
 
 from foveate.functional import multimodal_cover
 from foveate.functional.common import require_weights
-from foveate.pruners.base import Choice, Pruner
+from foveate.pruners.base import FEATURES, Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
-
-FEATURES = ("encoded", "projected")
 
 
 @dataclass
