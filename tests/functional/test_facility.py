@@ -72,7 +72,6 @@ def test_a_table_in_two_bytes_a_cell_chooses_alike(monkeypatch):
     visual, weight = torch.randn(60, 8, generator=generator), torch.rand(60, generator=generator)
     chosen, values = literal(powered(visual, 8.0), weight, 15)
     monkeypatch.setattr(facility, "_WHOLE", 1)
-    monkeypatch.setattr(facility, "_UNIT", 1)
     order, covered = cosine_cover(visual, weight, 15)
     assert order.tolist() == chosen
     torch.testing.assert_close(covered.double(), torch.tensor(values, dtype=torch.float64), atol=2e-4, rtol=1e-3)

@@ -150,10 +150,10 @@ def _cosines(visual: Tensor, power: float, shifted: bool = False) -> _Table:
     With ``shifted`` it is ``((1 + cos) / 2) ** power``.
     """
     tokens = len(visual)
-    unit = directions(visual) if visual.numel() <= _UNIT else None
+    small = tokens * tokens <= _WHOLE
+    unit = directions(visual) if small and visual.numel() <= _UNIT else None
     if unit is None and visual.device.type == "cpu":
         require_finite(visual=visual)
-    small = tokens * tokens <= _WHOLE
     dtype = torch.float32 if small else torch.int16
     cells = torch.empty(tokens, tokens, dtype=dtype, device=visual.device)
 
