@@ -194,18 +194,18 @@ def _greedy(table: _Table, weight: Tensor, budget: int, enough: float = 1.0, lea
         budget = columns
     taken = torch.zeros(columns, dtype=torch.bool, device=device)
     order: list[Tensor] = []
-    reached: list[Tensor] = []
+    reached = [most.new_zeros(1)]
     for step in range(budget):
         score = torch.where(gain > nothing, gain, alone).masked_fill_(taken, -math.inf)
         token = score.argmax(dim=0, keepdim=True)
         taken.index_fill_(0, token, True)
         order.append(token)
         before, covered = covered, torch.maximum(covered, table.column(token))
-        reached.append((covered.to(gain.dtype) * weight).sum())
+        reached.append(reached[-1] + gain.index_select(0, token))
         if step + 1 == budget or (enough < 1 and step + 1 >= least and _reaches(reached[-1], most, enough)):
             break
         gain = _less(table, before, covered, weight, gain) if device.type == "cpu" else _gain(table, covered, weight)[0]
-    share = _share(torch.stack(reached), most)
+    share = _share(torch.cat(reached[1:]), most)
     if columns == len(order):
         share[-1] = 1.0
     return torch.cat(order), share
@@ -228,29 +228,29 @@ def _gain(table: _Table, covered: Tensor, weight: Tensor, ends: bool = False) ->
     """
     rows, columns = table.cells.shape
     real = accumulator(weight.device)
-    gain, most = weight.new_zeros(columns, dtype=real), weight.new_zeros((), dtype=real)
+    gain, most = (weight.new_zeros(shape, dtype=real) for shape in ((columns,), ()))
     height = max(1, (_CACHED if weight.device.type == "cpu" else _BLOCK) // columns)
     for start in range(0, rows, height):
         some = slice(start, start + height)
         cells = table.rows(some)
         if ends:
-            most = most + (cells.amax(dim=1).to(real) * weight[some]).sum()
-        above = (cells - covered[some, None]).relu_().mul_(weight[some, None].float())
+            most = most + (cells.amax(dim=1) * weight[some]).sum(dtype=real)
+        above = (cells - covered[some, None]).relu_().mul_(weight[some, None])
         gain += above.sum(dim=0, dtype=real)
     return gain, most
 
 
 def _less(table: _Table, before: Tensor, covered: Tensor, weight: Tensor, gain: Tensor) -> Tensor:
     """The gain once a coverage has grown, from the gain before: what has been covered meanwhile is taken off."""
-    better = ((covered > before) & (weight > 0)).nonzero()[:, 0]
+    better = (covered > before).nonzero()[:, 0]
     for some in torch.split(better, max(1, _CACHED // table.cells.shape[1])):
-        low, high = before.index_select(0, some)[:, None], covered.index_select(0, some)[:, None]
-        between = table.rows(some).clamp_(low, high).sub_(low).mul_(weight.index_select(0, some)[:, None].float())
+        low, high, share = (one.index_select(0, some)[:, None] for one in (before, covered, weight))
+        between = table.rows(some).clamp_(low, high).sub_(low).mul_(share)
         gain = gain - between.sum(dim=0, dtype=gain.dtype)
     return gain
 
 
 def _checked(weight: Tensor) -> Tensor:
-    """Weights in the accumulator's precision."""
+    """Weights in the table's precision."""
     require_not_negative("covering more would be worth less", weight=weight)
-    return weight.to(accumulator(weight.device))
+    return weight.float()
