@@ -14,7 +14,7 @@ from PIL import Image
 
 import foveate
 from foveate.evaluation import report as reporting
-from foveate.evaluation import runner, saving
+from foveate.evaluation import plots, runner, saving
 from foveate.evaluation.metrics import METRICS
 from foveate.evaluation.processes import Processes
 from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, Transformers, evaluate, write_parquet
@@ -459,3 +459,19 @@ def test_a_plain_report_has_its_own_groups_and_any_metric(single, tmp_path):
     assert pair.difference.p_value == pytest.approx(2 / 2**3, abs=0.02)  # three pictures make a difference to F1
     told = made.as_dict()
     assert told["metric"] == "yesno" and "swapped" in told["note"] and told["accuracy"][0]["extras"]
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_many_methods_are_drawn_in_rows_and_few_as_lines(suite, count):
+    names = [f"method{number}" for number in range(count)]
+    right = {("all", 1.0): [True] * 5, **{(name, 0.1): [n % count > 2] * 5 for n, name in enumerate(names)}}
+    made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.scenes_groups())
+    figure = plots.plot(made, ["pooled", "not there"])
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    told = {text.get_text() for text in figure.legends[0].get_texts()}
+    if count > plots.MANY:
+        assert sorted(labels) == sorted(names) and told == {"keep 0.1", "all tokens"}
+        assert set(labels[:3]) == {"method0", "method1", "method2"}  # the best stand on top
+    else:
+        assert told == {*names, "all tokens"}

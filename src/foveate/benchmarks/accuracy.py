@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.benchmarks.prefill import Report, Result
+from foveate.evaluation.plots import COLOURS
 from foveate.evaluation.runner import ALL, SETTINGS_FILE, fingerprint
 from foveate.evaluation.statistics import Estimate
 
@@ -125,11 +126,12 @@ def _draw(axes: Axes, report: Report, accuracies: Accuracies, group: str, keeps:
         ]
         if not points:
             continue
-        colour = "#d1495b" if method == "adafv" else colours[number % len(colours)]
+        ours = method in ("adafv", "cover")
         style: dict[str, Any] = {
-            "color": colour,
-            "linewidth": 2.2 if method == "adafv" else 1.0,
-            "zorder": 3 if method == "adafv" else 2,
+            "color": COLOURS[method] if ours else colours[number % len(colours)],
+            "linestyle": "-" if number < len(colours) else "--",  # colours come again
+            "linewidth": 2.2 if ours else 1.0,
+            "zorder": 3 if ours else 2,
         }
         axes.plot([x for x, *_ in points], [100 * y for _, y, _ in points], label=method, **style)
         for x, y, marker in points:

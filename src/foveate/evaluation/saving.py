@@ -5,86 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from foveate.evaluation.plots import plot
 from foveate.evaluation.report import Report
 from foveate.evaluation.runner import ALL
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-COLOURS = {
-    "adafv": "#d1495b",
-    "cover": "#7b2cbf",
-    "text": "#2e86ab",
-    "saliency": "#edae49",
-    "fixed-mix": "#66a182",
-    "random": "#8d96a3",
-    "uniform": "#4a4e69",
-}
-"""Line colours of the methods a suite is usually run with; others get matplotlib's."""
-
-
-def plot(report: Report, groups: Sequence[str], title: str = "") -> Figure:
-    """Accuracy over kept tokens, one panel per group, one line per method, all tokens as a dashed line.
-
-    Returns:
-        A matplotlib figure that no global state knows of; save it with ``savefig``.
-    """
-    from matplotlib.figure import Figure
-
-    groups = [name for name in groups if name in report.groups]
-    figure = Figure(figsize=(5.0 * max(1, len(groups)) + 1.2, 4.2), layout="constrained")
-    for number, name in enumerate(groups):
-        _draw_panel(figure.add_subplot(1, len(groups), number + 1), report, name)
-    if groups:
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9
-        )
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
-    return figure
-
-
-def _draw_panel(axes: Axes, report: Report, group: str) -> None:
-    methods = [method for method in dict.fromkeys(run.method for run in report.runs) if method != ALL]
-    ticks: set[float] = set()
-    for place, method in enumerate(methods):
-        points = []
-        for run in report.runs:
-            if run.method == method:
-                share = 100 * run.kept / run.total
-                ticks.add(round(share, 1))
-                # A little apart, so that the intervals of two methods do not hide each other.
-                points.append(
-                    (share * 1.02 ** (place - len(methods) / 2), report.cell(method, run.keep, group).estimate)
-                )
-        points.sort(key=lambda point: point[0])
-        axes.errorbar(
-            [share for share, _ in points],
-            [100 * estimate.value for _, estimate in points],
-            yerr=[
-                [100 * (estimate.value - estimate.low) for _, estimate in points],
-                [100 * (estimate.high - estimate.value) for _, estimate in points],
-            ],
-            label=method, color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8, elinewidth=1, capsize=2,
-            zorder=3 if method in ("adafv", "cover") else 2,
-        )  # fmt: skip
-    whole = next((cell.estimate for cell in report.cells if cell.method == ALL and cell.group == group), None)
-    if whole is not None and whole.count:
-        axes.axhline(100 * whole.value, color="#333333", linestyle="--", linewidth=1, label="all tokens", zorder=1)
-        axes.axhspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
-    if ticks:
-        axes.set_xscale("log")
-        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-        axes.xaxis.minorticks_off()
-    axes.set_title(f"{group}, n = {whole.count}" if whole else group, fontsize=10, loc="left")
-    axes.set_xlabel("visual tokens kept, %")
-    axes.set_ylabel("accuracy, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
 
 TITLES = {"pooled": "per question", "overall": "mean of kinds"}
 """What tables call groups whose names say less."""
