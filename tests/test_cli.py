@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import foveate
 from foveate import INSIDE_METHODS, METHODS, WRAPPERS
-from foveate.cli import app
+from foveate.cli import app, console
 from foveate.cli.evaluate import parse_methods
 from foveate.models import FAMILIES
 from tests import checkpoint
@@ -340,3 +340,22 @@ def test_eval_refuses_bad_arguments(tmp_path):
 def test_help_names_the_options():
     helped = call("ask", "--help").stdout
     assert "compare" in helped and "keep" in helped
+
+
+@pytest.mark.parametrize("load, threads, told", [(99.0, None, True), (0.1, None, False), (99.0, "1", False)])
+def test_a_busy_machine_is_told_of(monkeypatch, capsys, load, threads, told):
+    monkeypatch.setattr(console.os, "getloadavg", lambda: (load, load, load), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    console.warn_when_busy()
+    assert ("OMP_NUM_THREADS=1" in capsys.readouterr().err) is told
+
+
+def test_all_of_one_method():
+    shown = call("methods", "cover").stdout
+    assert "Foveate's own" in shown and "power=8.0" in shown
+    told = json.loads(call("methods", "auto", "--json").stdout)
+    assert told["options"]["share"] == 0.8 and "floor" in told["text"]
+    assert "did you mean 'cdpruner'?" in refused("methods", "cdprune")
+    assert "did you mean 'words'" in refused("eval", "--methods", "cdpruner:word=max")

@@ -81,7 +81,7 @@ class AskAgain:
             every = "; 1.0 is all tokens, 1 a single one" if repr(self.then.keep) == "1" else ""
             raise ValueError(
                 f"the second pass would see no more than the first: keep={self.first.keep} and then "
-                f"keep={self.then.keep}{every}"
+                f"keep={self.then.keep}{every}. Give both a budget, such as Cover(keep=0.02) and Cover(keep=0.25)"
             )
 
     def _is_no_more(self) -> bool:

@@ -230,7 +230,8 @@ def check_handed(model: Any, pruner: Any) -> None:
     if isinstance(pruner, AskAgain):
         raise TypeError(NO_PRUNER)
     if not isinstance(pruner, Method):
-        raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}")
+        named = f": write foveate.get_pruner({pruner!r}, keep=0.1)" if isinstance(pruner, str) else ""
+        raise TypeError(f"expected a pruner such as foveate.AdaFV(keep=0.1), got {type(pruner).__name__}{named}")
     check_model(model)
 
 

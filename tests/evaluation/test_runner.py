@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import foveate
-from foveate.evaluation import report as reporting
 from foveate.evaluation import plots, runner, saving
+from foveate.evaluation import report as reporting
 from foveate.evaluation.metrics import METRICS
 from foveate.evaluation.processes import Processes
 from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, Transformers, evaluate, write_parquet
@@ -319,9 +319,9 @@ def test_rows_of_written_tables_have_a_cell_for_every_head(suite):
         assert rows and {len(row) for row in rows} == {len(heads)}
     told = [dict(zip(pairs[0], row, strict=True)) for row in pairs[2:]]
     assert [(row["group"], row["keep"], row["first"], row["second"]) for row in told] == [
-        ("pooled", "0.1", "`adafv`", "`text`"),
-        ("pooled", "0.1", "`adafv`", "`all`"),
-        ("pooled", "0.1", "`text`", "`all`"),
+        ("per question", "0.1", "`adafv`", "`text`"),
+        ("per question", "0.1", "`adafv`", "`all`"),
+        ("per question", "0.1", "`text`", "`all`"),
     ]
     (pair,) = [pair for pair in made.pairs if (pair.first, pair.second) == ("adafv", "text")]
     assert float(told[0]["p"]) == pytest.approx(pair.difference.p_value, rel=0.05)

@@ -389,11 +389,19 @@ def scenes(
 
 @app.command()
 @command
-def methods(as_json: Json = False) -> None:
-    """List the pruning methods."""
-    from foveate.cli.lists import list_methods
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Tell all of one: its options, its paper.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the pruning methods, or tell all of one."""
+    from foveate.cli.lists import list_methods, show_method
 
-    list_methods(as_json)
+    if name is None:
+        list_methods(as_json)
+    else:
+        show_method(name, as_json)
 
 
 @app.command()

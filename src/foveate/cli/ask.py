@@ -154,6 +154,12 @@ def _keep(request: Request) -> float | int | str:
     return AUTO if request.keep == AUTO else parse_keep(request.keep)
 
 
+def _method(request: Request) -> str:
+    """The method's name, which says so where the budget makes it another one."""
+    wraps = request.keep == AUTO and request.method.split(":")[0] != AUTO
+    return f"{AUTO}:{request.method}" if wraps else request.method
+
+
 def _finish(
     request: Request,
     pictures: Sequence[Image],
@@ -169,7 +175,7 @@ def _finish(
                 selections,
                 question=request.question,
                 answer=result["answer"],
-                method=request.method,
+                method=_method(request),
             )
     if request.as_json:
         images = [
@@ -185,7 +191,7 @@ def _finish(
         head = {
             "question": request.question,
             "model": request.model or "bundled",
-            "method": request.method,
+            "method": _method(request),
             "keep": _keep(request),
         }
         shown = {"show": str(request.show)} if request.show else {}
@@ -200,7 +206,7 @@ def _finish(
     else:
         stdout().print(result["answer"] or "(the model gave an empty answer)", markup=False, soft_wrap=True)
         kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
-        note(f"{kept} of {total} visual tokens kept by {request.method}, prompt of {result['prompt_tokens']} tokens")
+        note(f"{kept} of {total} visual tokens kept by {_method(request)}, prompt of {result['prompt_tokens']} tokens")
         if request.again is not None:
             again, than = ("asked again", "below") if result["asked_again"] else ("not asked again", "not below")
             note(

@@ -37,6 +37,17 @@ def note(text: str) -> None:
     stderr().print(f"foveate: {text}", style=style, markup=False, soft_wrap=True)
 
 
+def warn_when_busy() -> None:
+    """Says, before long work, that others use the cores: torch's threads would then wait for each other."""
+    cores = os.cpu_count() or 1
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg") or os.getloadavg()[0] <= cores:
+        return
+    note(
+        f"warning: other programs keep the {cores} cores busy (load {os.getloadavg()[0]:.1f}), and torch's threads "
+        "wait for each other: OMP_NUM_THREADS=1 in front of the command may be many times faster"
+    )
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """One object on stdout and nothing else."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")

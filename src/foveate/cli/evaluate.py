@@ -12,7 +12,7 @@ from typing import Any, cast
 from rich.table import Table
 
 from foveate.asking_again import is_spelled
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
+from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
 from foveate.evaluation.analysis import read_salience
@@ -86,7 +86,10 @@ def parse_methods(text: str, *, varying: bool = False) -> list[str]:
     for name in names:
         factory(name)
         if not varying and get_pruner(name, keep=1.0).adaptive:  # get_pruner says why ask-again is none
-            raise ValueError(f"{name} chooses its own number of tokens, and a given one is measured here: foveate eval")
+            raise ValueError(
+                f"{name} chooses its own number of tokens, and a given one is measured here: leave it out; "
+                "foveate eval measures it"
+            )
     return list(dict.fromkeys(names))
 
 
@@ -162,8 +165,9 @@ def run(request: Request) -> None:
     for heading, columns in tables:
         console.print(_accuracy(report, heading, columns))
         console.print()
-    if report.pairs:
-        console.print(_paired(report))
+    compared = _paired(report)
+    if compared.rows:
+        console.print(compared)
         console.print()
     note(f"written: {', '.join(str(file) for file in files)}")
 
@@ -197,6 +201,7 @@ def _runnable(request: Request, methods: list[str], processes: Processes) -> lis
 
 def _engine(request: Request, methods: list[str]) -> Engine:
     if request.engine == "transformers":
+        warn_when_busy()
         return Transformers(*load_model(request.model, request.dtype))
     from foveate.evaluation.vllm_engine import Vllm
 

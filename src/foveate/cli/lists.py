@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from typing import Any
@@ -11,9 +12,9 @@ from rich.table import Table
 
 from foveate.cli.console import print_json, stdout
 from foveate.models import FAMILIES
-from foveate.pruners import InsidePruner, Method, Wrapper, known_methods
+from foveate.pruners import InsidePruner, Method, Wrapper, known_methods, parse_method
 
-MARKS = {"adafv": "the default", "cover": "the best on the drawn scenes: docs/choosing.md"}
+MARKS = {"adafv": "the default", "cover": "ahead of or level with every other on the drawn scenes: docs/choosing.md"}
 """What is said of a method beside what it does."""
 _ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
 
@@ -55,6 +56,30 @@ def list_methods(as_json: bool) -> None:
         does += f" [bold]{entry['mark'][:1].upper()}{entry['mark'][1:]}.[/]" if entry["mark"] else ""
         table.add_row(entry["name"], entry["prunes"].split()[0], read, does, entry["paper"] or "")
     stdout().print(table)
+
+
+def show_method(name: str, as_json: bool) -> None:
+    """Prints a method's own words: what it does, where it deviates from its paper, its options and their defaults.
+
+    Raises:
+        ValueError: no such method.
+    """
+    name = name.removesuffix(":METHOD")
+    methods = known_methods()
+    if name not in methods:
+        parse_method(name)  # says what there is
+    method = methods[name.split(":")[0]]
+    options = {
+        one.name: None if one.default is dataclasses.MISSING else one.default
+        for one in dataclasses.fields(method)
+        if one.init and one.name != "method"
+    }
+    text = inspect.getdoc(method) or ""
+    if as_json:
+        print_json({**describe(method), "text": text, "options": options})
+        return
+    stdout().print(f"[bold]{method.name}[/]\n\n{escape(text)}\n", highlight=False)
+    stdout().print(escape("Defaults: " + ", ".join(f"{one}={value!r}" for one, value in options.items())))
 
 
 def list_models(as_json: bool) -> None:

@@ -72,9 +72,11 @@ class Auto(Wrapper):
             return "it chooses its own number of tokens already"
         if isinstance(method, (Ranking, Scorer)):
             return None
+        if isinstance(method, Wrapper):
+            return f"put it inside instead, as in {method.name}:{self.name}:{self.example}"
         return (
             "it neither scores tokens one by one nor says how much of the image its first ones cover, so nothing tells "
-            "how many would do; cover, saliency and text do"
+            "how many would do; cover does, and whatever scores (saliency, text, any foveate.Scorer)"
         )
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:

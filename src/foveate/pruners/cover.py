@@ -25,7 +25,7 @@ class Cover(ReadsQuestion, Pruner):
     r is the largest cosine to any of the question's tokens (AdaFV's maximum over words, arXiv 2501.09532), min-max
     scaled over the image (as CDPruner's relevance, arXiv 2506.10967), and s is saliency. DivPrune and CDPruner ask that
     kept tokens differ from one another; here they must resemble what was dropped, so that a token nothing else is like
-    is kept only for its own weight. What was measured, and where it does not win, stands in docs/results.md.
+    is kept only for its own weight. What was measured, and where it does not win, stands in docs/choosing.md.
 
     Args:
         keep: as for ``Pruner``.

@@ -17,7 +17,7 @@ class Merged(Wrapper):
 
     Likeness is the cosine of projected features, ties go to the earlier kept token, and a kept token becomes the mean
     of itself and what joined it. Places and scores stay the held method's. (RESTORE, ICML 2026, merges around any
-    method too, and weighs attention by how many tokens one stands for; this weighs nothing.)
+    method too, and weighs attention by how many tokens one stands for: attach with ``calibrate=True`` for that.)
 
     Args:
         method: the held method, or its name.

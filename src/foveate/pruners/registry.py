@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -138,7 +139,9 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
         raise ValueError(f"{name} is not available: {LACKING[name]}")
     known = known_methods()
     if name not in known:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+        meant = f"; did you mean {near[0]!r}?" if (near := get_close_matches(name, known, 1)) else ""
+        meant += "; options stand behind a method's name" if "=" in name else ""
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}{meant}")
     kind = known[name]
     options: dict[str, Any] = {}
     if issubclass(kind, Wrapper):
@@ -156,7 +159,11 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
     for one in given:
         option, equals, value = one.partition("=")
         if option not in names or not equals:
-            raise ValueError(f"{text!r}: {name} has no option {one!r}; known, as in {name}:option=value: {names}")
+            meant = f" (did you mean {near[0]!r}?)" if (near := get_close_matches(option, names, 1)) else ""
+            shown = option if equals else one
+            raise ValueError(
+                f"{text!r}: {name} has no option {shown!r}{meant}; known, as in {name}:option=value: {names}"
+            )
         if option in options:
             raise ValueError(f"{text!r}: {name} is given {option} twice")
         try:
