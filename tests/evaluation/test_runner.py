@@ -320,8 +320,8 @@ def test_rows_of_written_tables_have_a_cell_for_every_head(suite):
     told = [dict(zip(pairs[0], row, strict=True)) for row in pairs[2:]]
     assert [(row["group"], row["keep"], row["first"], row["second"]) for row in told] == [
         ("per question", "0.1", "`adafv`", "`text`"),
-        ("per question", "0.1", "`adafv`", "`all`"),
-        ("per question", "0.1", "`text`", "`all`"),
+        ("per question", "0.1", "`adafv`", "all tokens"),
+        ("per question", "0.1", "`text`", "all tokens"),
     ]
     (pair,) = [pair for pair in made.pairs if (pair.first, pair.second) == ("adafv", "text")]
     assert float(told[0]["p"]) == pytest.approx(pair.difference.p_value, rel=0.05)

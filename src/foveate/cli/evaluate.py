@@ -246,13 +246,14 @@ def _label(keep: float | int) -> str:
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
-    """One table; ``tokens`` and ``ms`` are means per question, and ``of all`` is the first column's accuracy over that
-    of all tokens, in %."""
+    """One table; ``tokens`` and ``ms`` are means per question, and ``of all tokens`` is the first column's accuracy over
+    that of all tokens, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
     table = Table(title=f"{what} [95 % interval]", title_justify="left", box=None, pad_edge=False)
     extras = tuple(report.metric.extras)
-    for name in ("method", "keep", "tokens", "ms", *columns, "of all", *extras):
+    named = map(reporting.group_title, columns)
+    for name in ("method", "keep", "tokens", "ms", *named, "of all tokens", *extras):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
@@ -262,7 +263,14 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         ]
         more = [f"{100 * cells[0].extras[name]:.1f}" for name in extras]
         spent = f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
-        table.add_row(run.method, _label(run.keep), *spent, *shown, f"{100 * cells[0].relative:.1f}", *more)
+        table.add_row(
+            reporting.method_title(run.method),
+            _label(run.keep),
+            *spent,
+            *shown,
+            f"{100 * cells[0].relative:.1f}",
+            *more,
+        )
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()
     table.add_row("[dim]questions[/]", "", "", "", *counts, "")
@@ -281,10 +289,10 @@ def _paired(report: reporting.Report) -> Table:
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(
-            pair.group,
+            reporting.group_title(pair.group),
             _label(pair.keep),
             pair.first,
-            pair.second,
+            reporting.method_title(pair.second),
             f"{100 * d.value:+.1f} [dim]{100 * d.low:+.1f} to {100 * d.high:+.1f}[/]",
             f"{d.first_only}:{d.second_only}",
             f"{d.p_value:.2g}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from foveate.evaluation.report import Report
+from foveate.evaluation.report import Report, group_title
 from foveate.evaluation.runner import ALL
 from foveate.evaluation.statistics import Estimate
 
@@ -132,6 +132,7 @@ def _whole(report: Report, group: str) -> Estimate | None:
 
 
 def _finish(axes: Axes, group: str, whole: Estimate | None) -> None:
-    axes.set_title(f"{group}, n = {whole.count}" if whole else group, fontsize=10, loc="left")
+    title = group_title(group)
+    axes.set_title(f"{title}, n = {whole.count}" if whole else title, fontsize=10, loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

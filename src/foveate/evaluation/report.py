@@ -169,6 +169,19 @@ CORE = ("presence", "attribute", "reading", "biggest")
 """Kinds of scenes questions that the bundled model answers well."""
 
 
+TITLES = {"pooled": "per question", "overall": "mean of kinds"}
+
+
+def group_title(name: str) -> str:
+    """What tables and plots call a group whose name says less."""
+    return TITLES.get(name, name)
+
+
+def method_title(name: str) -> str:
+    """What tables call a method: that of the run with all tokens is no name."""
+    return "all tokens" if name == ALL else name
+
+
 def scenes_groups() -> tuple[Group, ...]:
     """The figures of the scenes suite.
 

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.evaluation.plots import plot
-from foveate.evaluation.report import Report
+from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
-
-TITLES = {"pooled": "per question", "overall": "mean of kinds"}
-"""What tables call groups whose names say less."""
 
 
 def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
@@ -24,7 +21,7 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
     """
     groups = [name for name in groups if name in report.groups]
     extras = list(report.metric.extras)
-    heads = ["method", "keep", "tokens", *(TITLES.get(name, name) for name in groups), *extras, "of all tokens", "ms"]
+    heads = ["method", "keep", "tokens", *(group_title(name) for name in groups), *extras, "of all tokens", "ms"]
     lines = [f"# {title}", ""] if title else []
     lines += ["Accuracy in %, with 95 % intervals; tokens and milliseconds per question.", ""]
     lines += [_line(heads), _line(["---"] * len(heads))]
@@ -41,7 +38,7 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         shown = [f"{100 * cell.estimate.value:.1f}" for cell in cells]
         first = cells[0].estimate
         shown[0] += f" [{100 * first.low:.1f}, {100 * first.high:.1f}]"
-        name = "all tokens" if run.method == ALL else f"`{run.method}`"
+        name = _code(run.method)
         more = [f"{100 * cells[0].extras[extra]:.1f}" for extra in extras]
         relative = "" if run.method == ALL else f"{100 * cells[0].relative:.1f}"
         lines.append(
@@ -64,11 +61,15 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         won = f"{one.first_only} : {one.second_only}"
         lines.append(
             _line([
-                TITLES.get(pair.group, pair.group), f"{pair.keep:g}", f"`{pair.first}`", f"`{pair.second}`", difference,
+                group_title(pair.group), f"{pair.keep:g}", _code(pair.first), _code(pair.second), difference,
                 won, f"{one.p_value:.2g}", f"{pair.p_corrected:.2g}",
             ])
         )  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _code(method: str) -> str:
+    return method_title(method) if method == ALL else f"`{method}`"
 
 
 def _line(cells: Sequence[str]) -> str:
