@@ -246,8 +246,8 @@ def _label(keep: float | int) -> str:
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
-    """One table; ``tokens`` and ``ms`` are means per question, ``of all tokens`` is the first column's accuracy over that
-    of all tokens, in %."""
+    """One table: ``tokens`` and ``ms`` are means per question, ``of all tokens`` the first column's part of what all
+    tokens reach, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
     table = Table(title=f"{what} [95 % interval]", title_justify="left", box=None, pad_edge=False)
