@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, directions, require_vectors
+from foveate.functional.common import accumulator, directions, require_known, require_vectors
 
 SCALES = ("min-max", "sigmoid")
 """How distinctiveness becomes a weight."""
@@ -68,8 +68,7 @@ def distinctiveness(visual: Tensor, scale: str = "min-max") -> Tensor:
         TypeError: ``visual`` is not floating.
         ValueError: another shape, no token, another ``scale``; on CPU tensors also NaN or infinity.
     """
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+    require_known(SCALES, scale=scale)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         real = accumulator(unit.device)

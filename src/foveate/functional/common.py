@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,6 +83,20 @@ def require_weights(**options: float) -> None:
             raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
 
 
+def require_positive(**options: float) -> None:
+    """Numbers that are finite and above 0."""
+    for name, value in options.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+def require_known(known: Sequence[str], **options: str) -> None:
+    """Options that are among the values known."""
+    for name, value in options.items():
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
 def descending(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Sorted values (half precision upcast) and positions, ties by position."""
     if scores.dtype != torch.float64:
@@ -94,6 +109,19 @@ def ranks(order: Tensor) -> Tensor:
     """The inverse of a permutation of the last dimension."""
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter(-1, order, places)
+
+
+def rank_in_group(order: Tensor, group: Tensor, count: Tensor) -> Tensor:
+    """(N,) each token's place, from 0, among the tokens of its group in a given order.
+
+    Args:
+        order: (N,) int64, a permutation.
+        group: (N,) int64 in [0, G).
+        count: (G,) int64, how many tokens each group has.
+    """
+    by_group = order.index_select(0, group.index_select(0, order).sort(stable=True).indices)
+    first = count.cumsum(0) - count
+    return ranks(by_group) - first.index_select(0, group)
 
 
 def accumulator(device: torch.device) -> torch.dtype:

@@ -15,7 +15,7 @@ from foveate.functional.common import (
     descending,
     directions,
     everything,
-    ranks,
+    rank_in_group,
     require_budget,
     require_length,
     require_not_negative,
@@ -124,7 +124,7 @@ def holistic_context(
         # One row of a table per crop, padded with token N, a zero vector.
         count = crop.new_zeros(crops).scatter_add(0, crop, torch.ones_like(crop))
         here = torch.arange(tokens, device=crop.device)
-        place = crop * largest + _rank_in_crop(here, crop, count)
+        place = crop * largest + rank_in_group(here, crop, count)
         table = crop.new_full((crops * largest,), tokens).scatter(0, place, here)
         rows = torch.cat([unit, unit.new_zeros(1, unit.shape[1])]).index_select(0, table).view(crops, largest, -1)
         likeness = rows @ rows.transpose(-1, -2)
@@ -148,7 +148,7 @@ def holistic_context(
     worth = per_crop(score) / count.clamp(min=1)
     if tokens <= budget:
         return everything(score), score
-    rank = _rank_in_crop(descending(score)[1], crop, count)
+    rank = rank_in_group(descending(score)[1], crop, count)
     quotient = worth.index_select(0, crop).to(accumulator(crop.device)) / (2 * rank + 1)
     return top_k(quotient, budget), score
 
@@ -179,10 +179,3 @@ def coverage_gain(
         between = likeness.index_select(0, some).clamp_(low, high)
         gain = gain - (between.sum(dim=0, dtype=real) - low.sum(dtype=real))
     return torch.where(gain < _NO_GAIN, 0.0, gain)
-
-
-def _rank_in_crop(order: Tensor, crop: Tensor, count: Tensor) -> Tensor:
-    """(N,) each token's place, from 0, among the tokens of its crop in a given order."""
-    by_crop = order.index_select(0, crop.index_select(0, order).sort(stable=True).indices)
-    first = count.cumsum(0) - count
-    return ranks(by_crop) - first.index_select(0, crop)

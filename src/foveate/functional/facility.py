@@ -22,6 +22,7 @@ from foveate.functional.common import (
     require_floating,
     require_length,
     require_not_negative,
+    require_positive,
     shape_of,
     unit_rows,
 )
@@ -93,8 +94,7 @@ def cosine_cover(
         TypeError, ValueError: as for :func:`facility_location`; ``power`` not positive and finite.
     """
     budget = require_budget(budget)
-    if not (math.isfinite(power) and power > 0):
-        raise ValueError(f"power must be positive and finite, got {power!r}")
+    require_positive(power=power)
     require_length(len(visual), weight=weight)
     with torch.autocast(visual.device.type, enabled=False):
         return _greedy(_cosines(visual, power), _checked(weight), budget, enough, least)

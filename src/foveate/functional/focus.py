@@ -18,6 +18,7 @@ from foveate.functional.common import (
     require_weights,
 )
 from foveate.functional.merge import Merge, merged
+from foveate.functional.text import min_max
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
 
@@ -70,7 +71,8 @@ def focus_scan_refine(
         unit = directions(visual)
         tokens = len(unit)
         require_length(tokens, relevance=relevance, saliency=saliency)
-        priority = _to_one(relevance) ** alpha * _to_one(saliency) ** beta
+        real = accumulator(unit.device)
+        priority = min_max(relevance.to(real)) ** alpha * min_max(saliency.to(real)) ** beta
         here = everything(saliency)
         by_priority, order = descending(priority)
         held = by_priority.cumsum(0)
@@ -108,20 +110,11 @@ def _may_look(value: Tensor) -> bool:
     return value.device.type == "cpu"
 
 
-def _to_one(values: Tensor) -> Tensor:
-    """Scaled to [0, 1] over the image, 1 where all are equal."""
-    values = values.to(accumulator(values.device))
-    low, high = values.aminmax()
-    # NaN equals nothing: what is not finite stays so, for the caller to see.
-    return torch.where(high == low, torch.ones_like(values), (values - low) / (high - low))
-
-
 def _weighted(kept: Tensor, anchor: Tensor, priority: Tensor) -> Merge:
     """Every kept token the mean of itself and of the tokens whose anchor it is, by priority; N is no anchor."""
     budget, tokens = len(kept), len(anchor)
-    row = torch.searchsorted(kept, anchor)  # past the last for N
-    none = row.new_full((tokens,), budget)
-    rows = torch.cat([torch.arange(budget, device=kept.device), torch.where(anchor < tokens, row, none)])
+    # N is past the last of the kept: the row of none.
+    rows = torch.cat([torch.arange(budget, device=kept.device), torch.searchsorted(kept, anchor)])
     members = torch.cat([kept, torch.arange(tokens, device=kept.device)])
     counts = torch.where(rows < budget, priority.index_select(0, members), 0.0)
     rows = rows.clamp(max=budget - 1)

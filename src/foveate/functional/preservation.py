@@ -13,6 +13,7 @@ from foveate.functional.common import (
     directions,
     everything,
     require_budget,
+    require_known,
     require_length,
     require_not_negative,
     require_weights,
@@ -61,8 +62,7 @@ def optimal_preservation(
     """
     budget = require_budget(budget)
     require_weights(coverage=coverage, diversity=diversity)
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+    require_known(SCALES, scale=scale)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)
         tokens = len(unit)

@@ -10,6 +10,7 @@ from foveate.functional.common import (
     descending,
     directions,
     everything,
+    rank_in_group,
     ranks,
     require_budget,
     require_length,
@@ -82,11 +83,8 @@ def attention_in_runs(
     piece = torch.arange(tokens, device=unit.device)
     piece = torch.where(piece < split, piece // (short + 1), longer + (piece - split) // max(1, short))
     order = descending(saliency)[1]
-    by_piece = order.index_select(0, piece.index_select(0, order).sort(stable=True).indices)
-    first = torch.arange(len(worth), device=unit.device)
-    first = first * short + first.clamp(max=longer)
-    rank = ranks(by_piece) - first.index_select(0, piece)
-    inside = rank < share.index_select(0, piece)
+    count = short + (torch.arange(len(worth), device=unit.device) < longer).long()
+    inside = rank_in_group(order, piece, count) < share.index_select(0, piece)
     # Those inside first, then by saliency.
     outside = (~inside).index_select(0, order).to(torch.uint8).sort(stable=True).indices
     return order.index_select(0, outside[:budget]).sort().values, score.float()

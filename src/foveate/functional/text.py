@@ -10,7 +10,15 @@ import math
 import torch
 from torch import Tensor
 
-from foveate.functional.common import directions, require_finite, require_floating, shape_of, unit_rows
+from foveate.functional.common import (
+    directions,
+    require_finite,
+    require_floating,
+    require_known,
+    require_positive,
+    shape_of,
+    unit_rows,
+)
 
 WORDS = ("mean", "max")
 """How the cosines to several text tokens become one number."""
@@ -52,8 +60,7 @@ def text_to_image_attention(
         raise ValueError(f"need text and visual tokens, got shapes {shape_of(text)} and {shape_of(visual)}")
     if text.ndim > 2 and visual.ndim > 2 and text.shape[:-2] != visual.shape[:-2]:
         raise ValueError(f"batch dimensions of text {shape_of(text)} and visual {shape_of(visual)} differ")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be positive and finite, got {scale!r}")
+    require_positive(scale=scale)
     if text_mask is not None:
         _require_mask(text_mask, text)
 
@@ -103,8 +110,7 @@ def relevance_to_text(
             infinity, or a mask that leaves none.
     """
     require_text(text, visual)
-    if words not in WORDS:
-        raise ValueError(f"unknown words {words!r}; known: {', '.join(WORDS)}")
+    require_known(WORDS, words=words)
     require_sign(sign)
     with torch.autocast(visual.device.type, enabled=False):
         unit = directions(visual)

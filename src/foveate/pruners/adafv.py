@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import adafv_split, released_mixture
+from foveate.functional.common import require_known
 from foveate.pruners.base import SALIENCY, TEXT_TO_IMAGE, Choice, Pruner
 from foveate.pruners.text import ReadsText
 from foveate.tokens import TextTokens, VisualTokens
@@ -45,8 +46,7 @@ class AdaFV(ReadsText, Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise ValueError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
+        require_known(VARIANTS, variant=self.variant)
         if not 0.0 <= self.min_share <= 0.5:  # NaN fails too
             raise ValueError(f"min_share must be in [0, 0.5], got {self.min_share!r}")
         if self.variant == "released" and self.min_share != 0.25:

@@ -34,7 +34,7 @@ class Auto(Wrapper):
     Of a method that covers (``cover``), the fewest whose F is at least ``share`` of F of all tokens, F being what it
     maximises; of one that scores, ``share`` of the number of tokens that the scores speak of, exp of their entropy. How
     many that are is known only once the image is encoded: transformers waits for it once per image, and a server, which
-    lays the prompt out before, cannot run it. What was measured stands in docs/results.md: on the bundled model the
+    lays the prompt out before, cannot run it. What was measured stands in docs/choosing.md: on the bundled model the
     mean number of tokens does as well spent alike on every question.
 
     Args:
@@ -81,16 +81,15 @@ class Auto(Wrapper):
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The held method's first tokens, between the floor and ``budget``."""
-        held = self.method
+        held, least = self.method, Keep(self.floor).budget(len(visual))
+
+        def between(count: Tensor) -> int:
+            # The one wait for an accelerator: how many stay decides how long the prompt is.
+            return min(max(int(count), least), budget)
+
         if isinstance(held, Ranking):
-            least = Keep(self.floor).budget(len(visual))
             choice, covered = held.ranked(visual, text, budget, self.share, least)
-            count = self._between(least_reaching(covered, self.share), len(visual), budget)
+            count = between(least_reaching(covered, self.share))
             return Choice(choice.indices[:count].sort().values, choice.scores)
         scores, ranking = held.ranking(visual, text)
-        count = self._between((effective_tokens(ranking) * self.share - 1e-9).ceil(), len(visual), budget)
-        return Choice(top_k(ranking, count), scores)
-
-    def _between(self, count: Tensor, tokens: int, budget: int) -> int:
-        # The one wait for an accelerator: how many stay decides how long the prompt is.
-        return min(max(int(count), Keep(self.floor).budget(tokens)), budget)
+        return Choice(top_k(ranking, between((effective_tokens(ranking) * self.share - 1e-9).ceil())), scores)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from foveate.functional import centered, distinctiveness
+from foveate.functional.common import require_known
 from foveate.pruners.base import FEATURES, Choice, Pruner
 from foveate.pruners.wrapper import Wrapper
 from foveate.tokens import TextTokens, VisualTokens
@@ -45,8 +46,7 @@ class Centered(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.features not in FEATURES:
-            raise ValueError(f"unknown features {self.features!r}; known: {', '.join(FEATURES)}")
+        require_known(FEATURES, features=self.features)
 
     @property
     def reads_encoded(self) -> bool:  # type: ignore[override]

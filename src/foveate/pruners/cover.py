@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.functional import cosine_cover, relevance_to_text
-from foveate.functional.common import require_weights
+from foveate.functional.common import require_known, require_positive, require_weights
 from foveate.pruners.base import FEATURES, SALIENCY, Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
@@ -51,11 +50,9 @@ class Cover(ReadsQuestion, Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.power) and self.power > 0):
-            raise ValueError(f"power must be positive and finite, got {self.power!r}")
+        require_positive(power=self.power)
         require_weights(saliency=self.saliency)
-        if self.features not in FEATURES:
-            raise ValueError(f"unknown features {self.features!r}; known: {', '.join(FEATURES)}")
+        require_known(FEATURES, features=self.features)
         self.reads_saliency = self.saliency > 0  # type: ignore[misc]
         self.reads_encoded = self.features == "encoded"  # type: ignore[misc]
 

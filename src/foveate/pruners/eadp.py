@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import focused_relevance, shifted_cosine_cover, smooth_on_grid
+from foveate.functional.common import require_positive
 from foveate.functional.text import require_sign
 from foveate.pruners.base import Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
@@ -51,8 +51,7 @@ class EADP(ReadsQuestion, Pruner):
         super().__post_init__()
         if not 0 < self.share <= 1:  # NaN fails too
             raise ValueError(f"share must be in (0, 1], got {self.share!r}")
-        if not (math.isfinite(self.power) and self.power > 0):
-            raise ValueError(f"power must be positive and finite, got {self.power!r}")
+        require_positive(power=self.power)
         require_sign(self.sign)
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:

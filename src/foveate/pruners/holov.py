@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import attention_in_runs, holistic_context, spatial_crops
-from foveate.functional.common import require_weights
+from foveate.functional.common import require_known, require_weights
 from foveate.pruners.base import SALIENCY, Choice, Pruner, require_count
 from foveate.tokens import TextTokens, VisualTokens
 
@@ -48,8 +48,7 @@ class HoloV(Pruner):
         super().__post_init__()
         require_count(crops=self.crops)
         require_weights(beta=self.beta)
-        if self.variant not in VARIANTS:
-            raise ValueError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
+        require_known(VARIANTS, variant=self.variant)
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The budget in proportion to the crops' mean scores, then the best tokens of each."""

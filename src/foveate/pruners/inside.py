@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from torch import Tensor
 
 from foveate.functional import stage_budgets, top_k
+from foveate.functional.common import require_known
 from foveate.pruners.base import Choice, Method
 from foveate.tokens import Keep, Selection, TextTokens, VisualTokens
 
@@ -39,8 +40,7 @@ class InsidePruner(Method, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.budget not in BUDGETS:
-            raise ValueError(f"unknown budget {self.budget!r}; known: {', '.join(BUDGETS)}")
+        require_known(BUDGETS, budget=self.budget)
         self.tokens_per_layer: list[list[int]] = []
 
     @abstractmethod

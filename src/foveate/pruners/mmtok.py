@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import multimodal_cover
-from foveate.functional.common import require_weights
+from foveate.functional.common import require_known, require_weights
 from foveate.pruners.base import FEATURES, Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
@@ -53,8 +53,7 @@ class MMTok(ReadsQuestion, Pruner):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
         require_weights(visual_weight=self.visual_weight)
-        if self.features not in FEATURES:
-            raise ValueError(f"unknown features {self.features!r}; known: {', '.join(FEATURES)}")
+        require_known(FEATURES, features=self.features)
         self.reads_encoded = self.features == "encoded"  # type: ignore[misc]
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from foveate.functional import relevance_to_text, text_to_image_attention
+from foveate.functional.common import require_known, require_positive
 from foveate.functional.text import WORDS, require_sign
 from foveate.pruners.base import TEXT_TO_IMAGE, Scorer
 from foveate.tokens import TextTokens, VisualTokens
@@ -37,8 +37,7 @@ class ReadsQuestion:
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
-        if self.text_span not in TEXT_SPANS:
-            raise ValueError(f"unknown text_span {self.text_span!r}; known: {', '.join(TEXT_SPANS)}")
+        require_known(TEXT_SPANS, text_span=self.text_span)
 
     def text_mask(self, text: TextTokens) -> Tensor | None:
         """(T,) bool, True for the tokens that count, or None for all. A mask: indexing would need a host sync.
@@ -81,8 +80,7 @@ class ReadsRelevance(ReadsQuestion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.words not in WORDS:
-            raise ValueError(f"unknown words {self.words!r}; known: {', '.join(WORDS)}")
+        require_known(WORDS, words=self.words)
         require_sign(self.sign)
 
     def relevance(self, visual: VisualTokens, text: TextTokens) -> Tensor:
@@ -112,8 +110,7 @@ class ReadsText(ReadsQuestion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
+        require_positive(temperature=self.temperature)
 
     def text_to_image(self, visual: VisualTokens, text: TextTokens) -> Tensor:
         """(N,) float32: how strongly the text of the chosen span points at each visual token.

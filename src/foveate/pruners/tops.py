@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import optimal_preservation
-from foveate.functional.common import require_weights
+from foveate.functional.common import require_known, require_weights
 from foveate.functional.preservation import SCALES
 from foveate.pruners.base import SALIENCY, Choice, Pruner
 from foveate.tokens import TextTokens, VisualTokens
@@ -42,8 +42,7 @@ class TOPS(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_weights(coverage=self.coverage, diversity=self.diversity)
-        if self.scale not in SCALES:
-            raise ValueError(f"unknown scale {self.scale!r}; known: {', '.join(SCALES)}")
+        require_known(SCALES, scale=self.scale)
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """Greedily by the three terms; ``coverage`` is how much of the image a token covers alone."""
