@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from foveate.functional.common import accumulator, directions, require_budget, require_weights, shape_of
+from foveate.functional.common import (
+    accumulator,
+    directions,
+    require_budget,
+    require_positive,
+    require_weights,
+    shape_of,
+)
 from foveate.functional.facility import facility_location
 from foveate.functional.text import counted_words, require_text
 
@@ -53,9 +58,7 @@ def multimodal_cover(
             infinity, or a mask that leaves no word.
     """
     budget = require_budget(budget)
-    for name, value in (("temperature", temperature), ("visual_temperature", visual_temperature)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    require_positive(temperature=temperature, visual_temperature=visual_temperature)
     require_weights(visual_weight=visual_weight)
     require_text(text, visual)
     with torch.autocast(visual.device.type, enabled=False):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.functional import multimodal_cover
-from foveate.functional.common import require_known, require_weights
+from foveate.functional.common import require_known, require_positive, require_weights
 from foveate.pruners.base import FEATURES, Choice, Pruner
 from foveate.pruners.text import ReadsQuestion
 from foveate.tokens import TextTokens, VisualTokens
@@ -48,10 +47,7 @@ class MMTok(ReadsQuestion, Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("temperature", "visual_temperature"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        require_positive(temperature=self.temperature, visual_temperature=self.visual_temperature)
         require_weights(visual_weight=self.visual_weight)
         require_known(FEATURES, features=self.features)
         self.reads_encoded = self.features == "encoded"  # type: ignore[misc]
