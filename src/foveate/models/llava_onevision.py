@@ -50,8 +50,7 @@ class LlavaOnevision(LlavaNext):
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels, sizes = inputs["pixel_values"], self._sizes(inputs)
-        cut = self._cut(inputs.get("batch_num_images"), len(sizes))
-        canvases = [self._canvas(size) if crops else None for size, crops in zip(sizes, cut, strict=True)]
+        canvases = self._cuts(inputs, sizes)
         views = self._views(pixels, sizes, canvases)
         reading = self.tower.reading(inputs)
         names = ("image_sizes", "batch_num_images", "vision_feature_layer", "vision_feature_select_strategy")
@@ -69,6 +68,10 @@ class LlavaOnevision(LlavaNext):
                 else self._cropped(canvas, stream, record, sources)
             )
         return images
+
+    def _cuts(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> list[Canvas | None]:
+        cut = self._cut(inputs.get("batch_num_images"), len(sizes))
+        return [self._canvas(size) if crops else None for size, crops in zip(sizes, cut, strict=True)]
 
     @staticmethod
     def _cut(numbers: Any, images: int) -> list[bool]:
@@ -117,7 +120,13 @@ class LlavaOnevision(LlavaNext):
             keys=packed(record.keys_of(sources, device)),
             encoded=packed(record.encoded_of(sources, device)),
         )
-        return self._in_lines(tokens, stream, newline)
+        image = self._in_lines(tokens, stream, newline)
+        if record.views is None:
+            return image
+        # Where packing has shrunk the crops, a token at a border is made of patches on both sides of it.
+        view = torch.arange(len(sources), device="cpu") // self.tower.side**2
+        shares = self._pack(torch.nn.functional.one_hot(view).float(), canvas, **ratio)[~newline]
+        return replace(image, support=shares > 0)
 
     def newlines(self, image: tuple[int, int]) -> int:
         """Of a picture that is cut into crops."""
