@@ -54,7 +54,7 @@ def finish(model: Any, attention: str, noise: float = 0.1) -> Any:
 
 
 def noise(number: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(10 + number))
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(10 + number), device="cpu")
 
 
 def flat(numbers: list[list[int]]) -> list[int]:

@@ -98,9 +98,9 @@ def by_image(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
 
 def _grids_of(inputs: dict[str, Tensor]) -> list[tuple[int, int]]:
     """Which of ``GRIDS`` the images are: by their first pixel."""
-    side = inputs["pixel_values"].shape[-1]
-    first = {float(_tiles(number, side)[0, 0, 0, 0]): number for number in range(len(GRIDS))}
-    values = inputs["pixel_values"][:, :, 0, 0, 0].flatten().tolist()
+    pixels = inputs["pixel_values"]
+    first = {float(_tiles(number, pixels.shape[-1])[0, 0, 0, 0].to(pixels)): number for number in range(len(GRIDS))}
+    values = pixels[:, :, 0, 0, 0].flatten().tolist()
     return [GRIDS[first[value]] for value in values if value in first]
 
 

@@ -113,7 +113,7 @@ def counts(given: Tensor) -> list[int]:
     found = []
     while sum(found) < len(given):
         rest = given[sum(found) :]
-        known = [tiles_of(number, first) for number in range(len(GRIDS)) for first in (False, True)]
+        known = [tiles_of(number, first).to(given) for number in range(len(GRIDS)) for first in (False, True)]
         found.append(next(len(tiles) for tiles in known if torch.equal(rest[: len(tiles)], tiles)))
     return found
 
