@@ -133,8 +133,7 @@ class Crops:
         if tokens.saliency is not None and (self.by != "text" or text is None):
             masses.append(mass_in_boxes(tokens.saliency.to(boxes.device), boxes, regions))
         if self.reads_text and text is not None:
-            mask = None if bool(text.special.all()) or not bool(text.special.any()) else ~text.special
-            attention = text_to_image_attention(text.embeddings, tokens.features, text_mask=mask)
+            attention = text_to_image_attention(text.embeddings, tokens.features)
             masses.append(mass_in_boxes(attention.to(boxes.device), boxes, regions))
         if not masses:
             raise ValueError(

@@ -195,10 +195,17 @@ class PrunedCall(ABC, Generic[_Method]):
         ]
 
     def _asked(self, guide: Guide | None, image: EncodedImage, span: ImageSpan) -> tuple[TextTokens | None, Any]:
-        """The guiding text's embeddings and ids; None where the prompt has no text."""
+        """The guiding text's embeddings and ids, as far as the method counts them; None where there is none."""
         if guide is None or not bool(guide.text[span.row].any()):
             return None, None
-        return self.text_tokens(guide, image, span), guide.of(span).ids
+        text, ids = self.text_tokens(guide, image, span), guide.of(span).ids
+        if getattr(self.pruner, "special_tokens", True):
+            return text, ids
+        words = ~text.special
+        if not bool(words.any()):
+            return None, None
+        here = words.to(text.embeddings.device)
+        return TextTokens(text.embeddings[here], text.turn[words], text.special[words]), ids[words]
 
     def guide(self, arguments: Mapping[str, Any], prompt: Prompt) -> Guide:
         """Says which text guides the choice for an image."""

@@ -93,6 +93,15 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no crops")
 
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        """Of a picture that is cut into crops, how many of its tokens are made of each view alone, the base view first.
+
+        Args:
+            image: (height, width) in pixels.
+            tokens: N, how many it has.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no crops")
+
     def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         """The same for ``video_inputs``; ``request.features`` is the model's own ``get_video_features``."""
         raise NotImplementedError(f"{type(self).__name__} names video_inputs and does not encode them")

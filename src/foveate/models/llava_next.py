@@ -143,6 +143,13 @@ class LlavaNext(TowerFamily):
     def newlines(self, image: tuple[int, int]) -> int:
         return int((self._stream_sources(self._canvas(image)) == NEWLINE).sum())
 
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        views = self.count_views(image)
+        if tokens == self.tower.side**2:  # one of several pictures, which is not cut
+            return [tokens]
+        sources = self._stream_sources(self._canvas(image))
+        return torch.bincount(sources[sources >= 0] // self.tower.side**2, minlength=views).tolist()
+
     def count_views(self, image: tuple[int, int]) -> int:
         """How many views a picture of (height, width) pixels is cut into."""
         grid = self._canvas(image).grid

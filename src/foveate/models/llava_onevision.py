@@ -123,14 +123,26 @@ class LlavaOnevision(LlavaNext):
         image = self._in_lines(tokens, stream, newline)
         if record.views is None:
             return image
-        # Where packing has shrunk the crops, a token at a border is made of patches on both sides of it.
-        view = torch.arange(len(sources), device="cpu") // self.tower.side**2
-        shares = self._pack(torch.nn.functional.one_hot(view).float(), canvas, **ratio)[~newline]
-        return replace(image, support=shares > 0)
+        return replace(image, support=self._support(canvas))
 
     def newlines(self, image: tuple[int, int]) -> int:
         """Of a picture that is cut into crops."""
         return int(self._is_newline(self._canvas(image)).sum())
+
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        canvas = self._canvas(image)
+        if tokens == self.tower.side**2:  # one of several pictures, which is not cut
+            return [tokens]
+        support = self._support(canvas)
+        return support[support.sum(dim=1) == 1].sum(dim=0).tolist()
+
+    def _support(self, canvas: Canvas) -> Tensor:
+        """(N, views) bool: which views each token of an image in crops is made of: where packing has shrunk the crops,
+        one at a border is made of patches on both sides of it."""
+        views, patches = 1 + canvas.grid[0] * canvas.grid[1], self.tower.side**2
+        belongs = torch.eye(views, device="cpu").repeat_interleave(patches, dim=0)
+        packed = self._pack(belongs, canvas, vision_aspect_ratio=self.config.vision_aspect_ratio)
+        return packed[~self._is_newline(canvas)] > 0
 
     def _is_newline(self, canvas: Canvas) -> Tensor:
         """(n,) bool: which placeholders of an image in crops end a row."""

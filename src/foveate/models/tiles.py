@@ -110,6 +110,10 @@ class TiledFamily(TowerFamily):
             found.append(tuple(places if self.whole_first else [places[-1], *places[:-1]]))
         return found
 
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        per_tile = (self.tower.side // self.factor) ** 2
+        return [per_tile] * (tokens // per_tile)
+
     def _side(self, pixels: Any) -> tuple[int, int]:
         """Tokens along a tile's side, and how many of its pixels they see; checked."""
         if not torch.is_tensor(pixels) or pixels.ndim != 4 or pixels.shape[-1] != pixels.shape[-2]:

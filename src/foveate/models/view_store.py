@@ -61,11 +61,27 @@ class ViewStore:
         for name in ROWS:
             given: list[Tensor] = getattr(record, name)
             if given:
-                rows = torch.cat(given).unflatten(0, (len(self.wanted), -1))
-                setattr(record, name, [self._beside(name, rows).flatten(0, 1)])
+                self._beside(name, torch.cat(given).unflatten(0, (len(self.wanted), -1)))
+            if name in self._tensors:
+                setattr(record, name, [self._tensors[name].flatten(0, 1)])
         whole = self._beside("features", features)
         self.known.update(self.wanted)
         return whole
+
+    def nothing(self) -> Tensor:
+        """(0, ...): what a run of no view gives, where some are known."""
+        return self._tensors["features"][:0]
+
+    def taken_out(self, view: int) -> dict[str, Tensor]:
+        """What is known of one view, by name; see ``put_back``."""
+        return {name: known[view] for name, known in self._tensors.items()}
+
+    def put_back(self, views: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Takes in what earlier stores knew of some views. All of them know the same of every view."""
+        self.wanted = tuple(views)
+        for name in next(iter(views.values()), ()):
+            self._beside(name, torch.stack([known[name] for known in views.values()]))
+        self.known.update(views)
 
     def _beside(self, name: str, given: Tensor) -> Tensor:
         known = self._tensors.get(name)
@@ -136,6 +152,7 @@ class Views:
         family: the model's.
         inputs: the call's, with the pixels.
         prompt: see ``Request``.
+        known: of views by their place among all, what earlier stores knew of them.
 
     ``pictures`` are, of each, the places of its views among all (see ``Family.views_of``), ``images`` what is known of
     it, and ``bases`` the same with the tokens of its base view alone.
@@ -147,11 +164,14 @@ class Views:
         family: Family,
         inputs: Mapping[str, Any],
         prompt: Tensor | None,
+        known: Mapping[int, Mapping[str, Tensor]] | None = None,
     ) -> None:
         self._encode = encode
         self._lock = threading.Lock()
         self.pictures: Sequence[tuple[int, ...]] = family.views_of(inputs, prompt)
         self.store = ViewStore(sum(map(len, self.pictures)))
+        if known:
+            self.store.put_back(known)
         self.images: Sequence[EncodedImage] = ()
         self.bases: Sequence[EncodedImage] = [among(image, (0,)) for image in self.need([(0,)] * len(self.pictures))]
 
@@ -176,7 +196,7 @@ class Views:
         with self._lock:
             numbers = {views[view] for views, some in zip(self.pictures, wanted, strict=True) for view in some}
             missing = sorted(numbers - self.store.known)
-            if missing:
+            if missing or not self.images:
                 self.store.wanted = tuple(missing)
                 self.images = self._encode(self.store)
             return self.images
