@@ -235,16 +235,20 @@ class Processor(LlavaOnevisionProcessor):
         return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_session(count: int) -> None:
-    """``look`` and ``ask`` give what a call with the processor's own inputs gives."""
-    processor = Processor(
+def session_processor() -> Any:
+    return Processor(
         images(),
         tokenizer(),
         num_image_tokens=PER_SIDE**2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=f"anyres_max_{LIMIT}",
     )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_session(count: int) -> None:
+    """``look`` and ``ask`` give what a call with the processor's own inputs gives."""
+    processor = session_processor()
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in SIZES[:count]]
     session = foveate.look(model(), processor, pictures)
