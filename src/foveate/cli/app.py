@@ -358,12 +358,16 @@ def serve(
     image_cache: Annotated[
         int, typer.Option(min=0, help="Memory for pictures that requests name by a UUID, MiB.")
     ] = 256,
+    crops: Annotated[
+        str | None,
+        typer.Option(help="Of each picture's crops, how many are encoded: 0.5, 2 or auto. Default: all of them."),
+    ] = None,
 ) -> None:
     """Serve a model with vLLM, OpenAI-compatible, its images pruned. Further options are vLLM's own."""
     from foveate.cli.serve import Request, run
 
     rest = list(context.args)
-    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache))
+    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache, crops))
 
 
 @app.command()

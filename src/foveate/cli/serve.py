@@ -23,6 +23,7 @@ class Request:
     option: Sequence[str]
     feature_cache: int
     image_cache: int
+    crops: str | None
 
 
 def run(request: Request) -> None:
@@ -43,6 +44,7 @@ def run(request: Request) -> None:
         "methods": split_list(request.methods) if request.methods else [],
         "feature_cache_mib": request.feature_cache,
         "image_cache_mib": request.image_cache,
+        "crops": request.crops,
         **parse_options(request.option),
     }
     try:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from foveate.crops import Crops
 from foveate.pruners import Pruner, Wrapper, get_pruner, replaced, takes
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
 """The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
-FROM_REQUEST = ("keep", "method")
+FROM_REQUEST = ("keep", "method", "crops")
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class Wish:
     Args:
         method: a method's name.
         keep: see ``Keep``.
+        crops: which of its crops are encoded; None: all.
     """
 
     method: str
     keep: Keep
+    crops: Crops | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Policy:
         trust_request_mm_kwargs: whether requests may bring other ``mm_processor_kwargs`` than Foveate's own, and
             ``media_io_kwargs``: what vLLM's option of that name says. Default False.
         stats: folder of the counters that worker processes share with the API server; None: they log them.
+        crops: how many of a picture's crops are encoded when a request says nothing of it: a fraction, a number,
+            ``"auto"`` or a text as for ``foveate.Crops.of``. Default None: all.
         chat_template: the text of the template that prompts are written with, where it is not the checkpoint's own.
 
     Raises:
@@ -64,12 +69,15 @@ class Policy:
     trust_request_mm_kwargs: bool = False
     stats: str | None = None
     chat_template: str | None = None
+    crops: float | int | str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.methods, str):
             raise TypeError(f"methods must be a list of names, got {self.methods!r}")
         object.__setattr__(self, "keep", Keep(self.keep).value)
         object.__setattr__(self, "max_keep", Keep(self.max_keep).value)
+        crops = Crops.of(self.crops)
+        object.__setattr__(self, "crops", None if crops is None else str(crops))
         for name in ("feature_cache_mib", "image_cache_mib"):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -147,7 +155,7 @@ class Policy:
             raise ValueError(f'{CONFIG_KEY} must be an object such as {{"keep": 0.2}}, got {request!r}')
         unknown = [str(name) for name in request if name not in FROM_REQUEST]
         if unknown:
-            raise ValueError(f"a request may set {' and '.join(FROM_REQUEST)}, not {', '.join(unknown)}")
+            raise ValueError(f"a request may set {', '.join(FROM_REQUEST)}, and not {', '.join(unknown)}")
         method = request.get("method", self.method)
         if method not in self.names:
             raise ValueError(f"method {method!r} is not served here; known: {', '.join(self.names)}")
@@ -156,7 +164,11 @@ class Policy:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. This server allows {self.range}") from None
         self.require_allowed(keep)
-        return Wish(method, keep)
+        try:
+            crops = Crops.of(request.get("crops", self.crops))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        return Wish(method, keep, crops)
 
     @property
     def range(self) -> str:
@@ -222,6 +234,7 @@ def options(
     trust_request_mm_kwargs: bool = False,
     stats: str | None = None,
     chat_template: str | None = None,
+    crops: float | int | str | None = None,
     **method_options: Any,
 ) -> dict[str, Any]:
     """``hf_overrides`` that switch pruning on: ``vllm.LLM(model, hf_overrides=foveate.serving.options(keep=0.1))``.
@@ -229,13 +242,13 @@ def options(
     Args:
         method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
         method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats,
-            chat_template: see ``Policy``.
+            chat_template, crops: see ``Policy``.
 
     Raises:
         TypeError, ValueError: see ``Policy``.
     """
     policy = Policy(
         method, keep, max_keep, tuple(methods), method_options, feature_cache_mib, image_cache_mib,
-        trust_request_mm_kwargs, stats, chat_template,
+        trust_request_mm_kwargs, stats, chat_template, crops,
     )  # fmt: skip
     return {CONFIG_KEY: policy.as_dict()}

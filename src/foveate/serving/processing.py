@@ -125,16 +125,26 @@ class ProcessorMixin:
         count = len(images)
         if profile is not None:
             wish = Wish(wish.method, Keep(policy.max_keep))
+        crops = wish.crops
+        if crops is not None and not self.info.family.crops:
+            raise ValueError(
+                f"{self.info.family.title} does not cut a picture into crops beside a base view, so crops={crops} "
+                "cannot choose among them: leave it out"
+            )
         pruner = policy.pruner(wish.method, wish.keep.value)
-        if not pruner.reads_text:
+        if not pruner.reads_text and (crops is None or not crops.reads_text):
             texts: Sequence[tuple[int, ...]] = [()] * count
         elif profile is not None:
             texts = [(0,) * profile] * count
         else:
-            texts = guiding_texts(inputs.prompt, count, pruner, self.info.family, self.info.turns)
+            texts = guiding_texts(
+                inputs.prompt, count, pruner, self.info.family, self.info.turns, required=pruner.reads_text
+            )
         hashes = [""] * count if profile is not None else super()._get_mm_hashes(inputs)["image"]  # type: ignore[misc]
         method = policy.names.index(wish.method)
-        requests = [ImageRequest(text, wish.keep, method, base) for text, base in zip(texts, hashes, strict=True)]
+        requests = [
+            ImageRequest(text, wish.keep, method, base, crops) for text, base in zip(texts, hashes, strict=True)
+        ]
         inputs = dataclasses.replace(
             inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, REQUESTS: requests}
         )
@@ -187,7 +197,9 @@ class ProcessorMixin:
     def _identity(self: Any, request: ImageRequest) -> str:
         policy: Policy = self.info.foveate
         pruner = policy.pruner(policy.names[request.method], request.keep.value)
+        crops = {} if request.crops is None else {"crops": str(request.crops)}
         return hooks.digest(
+            **crops,
             foveate=__version__,
             image=request.picture,
             text=list(request.text),
@@ -228,6 +240,19 @@ class ProcessorMixin:
             return updates
         return [self._shortened(one, mm_items, requests) if one.modality == "image" else one for one in updates]
 
+    def _require_encoded(self: Any, request: ImageRequest, size: tuple[int, int], patches: int, kept: int) -> None:
+        """Raises ValueError where as many tokens as a prompt is laid out for may not have been encoded in the end."""
+        if request.crops is None:
+            return
+        base, *others = self.info.family.tokens_of_views(size, patches)
+        count = request.crops.count(len(others))
+        least = base + sum(sorted(others)[: min(1, len(others)) if count is None else count])
+        if kept > least:
+            raise ValueError(
+                f"keep={request.keep.value} of an image of {patches} tokens is {kept}, and with crops={request.crops} "
+                f"as few as {least} may be encoded: ask for fewer tokens, or for more crops"
+            )
+
     def _shortened(self: Any, update: Any, mm_items: Any, requests: Sequence[ImageRequest]) -> Any:
         if not isinstance(update, PromptReplacement):
             raise RuntimeError(f"foveate cannot shorten a {type(update).__name__} of this model's processor")
@@ -247,6 +272,7 @@ class ProcessorMixin:
             keep = requests[place].keep
             self.info.foveate.require_allowed(keep, patches)
             kept = keep.budget(patches)
+            self._require_encoded(requests[place], (size.height, size.width), patches, kept)
             kept = total if kept == patches else kept
             with self._lock:
                 self._sizes[self._identity(requests[place])] = total

@@ -50,20 +50,21 @@ def refuse_unserved(inputs: Any, policy: Policy, media_io_kwargs: Any) -> None:
 
 
 def guiding_texts(
-    prompt: Sequence[int], images: int, pruner: Pruner, family: Family, turns: Turns
+    prompt: Sequence[int], images: int, pruner: Pruner, family: Family, turns: Turns, *, required: bool = True
 ) -> list[tuple[int, ...]]:
     """For every image of a prompt the ids of the text that guides its selection: ``foveate.guiding`` says which.
 
     Args:
         prompt: ids, one placeholder per image.
         images: how many there are.
-        pruner: a method that reads text.
+        pruner: the method.
         family: the model's adapter.
         turns: how the model's prompts write user turns.
+        required: whether an image without any is refused; it has an empty text else.
 
     Raises:
-        ValueError: the prompt has no text, none that the method's options leave, or placeholders for more or fewer
-            images.
+        ValueError: the prompt has placeholders for more or fewer images; or, where text is required, none, or none that
+            the method's options leave.
     """
     ids = torch.tensor([list(prompt)], dtype=torch.int64, device="cpu")
     spots = (ids[0] == family.image_token_id).nonzero()[:, 0]
@@ -80,7 +81,9 @@ def guiding_texts(
         guiding = guide.of(ImageSpan(0, spot[None]))
         words = guiding.ids if getattr(pruner, "special_tokens", True) else guiding.ids[~guiding.special]
         found.append(tuple(words.tolist()))
-    if not worded or not all(found):
+    if not required and not worded:
+        return [()] * images
+    if required and (not worded or not all(found)):
         raise ValueError(
             f"{pruner.name} reads the question, and there is no text for an image of this prompt: add one, or use a "
             "method that does not read it (saliency, uniform, random)"
