@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
+from transformers.utils.output_capturing import capture_outputs
 
 from tests.encoding import encode
 from tests.tiny import ROWS, Row, prompts
@@ -87,6 +89,12 @@ def reading(layer: int) -> Callable[[Any], Any]:
     return changed
 
 
+def tied(model: Any) -> Any:
+    """The last hidden state is the tower's output, norm and all."""
+    model.model.vision_tower.config.tie_last_hidden_states = True
+    return reading(-1)(model)
+
+
 def same(model: Any) -> Any:
     return model
 
@@ -104,10 +112,13 @@ CASES |= {
     for name in ("internvl", "aya_vision", "mistral3", "llava-clip", "llava-siglip")
     for layer in (-1, -2, 3)
 }
+if 'self.config, "tie_last_hidden_states"' in inspect.getsource(capture_outputs):  # newer than 5.5
+    CASES |= {f"{name}, tied": (name, tied) for name in ("llava-siglip", "llava_next-siglip", "aya_vision")}
 COMPLETE = {
     "qwen2_vl", "qwen2_vl-video", "qwen2_5_vl", "qwen2_5_vl-video", "qwen3_vl", "qwen3_vl-video", "qwen3_vl_moe",
     "glm4v", "glm4v_moe", "idefics3", "smolvlm", "smolvlm-uneven", "gemma3", "paligemma", "cohere2_vision", "ovis2",
     "internvl", "internvl, -1", "mistral3, -1", "mistral3, 3",
+    "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
 }  # fmt: skip
 """Those of which stock models read all that they compute."""
 
