@@ -49,7 +49,7 @@ class Recorder:
     Args:
         read: which attention is saliency there ("cls": the first token is CLS, and no patch), or None to keep none.
         at: the attention module it is read at.
-        skip: layers whose output nobody reads; they pass their input on.
+        skip: layers and what follows them, whose output nobody reads; they pass their input on.
         project: the module that reads the encoder's features (projector, merger); its output per view is kept before
             the model packs or unpads it.
         keys: whether to keep the keys of that module too, averaged over heads.
@@ -256,7 +256,7 @@ def _keep_handed(module: nn.Module, output: Any, patches: Callable[[Any], Tensor
 
 
 def skippable(layer: nn.Module) -> Callable[..., Any]:
-    """A forward for an encoder layer that passes its input on when the open recording says nobody reads it."""
+    """A forward for a layer, norm or head that passes its input on when the open recording says nobody reads it."""
     forward = layer.forward
 
     def maybe_skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
