@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from foveate.functional import crops_holding, mass_in_boxes, mixed_masses, text_to_image_attention
+from foveate.functional import crops_holding, mass_in_boxes, mixed_masses, relevance_to_text
 from foveate.models.encoded import EncodedImage
 from foveate.tokens import Geometry, TextTokens
 
@@ -28,7 +28,9 @@ class Crops:
     """How many of a picture's crops are encoded beside its base view, and which.
 
     The base view is encoded first. Every crop gets the mass of the base view's saliency that lies in it, and that of
-    its text-to-image attention (AdaFV, arXiv 2501.09532); the two are mixed anew for every picture and question (see
+    its relevance to the text: of every token the largest cosine to a word, as AdaFV (arXiv 2501.09532) puts words
+    together, on CDPruner's scale from 0 to 1 (arXiv 2506.10967), squared. (The mass of AdaFV's softmax found what was
+    asked about less often: docs/results.md.) The two are mixed anew for every picture and question (see
     ``foveate.functional.mixed_masses``), and the heaviest crops are encoded. A method then chooses its K tokens among
     what was encoded; K still counts the tokens of the whole picture.
 
@@ -133,8 +135,8 @@ class Crops:
         if tokens.saliency is not None and (self.by != "text" or text is None):
             masses.append(mass_in_boxes(tokens.saliency.to(boxes.device), boxes, regions))
         if self.reads_text and text is not None:
-            attention = text_to_image_attention(text.embeddings, tokens.features)
-            masses.append(mass_in_boxes(attention.to(boxes.device), boxes, regions))
+            relevance = relevance_to_text(text.embeddings, tokens.features, words="max").square()
+            masses.append(mass_in_boxes(relevance.to(boxes.device), boxes, regions))
         if not masses:
             raise ValueError(
                 "the vision tower shows no saliency and the prompt has no text: nothing says which crops to encode. "

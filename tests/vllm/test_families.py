@@ -316,7 +316,7 @@ def test_pruned(family: Served, method: str, keep: float | int) -> None:
     assert len(chosen) > len(CASES)  # one for each picture, where not two small ones keep the same
 
 
-CROPS = [("adafv", 0.1, 0.5), ("cover", 0.15, 1), ("saliency", 0.1, "0.5:by=text"), ("visionzip", 4, "auto:share=0.5"),
+CROPS = [("adafv", 0.1, 0.5), ("cover", 0.1, 1), ("saliency", 0.1, "0.5:by=text"), ("visionzip", 4, "auto:share=0.5"),
          ("merged:centered:cdpruner", 0.1, "2:by=saliency"), ("adafv", 0.1, "1:by=random")]  # fmt: skip
 
 
