@@ -13,6 +13,7 @@ from torch import nn
 
 from foveate import ownership
 from foveate.asking_again import NO_PRUNER, AskAgain
+from foveate.crops import Crops
 from foveate.inside import check_inside
 from foveate.instrumented import InstrumentedModel
 from foveate.models import stock_model
@@ -164,6 +165,7 @@ def attach(
     turn_end: Sequence[Sequence[int]] | None = None,
     processor: Any = None,
     calibrate: bool | float = False,
+    crops: Crops | float | int | str | None = None,
 ) -> Attachment:
     """Makes ``model.generate`` and ``model.forward`` prune images, until ``remove()`` is called on what is returned.
 
@@ -190,12 +192,18 @@ def attach(
             they are get nothing, and methods that do not merge are as without. For ``attn_implementation`` sdpa and
             eager. What was merged into a KV cache keeps its bias in later turns. Default False.
 
+        crops: how many of a picture's crops are encoded at all, for families that cut a picture into crops beside a
+            base view: a fraction, a number, ``"auto"``, or a ``foveate.Crops``, which says how they are chosen. The
+            base view is encoded first, and the question and saliency choose among the crops; the vision tower then
+            takes less time. ``keep`` still counts the whole picture's tokens, and where more are asked for than were
+            encoded, all that were encoded stay. Of videos, all frames are encoded. Default None: all crops.
+
     Raises:
         ValueError: unknown model family, unknown option, or a model that cannot be pruned faithfully.
         TypeError: what is handed over is no model or no pruner.
         RuntimeError: this thread or task has a pruner on the model already.
     """
-    options = Options(positions, newlines, layout, turn_end, processor, calibrate)
+    options = Options(positions, newlines, layout, turn_end, processor, calibrate, crops)
     return Attachment(model, pruner, options).activate()
 
 

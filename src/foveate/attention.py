@@ -14,13 +14,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.attention_rows import cls_attention, over_patches, received_attention
+
+if TYPE_CHECKING:
+    from foveate.models.view_store import ViewStore
 
 Read = Literal["cls", "received"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -54,6 +57,7 @@ class Recorder:
         encoded: whether to keep what ``project`` is given.
         patches: what it is given to (..., d), one row per patch in the order of the encoder's attention; None: it is
             that already.
+        views: which views run, where only some of them do.
         segments: lengths of the sequences that are packed into one and attend only within themselves, for encoders
             that pack (an implementation may hand them over packed, or one by one).
     """
@@ -69,6 +73,7 @@ class Recorder:
         encoded: bool = False,
         patches: Callable[[Tensor], Tensor] | None = None,
         segments: Sequence[int] | None = None,
+        views: ViewStore | None = None,
     ) -> None:
         self.read = read
         self.at = at
@@ -79,6 +84,7 @@ class Recorder:
         self.encoded = encoded
         self.patches = patches
         self.segments = segments
+        self.views = views
         self.rows: list[Tensor] = []
         self.key_rows: list[Tensor] = []
         self.encoded_rows: list[Tensor] = []

@@ -120,23 +120,30 @@ class Call(PrunedCall[Pruner]):
     def _shorten(self, arguments: Mapping[str, Any], prompt: Prompt) -> Shortened:
         """Encodes, selects and plans."""
         located = self.locate(arguments, prompt)
-        guide = self.guide(arguments, prompt) if self.pruner.reads_text else None
+        routed = self.options.routed
+        reads = self.pruner.reads_text or (routed is not None and routed.reads_text)
+        guide = self.guide(arguments, prompt) if reads else None
+        located = self.route(located, guide)
         with torch.no_grad():
-            self.selections = [
-                self.pruner.select(image.tokens, None if guide is None else self.text_tokens(guide, image, span))
+            chosen = [
+                self.pruner.select(
+                    image.tokens,
+                    self.text_tokens(guide, image, span) if guide is not None and self.pruner.reads_text else None,
+                )
                 for image, span in located
             ]
         repeats = torch.ones_like(prompt.ids)
-        found, fetched = [], _fetch(self.selections)
-        for (image, span), selection, indices in zip(located, self.selections, fetched, strict=True):
+        found, fetched = [], _fetch(chosen)
+        self.selections = [image.in_whole(one) for (image, _), one in zip(located, chosen, strict=True)]
+        for (image, span), selection, indices in zip(located, chosen, fetched, strict=True):
             found.append(image.keep(selection, indices, self.options.newlines))
             repeats[span.row, span.positions] = found[-1].repeats
         rows = self.rows_of(located, found, len(prompt.ids))
-        whole = all(selection.weights is None for selection in self.selections)
+        whole = all(selection.weights is None for selection in chosen)
         if prompt.cached is None and whole and bool((repeats == 1).all()):
             return Shortened(whole_plan(prompt), rows, touched=False)
         plan = make_plan(prompt, repeats)
-        bias = bias_of(located, self.selections, fetched, prompt, plan, float(self.options.calibrate))
+        bias = bias_of(located, chosen, fetched, prompt, plan, float(self.options.calibrate))
         return Shortened(plan, rows, touched=True, bias=bias)
 
     @contextmanager

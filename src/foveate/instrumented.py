@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -15,7 +15,8 @@ from foveate.call import Call
 from foveate.delivery import Delivery, assisting, checked, deliver, fill_mask, outside, running
 from foveate.inside import InsideCall
 from foveate.models import Family, family_for, stock_model
-from foveate.models.encoded import EncodedImage, Kind
+from foveate.models.encoded import Kind
+from foveate.models.view_store import Views
 from foveate.options import Options
 from foveate.patches import Patch, Patches, held, lock_of
 from foveate.pruners.base import Method, Pruner
@@ -87,11 +88,11 @@ class InstrumentedModel:
         """Keeps the patches on for the time of a block."""
         return held(self.model, lambda: self.patches)
 
-    def call(self, pruner: Method, options: Options, images: Sequence[EncodedImage] | None = None) -> Call | InsideCall:
-        """A call that fits the method; ``images``: those of a session, encoded already."""
+    def call(self, pruner: Method, options: Options, views: Views | None = None) -> Call | InsideCall:
+        """A call that fits the method; ``views``: the pictures of a session."""
         if isinstance(pruner, InsidePruner):
-            return InsideCall(self.family, pruner, options, self.features, images)
-        return Call(self.family, cast(Pruner, pruner), options, self.features, images)
+            return InsideCall(self.family, pruner, options, self.features, views)
+        return Call(self.family, cast(Pruner, pruner), options, self.features, views)
 
     def current(self) -> Attachment | None:
         """The attachment that applies to the running thread or task; None when the model is only looked through."""

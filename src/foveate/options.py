@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from foveate.calibration import check_calibrated
+from foveate.crops import Crops
 from foveate.models.base import Family
 from foveate.models.encoded import Layout, Newlines, Positions
 from foveate.turns import Turns, turns_at, turns_of
@@ -27,8 +28,10 @@ class Options:
     turn_end: Sequence[Sequence[int]] | None = None
     processor: Any = None
     calibrate: bool | float = False
+    crops: Crops | float | int | str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "crops", Crops.of(self.crops))
         if not isinstance(self.calibrate, (bool, int, float)):
             raise TypeError(f"calibrate must be a bool or a number in [0, 1], got {type(self.calibrate).__name__}")
         if not 0.0 <= self.calibrate <= 1.0:  # NaN fails both comparisons
@@ -39,15 +42,28 @@ class Options:
             value = getattr(self, name)
             if value not in get_args(known) and not (name == "positions" and value is None):
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(get_args(known))}")
+        if self.layout == "released" and self.crops is not None:
+            raise ValueError("layout='released' has every view's full grid: leave crops out")
         if self.layout == "released" and self.positions == "original":
             raise ValueError(
                 "layout='released' sends tokens that have no place in the stock prompt: use positions='compact' with it"
             )
 
+    @property
+    def routed(self) -> Crops | None:
+        """``crops`` as they were meant; None where all are encoded at once, as stock does."""
+        assert self.crops is None or isinstance(self.crops, Crops)
+        return self.crops
+
     def check(self, family: Family) -> None:
         """Raises ValueError for what this family does not have."""
         if self.calibrate:
             check_calibrated(family)
+        if self.routed is not None and not family.crops:
+            raise ValueError(
+                f"{family.title} does not cut a picture into crops beside a base view, so crops={self.crops} cannot "
+                "choose among them: leave it out"
+            )
         if self.layout not in family.layouts:
             raise ValueError(f"{family.title} has no layout {self.layout!r}; known: {', '.join(family.layouts)}")
         if self.positions is not None and self.positions not in family.positions:

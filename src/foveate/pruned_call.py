@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request
+from foveate.models.view_store import Views, ViewStore, among
 from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
 from foveate.pruners.base import Method
@@ -38,7 +41,7 @@ class PrunedCall(ABC, Generic[_Method]):
         pruner: which tokens stay.
         options: see ``foveate.attach``.
         features: by kind, the model's own ``get_image_features`` and ``get_video_features``.
-        images: the call's images when they are encoded already (a session); the pixels are not encoded then.
+        views: of a session, the pictures that every prompt of the call is about; the pixels are not encoded then.
 
     Afterwards ``selections`` are the call's, ``prompt_tokens`` is the length of the prompt that reached the LLM
     (padding included), and ``visual_tokens`` how many of every row's were visual.
@@ -50,14 +53,14 @@ class PrunedCall(ABC, Generic[_Method]):
         pruner: _Method,
         options: Options,
         features: Mapping[Kind, Callable[..., Any]],
-        images: Sequence[EncodedImage] | None = None,
+        views: Views | None = None,
     ) -> None:
         self.family = family
         self.model = family.model
         self.pruner = pruner
         self.options = options
         self.features = features
-        self.images = images
+        self.views = views
         self.selections: list[Selection] = []
         self.prompt_tokens = 0
         self.visual_tokens: list[int] = []
@@ -103,7 +106,7 @@ class PrunedCall(ABC, Generic[_Method]):
                 "foveate.look(...) to encode once and ask often"
             )
         self.family.refuse(arguments)
-        if any(self.family.has(arguments, kind) for kind in self.features) or self.images:
+        if any(self.family.has(arguments, kind) for kind in self.features) or self.views:
             if ids is None:
                 raise ValueError("images came without input_ids: pass all that the processor returned")
             return False
@@ -165,6 +168,45 @@ class PrunedCall(ABC, Generic[_Method]):
             located += zip(ours, spans, strict=True)
         return sorted(located, key=lambda pair: (pair[1].row, int(pair[1].positions[0])))
 
+    def route(self, located: Located, guide: Guide | None) -> Located:
+        """Every image with the tokens of what was encoded of it: the base view, and the crops that were chosen for its
+        question, which are encoded here as far as they are not yet."""
+        crops, views = self.options.routed, self.views
+        if crops is None or views is None:
+            return located
+        pictures = cycle(range(len(views.pictures)))  # in a session, every prompt is about all of them
+        numbers = [next(pictures) if image.kind == "image" else None for image, _ in located]
+        with torch.no_grad():
+            weights = [
+                None
+                if number is None or views.bases[number].whole is None
+                else crops.weighed(views.bases[number], *self._asked(guide, image, span))
+                for number, (image, span) in zip(numbers, located, strict=True)
+            ]
+            chosen = [(0, *some) for some in crops.chosen(weights)]
+        wanted: list[set[int]] = [set() for _ in views.pictures]
+        for number, some in zip(numbers, chosen, strict=True):
+            if number is not None:
+                wanted[number].update(some)
+        known = views.need([some & set(range(len(of))) for some, of in zip(wanted, views.pictures, strict=True)])
+        return [
+            (image if number is None else among(known[number], some), span)
+            for number, (image, span), some in zip(numbers, located, chosen, strict=True)
+        ]
+
+    def _asked(self, guide: Guide | None, image: EncodedImage, span: ImageSpan) -> tuple[TextTokens | None, Any]:
+        """The guiding text's embeddings and ids, as far as the method counts them; None where there is none."""
+        if guide is None or not bool(guide.text[span.row].any()):
+            return None, None
+        text, ids = self.text_tokens(guide, image, span), guide.of(span).ids
+        if getattr(self.pruner, "special_tokens", True):
+            return text, ids
+        words = ~text.special
+        if not bool(words.any()):
+            return None, None
+        here = words.to(text.embeddings.device)
+        return TextTokens(text.embeddings[here], text.turn[words], text.special[words]), ids[words]
+
     def guide(self, arguments: Mapping[str, Any], prompt: Prompt) -> Guide:
         """Says which text guides the choice for an image."""
         text = prompt.fresh & (prompt.ids >= 0) & ~self.family.marks(prompt.ids)
@@ -220,8 +262,8 @@ class PrunedCall(ABC, Generic[_Method]):
         )
 
     def _encode(self, arguments: Mapping[str, Any], prompt: Tensor) -> Sequence[EncodedImage]:
-        if self.images is not None:
-            return self.images
+        if self.views is not None:
+            return [*self.views.images] * len(prompt)
         images: list[EncodedImage] = []
         for kind, own in self.features.items():
             if not self.family.has(arguments, kind):
@@ -232,20 +274,28 @@ class PrunedCall(ABC, Generic[_Method]):
                 self.stock[kind] = features_alone(output)
                 return output
 
-            request = Request(
-                features,
-                saliency=self.pruner.reads_saliency,
-                keys=self.pruner.reads_keys,
-                encoded=self.pruner.reads_encoded,
-                layout=self.options.layout,
-                prompt=prompt,
-            )
-            images += (
-                self.family.encode(arguments, request)
-                if kind == "image"
-                else self.family.encode_videos(arguments, request)
-            )
+            if kind == "video":
+                images += self.family.encode_videos(arguments, self._request(features, prompt))
+            elif self.options.routed is None:
+                images += self.family.encode(arguments, self._request(features, prompt))
+            else:
+                self.views = Views(partial(self._encode_views, arguments, prompt), self.family, arguments, prompt)
+                images += self.views.images
         return images
+
+    def _request(self, features: Callable[..., Any], prompt: Tensor, **more: Any) -> Request:
+        method = self.pruner
+        wanted = {"saliency": method.reads_saliency, "keys": method.reads_keys, "encoded": method.reads_encoded, **more}
+        return Request(features, layout=self.options.layout, prompt=prompt, **wanted)
+
+    def _encode_views(self, arguments: Mapping[str, Any], prompt: Tensor, store: ViewStore) -> list[EncodedImage]:
+        """The views that a store wants. Of the base views, which come first, saliency may be wanted to rank crops."""
+        routed = self.options.routed
+        ranks = routed is not None and routed.reads_saliency and not store.known
+        saliency = self.pruner.reads_saliency or ranks
+        return self.family.encode(
+            arguments, self._request(self.features["image"], prompt, saliency=saliency, views=store)
+        )
 
 
 def require_scores_finite(selections: Sequence[Selection]) -> None:

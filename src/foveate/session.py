@@ -12,10 +12,12 @@ from torch import Tensor
 
 from foveate.asking_again import AskAgain
 from foveate.attachment import check_model
+from foveate.crops import Crops
 from foveate.inputs import image_mark, input_device, picture_list, process, question_prompt
 from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
+from foveate.models.view_store import Views, ViewStore
 from foveate.options import Options
 from foveate.pruners.base import Method
 from foveate.pruners.uniform import Uniform
@@ -72,9 +74,9 @@ class Session:
     Args:
         model, processor: as given to ``look``.
         pictures: the images, as given.
-        images: the same, encoded (Gemma 3: with pan-and-scan, its crops too).
+        views: the same, encoded (Gemma 3: with pan-and-scan, its crops too), or as far as questions have asked for.
         inputs: what the processor made of a probe prompt with them, pixels included.
-        layout: see ``foveate.attach``.
+        layout, crops: see ``foveate.attach``.
     """
 
     def __init__(
@@ -82,15 +84,17 @@ class Session:
         model: Any,
         processor: Any,
         pictures: Sequence[Image],
-        images: Sequence[EncodedImage],
+        views: Views,
         inputs: Mapping[str, Tensor],
         layout: Layout,
+        crops: Crops | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.pictures = pictures
-        self.images = images
         self.layout = layout
+        self.crops = crops
+        self._views = views
         family = family_for(model)
         self._token = family.image_token_id
         # The features are delivered; the model only asks how many images there are, and how they are shaped.
@@ -100,6 +104,11 @@ class Session:
         # Where writing runs of placeholders is all that the processor does to a prompt, its work on the pixels need
         # not be repeated for every question.
         self._by_runs = self._equals(inputs, lambda: self._write_runs([self.prompt(PROBE)]))
+
+    @property
+    def images(self) -> Sequence[EncodedImage]:
+        """The pictures after the vision tower; with ``crops``, what is not encoded yet is zero."""
+        return self._views.images
 
     @staticmethod
     def _equals(inputs: Mapping[str, Tensor], written: Callable[[], Mapping[str, Tensor]]) -> bool:
@@ -127,6 +136,7 @@ class Session:
         newlines: Newlines = "drop",
         turn_end: Sequence[Sequence[int]] | None = None,
         calibrate: bool | float = False,
+        crops: Crops | float | int | str | None = None,
         max_new_tokens: int = 64,
         **generate_options: Any,
     ) -> list[Answer]:
@@ -137,6 +147,8 @@ class Session:
             pruner: which tokens stay; None keeps all. With ``AskAgain``, the questions whose answers are unsure are
                 asked again, as one batch.
             positions, newlines, turn_end, calibrate: see ``foveate.attach``.
+            crops: likewise; by default what ``look`` was told. A crop is encoded when a question first asks for it, and
+                no question chooses among more crops than it asked for.
             max_new_tokens: longest answer, tokens.
             generate_options: for the model's own ``generate`` (``num_return_sequences`` must stay 1).
 
@@ -146,12 +158,13 @@ class Session:
         if not questions:
             return []
         if isinstance(pruner, AskAgain):
-            given = {"positions": positions, "newlines": newlines, "turn_end": turn_end, "calibrate": calibrate}
+            given: dict[str, Any] = {"positions": positions, "newlines": newlines, "turn_end": turn_end}
+            given |= {"calibrate": calibrate, "crops": crops}
             return pruner.ask(self, questions, {**given, "max_new_tokens": max_new_tokens, **generate_options})
         pruner = Uniform(keep=1.0) if pruner is None else pruner
-        options = Options(positions, newlines, self.layout, turn_end, self.processor, calibrate)
+        crops = self.crops if crops is None else crops
+        options = Options(positions, newlines, self.layout, turn_end, self.processor, calibrate, crops)
         inputs = self._tokenize([self.prompt(question) for question in questions])
-        images = [image for _ in questions for image in self.images]
         repeated = {
             name: value.repeat(len(questions), *[1] * (value.ndim - 1)) for name, value in self._image_inputs.items()
         }
@@ -162,7 +175,7 @@ class Session:
             "return_dict_in_generate": False,
             **generate_options,
         }
-        call, sequences = run(self.model, pruner, options, (), arguments, images)
+        call, sequences = run(self.model, pruner, options, (), arguments, self._views)
         call.mirror()
         if len(sequences) != len(questions):
             raise ValueError("num_return_sequences must be 1 in a session: one answer per question")
@@ -219,7 +232,14 @@ class Session:
         return found
 
 
-def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout: Layout = "stock") -> Session:
+def look(
+    model: Any,
+    processor: Any,
+    images: Image | Sequence[Image],
+    *,
+    layout: Layout = "stock",
+    crops: Crops | float | int | str | None = None,
+) -> Session:
     """Runs the vision tower over one or several images and keeps what it gave, so that many questions can be asked.
 
     Args:
@@ -227,6 +247,7 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
         processor: its processor.
         images: PIL images, in the order they shall stand in the prompt.
         layout: see ``foveate.attach``.
+        crops: likewise: only the base view is encoded now, and a crop when a question first asks for it.
 
     Returns:
         A session; its answers equal those of separate calls.
@@ -242,8 +263,16 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures), model)], pictures)
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as instrumented, torch.no_grad():
-        Options(layout=layout).check(instrumented.family)
-        features, prompt = instrumented.features["image"], torch.where(mask, ids, -1)
-        request = Request(features, keys=True, encoded=True, layout=layout, prompt=prompt)
-        encoded = instrumented.family.encode(inputs, request)
-    return Session(model, processor, pictures, encoded, inputs, layout)
+        options = Options(layout=layout, crops=crops)
+        options.check(instrumented.family)
+        prompt = torch.where(mask, ids, -1)
+
+        def encode(store: ViewStore | None = None) -> Sequence[EncodedImage]:
+            with looking_through(model) as site, torch.no_grad():
+                request = Request(
+                    site.features["image"], keys=True, encoded=True, layout=layout, prompt=prompt, views=store
+                )
+                return site.family.encode(inputs, request)
+
+        views = Views.of(encode()) if options.routed is None else Views(encode, instrumented.family, inputs, prompt)
+    return Session(model, processor, pictures, views, inputs, layout, options.routed)

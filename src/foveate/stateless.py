@@ -8,10 +8,12 @@ from typing import Any
 
 from foveate.attachment import check_handed
 from foveate.call import Call
+from foveate.crops import Crops
 from foveate.delivery import outside
 from foveate.inside import InsideCall, check_inside
 from foveate.instrumented import looking_through
-from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions
+from foveate.models.encoded import Layout, Newlines, Positions
+from foveate.models.view_store import Views
 from foveate.options import Options
 from foveate.pruners.base import Method
 from foveate.tokens import Selection
@@ -47,6 +49,7 @@ def generate(
     turn_end: Sequence[Sequence[int]] | None = None,
     processor: Any = None,
     calibrate: bool | float = False,
+    crops: Crops | float | int | str | None = None,
     **arguments: Any,
 ) -> Generated:
     """One ``model.generate`` under a pruner, which belongs to this call alone.
@@ -59,12 +62,12 @@ def generate(
         model: a stock transformers model of a known family.
         pruner: which tokens stay.
         args, arguments: for the model's own ``generate``.
-        positions, newlines, layout, turn_end, processor, calibrate: see ``foveate.attach``.
+        positions, newlines, layout, turn_end, processor, calibrate, crops: see ``foveate.attach``.
 
     Raises:
         TypeError, ValueError: as ``foveate.attach``, and for arguments that cannot be honoured.
     """
-    options = Options(positions, newlines, layout, turn_end, processor, calibrate)
+    options = Options(positions, newlines, layout, turn_end, processor, calibrate, crops)
     call, output = run(model, pruner, options, args, arguments)
     return Generated(
         output, call.selections, call.visual_tokens, call.prompt_tokens, getattr(call, "tokens_per_layer", ())
@@ -77,12 +80,12 @@ def run(
     options: Options,
     args: Sequence[Any],
     arguments: Mapping[str, Any],
-    images: Sequence[EncodedImage] | None = None,
+    views: Views | None = None,
 ) -> tuple[Call | InsideCall, Any]:
-    """The same, with images that are encoded already where there are: the call with its results, and the output."""
+    """The same, with the pictures of a session where there is one: the call with its results, and the output."""
     check_handed(model, pruner)
     with looking_through(model) as instrumented, outside():
         options.check(instrumented.family)
         check_inside(instrumented.family, pruner, options)
-        call = instrumented.call(pruner, options, images)
+        call = instrumented.call(pruner, options, views)
         return call, call.generate(instrumented.originals["generate"], *args, **arguments)

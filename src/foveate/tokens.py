@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.functional import Weights, merged
+from foveate.functional.merge import spread
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class VisualTokens:
             None when the method does not read it.
         compared: (N, d) what tokens are compared with one another by; None: their features. Set by ``Centered``.
         weight: (N,) float32 >= 0, how much each counts in that comparison; None: all alike. Set by ``Centered``.
+        total: how many tokens the whole picture has, where only some of its views were encoded and these are fewer:
+            budgets are of all of them. None: these are all.
     """
 
     features: Tensor
@@ -148,9 +151,14 @@ class VisualTokens:
     encoded: Tensor | None = None
     compared: Tensor | None = None
     weight: Tensor | None = None
+    total: int | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
+
+    def budget(self, keep: Keep) -> int:
+        """K: how many of these tokens a budget leaves of their picture."""
+        return min(keep.budget(len(self) if self.total is None else self.total), len(self))
 
     @property
     def likened(self) -> Tensor:
@@ -183,12 +191,14 @@ class Selection:
     Args:
         indices: (K,) int64, kept patch tokens, ascending; with the released variant a token may stand twice.
         geometry: where all N patch tokens lie.
-        scores: by name (``"saliency"``, ``"text_to_image"``, ...), (N,) float32 each, as far as the method read them.
+        scores: by name (``"saliency"``, ``"text_to_image"``, ...), (N,) float32 each, as far as the method read them;
+            NaN where a token was not encoded.
         shares: by name, how many of the K each side brought, as 0-d int64 tensors (``int(...)`` reads them; they
             stay on the device until somebody does).
         weights: (K, N), how much of each patch token makes up each kept one, which takes the place (position, box) of
             its index: a ``foveate.functional.Merge`` (``weights.dense()`` is the matrix), or a float32 tensor when the
             method made one. None: the kept tokens go as they are.
+        encoded: (N,) bool, which patch tokens the vision tower encoded, where ``crops`` left some out; None: all.
 
     Raises:
         ValueError: ``weights`` of another shape.
@@ -200,6 +210,7 @@ class Selection:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Weights | None = None
+    encoded: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.weights is None:
@@ -260,6 +271,32 @@ class Selection:
         if self.weights is None:
             return features[self.indices.to(features.device)]
         return merged(self.weights, features)
+
+    @property
+    def encoded_views(self) -> tuple[int, ...]:
+        """Which views were encoded: the base view, 0, and with ``crops`` those of the crops that were chosen.
+
+        Reads them from the device.
+        """
+        if self.encoded is None:
+            return tuple(range(len(self.geometry.grids)))
+        return tuple(sorted(set(self.geometry.view[self.encoded].tolist())))
+
+    def placed(self, places: Tensor, geometry: Geometry) -> Selection:
+        """The same choice among more tokens, of which only these were encoded.
+
+        Args:
+            places: (N,) int64, which of the (M,) tokens of ``geometry`` the N are, ascending.
+            geometry: where all M lie.
+        """
+        here = places.to(self.indices.device)
+        encoded = torch.zeros(len(geometry), dtype=torch.bool, device=here.device).index_fill(0, here, True)
+        scores = {
+            name: score.new_full((len(geometry),), math.nan).index_copy(0, here.to(score.device), score)
+            for name, score in self.scores.items()
+        }
+        weights = None if self.weights is None else spread(self.weights, places, len(geometry))
+        return Selection(here[self.indices], geometry, scores, self.shares, weights, encoded)
 
     def mask(self) -> Tensor:
         """(N,) bool: True where a token stays."""

@@ -11,6 +11,7 @@ from foveate.functional.budgets import effective_tokens, least_reaching
 from foveate.functional.centering import centered, distinctiveness
 from foveate.functional.common import require_finite
 from foveate.functional.coverage import holistic_context, saliency_coverage
+from foveate.functional.crops import crops_holding, mass_in_boxes, mixed_masses
 from foveate.functional.diversity import conditional_dpp, least_duplicated, max_min_diversity
 from foveate.functional.duplicates import important_and_diverse
 from foveate.functional.entropy import focused_relevance
@@ -51,6 +52,7 @@ __all__ = [
     "centered",
     "conditional_dpp",
     "cosine_cover",
+    "crops_holding",
     "density_peaks",
     "different_in_groups",
     "distinctiveness",
@@ -66,9 +68,11 @@ __all__ = [
     "keep_and_recycle",
     "least_duplicated",
     "least_reaching",
+    "mass_in_boxes",
     "max_min_diversity",
     "merge_into_nearest",
     "merged",
+    "mixed_masses",
     "multimodal_cover",
     "optimal_preservation",
     "outliers_with_neighbours",

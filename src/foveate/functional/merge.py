@@ -211,6 +211,27 @@ def merged(weights: Weights, of: Weights) -> Weights:
     return made.view(len(weights), *of.shape[1:])
 
 
+def spread(weights: Weights, places: Tensor, total: int) -> Weights:
+    """The same weights where the N tokens are some of more: those that they are not weigh nothing.
+
+    Args:
+        weights: (K, N).
+        places: (N,) int64 in [0, total), distinct: which of them the N are.
+        total: how many there are, M.
+
+    Returns:
+        (K, M).
+    """
+    if not isinstance(weights, Merge):
+        wide = weights.new_zeros(len(weights), total)
+        return wide.index_copy(1, places.to(weights.device), weights)
+    if weights.earlier is not None:
+        earlier = spread(weights.earlier, places, total)
+        assert isinstance(earlier, Merge)
+        return replace(weights, earlier=earlier)
+    return replace(weights, tokens=places.to(weights.device)[weights.tokens], total=total)
+
+
 def sizes(weights: Weights) -> Tensor:
     """(K,) float32: how many of the N tokens each of K is put together from: those whose weight is not zero. O(E).
 

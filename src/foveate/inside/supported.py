@@ -34,6 +34,7 @@ def check_inside(family: Family, pruner: Method, options: Options) -> None:
     asked = {"positions": options.positions == "compact", "newlines": options.newlines != "drop"}
     asked["layout"] = options.layout != "stock"
     asked["calibrate"] = bool(options.calibrate)
+    asked["crops"] = options.routed is not None
     for option, refused in asked.items():
         if refused:
             raise ValueError(

@@ -40,6 +40,9 @@ class Family(ABC):
     """Whether it takes turns of a conversation; a model that does not gets its images and the bare task."""
     first_position: ClassVar[int] = 0
     """Where a forward without ``position_ids`` starts to count (``generate`` sees to it itself)."""
+    crops: ClassVar[bool] = False
+    """Whether pictures are cut into crops beside a base view, each encoded by itself: ``encode`` honours
+    ``Request.views`` then, and there is ``views_of``."""
     merge: ClassVar[str] = "1"
     """For people: how many of the encoder's patches make one visual token."""
     views: ClassVar[str] = "1"
@@ -80,6 +83,24 @@ class Family(ABC):
             inputs: the call's arguments, ``image_inputs`` among them.
             request: what is wanted of it.
         """
+
+    def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
+        """Of every image, the places of its views in the batch that the encoder gets: the base view's, then the crops'
+        as its ``Geometry`` numbers them.
+
+        Args:
+            inputs, prompt: as for ``encode`` and ``Request``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no crops")
+
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        """Of a picture that is cut into crops, how many of its tokens are made of each view alone, the base view first.
+
+        Args:
+            image: (height, width) in pixels.
+            tokens: N, how many it has.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no crops")
 
     def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         """The same for ``video_inputs``; ``request.features`` is the model's own ``get_video_features``."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from foveate.attention import Read, Recorder
 from foveate.tokens import Geometry, Selection, VisualTokens
+
+if TYPE_CHECKING:
+    from foveate.models.view_store import ViewStore
 
 Kind = Literal["image", "video"]
 Layout = Literal["stock", "released"]
@@ -21,6 +24,8 @@ NEWLINE = -1
 """Slot of a placeholder that carries no patch but ends a row of them."""
 STAYS = -2
 """Slot of a placeholder that carries no patch and is never dropped."""
+ABSENT = -3
+"""Slot of a placeholder whose patch was not encoded: it never stays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,9 @@ class EncodedImage:
         stream: (n, D) what stock transformers puts into the placeholders; None as for ``slots``.
         planes: (n, D) each: what it adds to the same places after the LLM's first layers (DeepStack).
         kind: "image", or "video": its placeholders and the argument its pixels come in are other ones.
+        support: (N, views) bool on the CPU: which views each token is made of; None: the one it lies in.
+        whole: where all N tokens lie when only some of its views are encoded and ``tokens`` are fewer; else None.
+        places: (M,) int64 on the CPU: which of the N the ``tokens`` are, ascending; None as for ``whole``.
     """
 
     tokens: VisualTokens
@@ -61,6 +69,9 @@ class EncodedImage:
     stream: Tensor | None = None
     planes: tuple[Tensor, ...] = ()
     kind: Kind = "image"
+    support: Tensor | None = None
+    whole: Geometry | None = None
+    places: Tensor | None = None
 
     @classmethod
     def of_patches(cls, tokens: VisualTokens, planes: tuple[Tensor, ...] = (), kind: Kind = "image") -> EncodedImage:
@@ -82,7 +93,8 @@ class EncodedImage:
             repeats[: len(kept)] = 1
             repeats[-1] += max(0, len(kept) - self.placeholders)
             return Kept(selection.gather(self.tokens.features), (), repeats)
-        if weights is None and len(kept) == len(self.tokens) and len(torch.unique(kept)) == len(kept):
+        every = len(kept) == len(self.tokens) and self.whole is None
+        if weights is None and every and len(torch.unique(kept)) == len(kept):
             return Kept(self.stream, self.planes, torch.ones_like(self.slots))
         counts = torch.bincount(kept, minlength=len(self.tokens))
         patch = self.slots >= 0
@@ -105,6 +117,12 @@ class EncodedImage:
 
         return Kept(take(self.stream), tuple(take(plane) for plane in self.planes), repeats)
 
+    def in_whole(self, selection: Selection) -> Selection:
+        """A choice among this image's tokens as one among those of the whole picture."""
+        if self.whole is None or self.places is None:
+            return selection
+        return selection.placed(self.places, self.whole)
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -118,6 +136,7 @@ class Request:
         layout: one of the family's ``layouts``.
         prompt: (B, S) ids on the CPU, -1 where there is padding or what a cache holds; None when pictures are looked
             at before there is a prompt. Only families whose tiles must be told apart by the prompt read it.
+        views: which views to encode, beside which are known; None: all of them at once, as stock does.
     """
 
     features: Callable[..., Any]
@@ -126,6 +145,15 @@ class Request:
     encoded: bool = False
     layout: Layout = "stock"
     prompt: Tensor | None = None
+    views: ViewStore | None = None
+
+    def pick(self, views: Tensor) -> Tensor:
+        """(views, ...) to those that are to be encoded."""
+        return views if self.views is None else self.views.pick(views)
+
+    def put(self, record: Recorder, features: Tensor) -> Tensor:
+        """(encoded views, ...) to all (views, ...), with what is known of the others or zeros."""
+        return features if self.views is None else self.views.put(record, features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +184,7 @@ def recorder_for(request: Request, read: Read, attention: nn.Module, **more: Any
         saliency=request.saliency,
         keys=request.keys,
         encoded=request.encoded,
+        views=request.views,
         **more,
     )
 

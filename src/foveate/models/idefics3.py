@@ -30,10 +30,12 @@ from foveate.tokens import Geometry
 
 @dataclass(frozen=True)
 class View:
-    """What of one tile, or of the whole image, is not padding: height and width in pixels."""
+    """What of one tile, or of the whole image, is not padding: height and width in pixels, and which tile of all, those
+    that are padding included."""
 
     height: int
     width: int
+    place: int
 
 
 class Idefics3(Family):
@@ -44,6 +46,7 @@ class Idefics3(Family):
     image_inputs = ("pixel_values", "pixel_attention_mask")
     merge = "pixel shuffle, scale_factor per side"
     views = "tiles + 1"
+    crops = True
     saliency = "mean received attention, last layer"
 
     def check(self) -> None:
@@ -68,11 +71,17 @@ class Idefics3(Family):
         views = self._views(pixels, mask)
         per_tile = (side // self.factor) ** 2
         grids = self._grids(request.prompt, per_tile, len(views))
+        if request.views is not None:  # as one prompt of the tiles that are wanted
+            places = torch.tensor([view.place for view in views], device="cpu")
+            some = request.pick(places).to(pixels.device)
+            pixels = pixels.flatten(0, 1)[some][None]
+            mask = None if mask is None else mask.flatten(0, 1)[some.to(mask.device)][None]
         with recording(recorder_for(request, "received", self.attention, project=self.base.connector)) as record:
             output = request.features(pixels, pixel_attention_mask=mask, return_dict=True)
         tiles = output.pooler_output
         if not torch.is_tensor(tiles):  # in 5.23 an entry per prompt, its tiles one after the other
             tiles = torch.cat(list(tiles)).unflatten(0, (-1, per_tile))
+        tiles = request.put(record, tiles)
         sources = square_sources((side, side), self.factor)
         images, first = [], 0
         for rows, columns in grids:
@@ -88,6 +97,17 @@ class Idefics3(Family):
             images.append(EncodedImage.of_patches(tokens))
             first += len(numbers)
         return images
+
+    def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
+        pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
+        per_tile = (self._tile_size(pixels, mask) // self.patch // self.factor) ** 2
+        found: list[tuple[int, ...]] = []
+        first = 0
+        for rows, columns in self._grids(prompt, per_tile, len(self._views(pixels, mask))):
+            last = first + rows * columns
+            found.append((last, *range(first, last)))
+            first = last + 1
+        return found
 
     def marks(self, ids: Tensor) -> Tensor:
         return super().marks(ids) | tile_marks(ids, self.image_token_id)
@@ -115,10 +135,12 @@ class Idefics3(Family):
         """Every tile that is not padding (stock transformers drops tiles that are zero throughout), in order."""
         real = (pixels != 0).flatten(2).any(dim=-1).flatten()
         if mask is None:
-            return [View(*pixels.shape[-2:])] * int(real.sum())
+            height, width = pixels.shape[-2:]
+            return [View(height, width, place) for place in real.nonzero()[:, 0].tolist()]
         tiles = mask.flatten(0, 1).bool()
         extents = torch.stack([real, tiles.any(dim=2).sum(dim=1), tiles.any(dim=1).sum(dim=1)], dim=1)
-        return [View(height, width) for there, height, width in extents.tolist() if there]  # one read for all
+        rows = enumerate(extents.tolist())  # one read for all
+        return [View(height, width, place) for place, (there, height, width) in rows if there]
 
     def _grids(self, prompt: Tensor | None, per_tile: int, tiles: int) -> list[tuple[int, int]]:
         if prompt is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,8 @@ from transformers.image_processing_utils import select_best_resolution
 from foveate.attention import Recorder, recording
 from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_sizes, read_tokens
 from foveate.models.towers import TowerFamily
+from foveate.models.view_store import picking, putting
+from foveate.patches import Patch
 from foveate.tokens import Geometry, VisualTokens
 
 
@@ -42,6 +45,7 @@ class LlavaNext(TowerFamily):
     layouts: ClassVar[tuple[Layout, ...]] = ("stock", "released")
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     views = "1 + crops"
+    crops = True
     packing: ClassVar[Mapping[str, str]] = {"vision_feature_select_strategy": "default"}
     """What stock packing is told when it shall move patches, and nothing else."""
 
@@ -71,6 +75,22 @@ class LlavaNext(TowerFamily):
             self._image(canvas, stream, full, record, start)
             for canvas, stream, full, start in zip(canvases, output.pooler_output, projected, first, strict=True)
         ]
+
+    def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
+        sizes = self._sizes(inputs)
+        counts = self._views(inputs["pixel_values"], sizes, self._cuts(inputs, sizes))
+        return [tuple(range(end - count, end)) for count, end in zip(counts, accumulate(counts), strict=True)]
+
+    def instruments(self) -> Sequence[Patch]:
+        """Also a tower that takes only the views that are wanted, and a projector that gives all: between the two,
+        stock code packs pictures by their views."""
+        tower, projector = self.base.vision_tower, self.tower.projector
+        others = [one for one in self.tower.instruments() if one.owner is not projector]
+        return [*others, Patch(projector, "forward", putting(projector)), Patch(tower, "forward", picking(tower))]
+
+    def _cuts(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> list[Canvas | None]:
+        """How every image is cut into crops; None where it is not."""
+        return [self._canvas(size) for size in sizes]
 
     def _sizes(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
         """(height, width) of every image."""
@@ -122,6 +142,13 @@ class LlavaNext(TowerFamily):
 
     def newlines(self, image: tuple[int, int]) -> int:
         return int((self._stream_sources(self._canvas(image)) == NEWLINE).sum())
+
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        views = self.count_views(image)
+        if tokens == self.tower.side**2:  # one of several pictures, which is not cut
+            return [tokens]
+        sources = self._stream_sources(self._canvas(image))
+        return torch.bincount(sources[sources >= 0] // self.tower.side**2, minlength=views).tolist()
 
     def count_views(self, image: tuple[int, int]) -> int:
         """How many views a picture of (height, width) pixels is cut into."""

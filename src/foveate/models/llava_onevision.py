@@ -50,8 +50,7 @@ class LlavaOnevision(LlavaNext):
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels, sizes = inputs["pixel_values"], self._sizes(inputs)
-        cut = self._cut(inputs.get("batch_num_images"), len(sizes))
-        canvases = [self._canvas(size) if crops else None for size, crops in zip(sizes, cut, strict=True)]
+        canvases = self._cuts(inputs, sizes)
         views = self._views(pixels, sizes, canvases)
         reading = self.tower.reading(inputs)
         names = ("image_sizes", "batch_num_images", "vision_feature_layer", "vision_feature_select_strategy")
@@ -69,6 +68,10 @@ class LlavaOnevision(LlavaNext):
                 else self._cropped(canvas, stream, record, sources)
             )
         return images
+
+    def _cuts(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> list[Canvas | None]:
+        cut = self._cut(inputs.get("batch_num_images"), len(sizes))
+        return [self._canvas(size) if crops else None for size, crops in zip(sizes, cut, strict=True)]
 
     @staticmethod
     def _cut(numbers: Any, images: int) -> list[bool]:
@@ -117,11 +120,29 @@ class LlavaOnevision(LlavaNext):
             keys=packed(record.keys_of(sources, device)),
             encoded=packed(record.encoded_of(sources, device)),
         )
-        return self._in_lines(tokens, stream, newline)
+        image = self._in_lines(tokens, stream, newline)
+        if record.views is None:
+            return image
+        return replace(image, support=self._support(canvas))
 
     def newlines(self, image: tuple[int, int]) -> int:
         """Of a picture that is cut into crops."""
         return int(self._is_newline(self._canvas(image)).sum())
+
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        canvas = self._canvas(image)
+        if tokens == self.tower.side**2:  # one of several pictures, which is not cut
+            return [tokens]
+        support = self._support(canvas)
+        return support[support.sum(dim=1) == 1].sum(dim=0).tolist()
+
+    def _support(self, canvas: Canvas) -> Tensor:
+        """(N, views) bool: which views each token of an image in crops is made of: where packing has shrunk the crops,
+        one at a border is made of patches on both sides of it."""
+        views, patches = 1 + canvas.grid[0] * canvas.grid[1], self.tower.side**2
+        belongs = torch.eye(views, device="cpu").repeat_interleave(patches, dim=0)
+        packed = self._pack(belongs, canvas, vision_aspect_ratio=self.config.vision_aspect_ratio)
+        return packed[~self._is_newline(canvas)] > 0
 
     def _is_newline(self, canvas: Canvas) -> Tensor:
         """(n,) bool: which placeholders of an image in crops end a row."""

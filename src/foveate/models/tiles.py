@@ -45,6 +45,7 @@ class TiledFamily(TowerFamily):
 
     merge = "2x2"
     views = "crops + 1"
+    crops = True
     whole_first: ClassVar[bool] = False
     """Whether the whole image comes before its crops, or after them."""
 
@@ -77,6 +78,44 @@ class TiledFamily(TowerFamily):
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels = inputs["pixel_values"]
+        side, covered = self._side(pixels)
+        cuts = self._read(request.prompt, side**2, len(pixels))
+        with recording(self.recorder(inputs, request)) as record:
+            options = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
+            output = request.features(request.pick(pixels), **accepted(request.features, options), return_dict=True)
+        features = request.put(record, output.pooler_output)
+        squares = square_sources((side * self.factor,) * 2, self.factor)
+        sources = squares + torch.arange(len(pixels), device="cpu")[:, None, None] * (side * self.factor) ** 2
+        tiles = [cut.tiles for cut in cuts]
+        grids = self._grids(cuts, pixels.split(tiles))
+        images = []
+        for grid, stream, squares in zip(grids, features.split(tiles), sources.split(tiles), strict=True):
+            ours = squares.flatten(0, 1)
+            tokens = read_tokens(
+                record,
+                stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
+                self._geometry(grid, len(stream), side, pixels.shape[-1], covered, stream.device),
+                ours,
+            )
+            images.append(EncodedImage.of_patches(tokens))
+        return images
+
+    def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
+        side, _ = self._side(inputs["pixel_values"])
+        found: list[tuple[int, ...]] = []
+        first = 0
+        for cut in self._read(prompt, side**2, len(inputs["pixel_values"])):
+            places = list(range(first, first + cut.tiles))
+            first += cut.tiles
+            found.append(tuple(places if self.whole_first else [places[-1], *places[:-1]]))
+        return found
+
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        per_tile = (self.tower.side // self.factor) ** 2
+        return [per_tile] * (tokens // per_tile)
+
+    def _side(self, pixels: Any) -> tuple[int, int]:
+        """Tokens along a tile's side, and how many of its pixels they see; checked."""
         if not torch.is_tensor(pixels) or pixels.ndim != 4 or pixels.shape[-1] != pixels.shape[-2]:
             raise ValueError(
                 f"{self.title} takes pixel_values as one tensor (tiles of all images, channels, side, side), "
@@ -90,26 +129,7 @@ class TiledFamily(TowerFamily):
                 f"{self.title}: tiles of {pixels.shape[-1]} pixels are not a whole number of {self.factor}x"
                 f"{self.factor} squares of patches of {patch} pixels; use the checkpoint's own image processor"
             )
-        covered = side * self.factor * patch
-        cuts = self._read(request.prompt, side**2, len(pixels))
-        with recording(self.recorder(inputs, request)) as record:
-            options = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
-            output = request.features(pixels, **accepted(request.features, options), return_dict=True)
-        squares = square_sources((side * self.factor,) * 2, self.factor)
-        sources = squares + torch.arange(len(pixels), device="cpu")[:, None, None] * (side * self.factor) ** 2
-        tiles = [cut.tiles for cut in cuts]
-        grids = self._grids(cuts, pixels.split(tiles))
-        images = []
-        for grid, stream, squares in zip(grids, output.pooler_output.split(tiles), sources.split(tiles), strict=True):
-            ours = squares.flatten(0, 1)
-            tokens = read_tokens(
-                record,
-                stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
-                self._geometry(grid, len(stream), side, pixels.shape[-1], covered, stream.device),
-                ours,
-            )
-            images.append(EncodedImage.of_patches(tokens))
-        return images
+        return side, side * self.factor * patch
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         return stacked(kept)

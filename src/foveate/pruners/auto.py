@@ -81,7 +81,7 @@ class Auto(Wrapper):
 
     def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
         """The held method's first tokens, between the floor and ``budget``."""
-        held, least = self.method, Keep(self.floor).budget(len(visual))
+        held, least = self.method, visual.budget(Keep(self.floor))
 
         def between(count: Tensor) -> int:
             # The one wait for an accelerator: how many stay decides how long the prompt is.

@@ -156,7 +156,7 @@ class Pruner(Method, ABC):
 
     def select(self, visual: VisualTokens, text: TextTokens | None = None) -> Selection:
         """One image's tokens and text in, its selection out. Keeps everything when the budget covers all N, unless the
-        method is ``adaptive``.
+        method is ``adaptive``. The budget is of the whole picture's tokens where only some of its views were encoded.
 
         Scores are computed, and indices lie, where ``visual.features`` are.
 
@@ -173,7 +173,7 @@ class Pruner(Method, ABC):
             raise ValueError(f"{self.name} reads the vision encoder's features, and these tokens carry none")
         if self.reads_text and (text is None or len(text) == 0):
             raise ValueError(f"{self.name} reads the question, and there is no text beside this image")
-        budget = Keep(self.keep).budget(len(visual))
+        budget = visual.budget(Keep(self.keep))
         if budget == len(visual) and not self.adaptive:
             choice = self.keep_all(visual, text)
         else:

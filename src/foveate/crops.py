@@ -1,0 +1,208 @@
+"""Which crops of a picture are encoded at all: the base view goes first and says which of them the question points at.
+
+Between locating images and choosing tokens. It sees a picture's base view and the text, and never a method's inside; a
+method gets the tokens of what was encoded, and does not know that there could have been more.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from foveate.functional import crops_holding, mass_in_boxes, mixed_masses, text_to_image_attention
+from foveate.models.encoded import EncodedImage
+from foveate.tokens import Geometry, TextTokens
+
+By = Literal["both", "text", "saliency", "random"]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """How many of a picture's crops are encoded beside its base view, and which.
+
+    The base view is encoded first. Every crop gets the mass of the base view's saliency that lies in it, and that of
+    its text-to-image attention (AdaFV, arXiv 2501.09532); the two are mixed anew for every picture and question (see
+    ``foveate.functional.mixed_masses``), and the heaviest crops are encoded. A method then chooses its K tokens among
+    what was encoded; K still counts the tokens of the whole picture.
+
+    Args:
+        amount: a fraction of each picture's crops, in (0, 1], rounded up; an int >= 0, crops per picture (0: the base
+            view alone); or ``"auto"``: as many as hold ``share`` of the mass. ``1.0`` encodes all, as stock does.
+            Default 0.5.
+        by: ``"both"``, ``"text"`` or ``"saliency"`` alone, or ``"random"``, a control that depends on ``seed`` and on
+            the question alone. Where a prompt has no text, saliency decides. Default ``"both"``.
+        share: of the mass that the crops of ``"auto"`` hold, in (0, 1]. Default 0.8.
+        seed: of ``"random"``, any int. Default 0.
+
+    Raises:
+        TypeError: an ``amount``, ``share`` or ``seed`` that is no number.
+        ValueError: values outside of these.
+    """
+
+    amount: float | int | str = 0.5
+    by: By = "both"
+    share: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        amount = self.amount
+        if amount != "auto":
+            if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
+                raise TypeError(f'crops must be a fraction in (0, 1], an int >= 0 or "auto", got {amount!r}')
+            whole = isinstance(amount, numbers.Integral)
+            if not (amount >= 0 if whole else 0.0 < amount <= 1.0):  # NaN fails both comparisons
+                raise ValueError(f"crops={amount!r} must be a fraction of the crops in (0, 1], or an int >= 0 of them")
+            object.__setattr__(self, "amount", int(amount) if whole else float(amount))
+        if self.by not in get_args(By):
+            raise ValueError(f"crops by {self.by!r} are not known; known: {', '.join(get_args(By))}")
+        if isinstance(self.share, bool) or not isinstance(self.share, numbers.Real):
+            raise TypeError(f"share must be a number in (0, 1], got {self.share!r}")
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share={self.share!r} must be in (0, 1]")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed must be an int, got {self.seed!r}")
+        if amount == "auto" and self.by == "random":
+            raise ValueError('crops="auto" go by their mass, and by="random" has none: give a fraction or a number')
+
+    @classmethod
+    def of(cls, given: Crops | float | int | str | None) -> Crops | None:
+        """What people write: a number, ``"auto"``, a text such as ``"0.5:by=random"``; None, as ``1.0``, for all crops.
+
+        Raises:
+            TypeError, ValueError: none of these; the message says what may be written.
+        """
+        if isinstance(given, str):
+            given = _spelled(given)
+        if given is not None and not isinstance(given, Crops):
+            given = cls(given)
+        whole = given is None or (isinstance(given.amount, float) and given.amount == 1.0)
+        return None if whole else given
+
+    def __str__(self) -> str:
+        usual = Crops(self.amount)
+        others = [one.name for one in fields(self) if getattr(self, one.name) != getattr(usual, one.name)]
+        amount = f"{self.amount:g}" if isinstance(self.amount, float) else str(self.amount)
+        return ":".join([amount, *(f"{name}={getattr(self, name)}" for name in others)])
+
+    @property
+    def reads_saliency(self) -> bool:
+        """Whether the base view's saliency is read."""
+        return self.by in ("both", "saliency")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the question is read."""
+        return self.by != "saliency"
+
+    def count(self, crops: int) -> int | None:
+        """How many of so many crops are encoded; None where the masses say it."""
+        if isinstance(self.amount, str):
+            return None
+        if isinstance(self.amount, int):
+            return min(self.amount, crops)
+        return min(max(1, math.ceil(self.amount * crops - 1e-9)), crops)
+
+    def weighed(self, base: EncodedImage, text: TextTokens | None, ids: Tensor | None) -> Tensor | None:
+        """What the crops of a picture weigh.
+
+        Args:
+            base: the picture with the tokens of its base view alone.
+            text: what guides the choice, None without.
+            ids: (T,) int64 on the CPU, the same text.
+
+        Returns:
+            (C,) float32, the heavier the sooner; None where it has no crops.
+        """
+        assert base.whole is not None
+        regions = regions_of(base.whole)
+        if not len(regions):
+            return None
+        if self.by == "random":
+            salt = f"{self.seed} {len(regions)} {[] if ids is None else ids.tolist()}"
+            generator = torch.Generator("cpu").manual_seed(zlib.crc32(salt.encode()))
+            return torch.rand(len(regions), generator=generator, device="cpu")
+        tokens, boxes = base.tokens, base.tokens.geometry.boxes
+        masses = []
+        if tokens.saliency is not None and (self.by != "text" or text is None):
+            masses.append(mass_in_boxes(tokens.saliency.to(boxes.device), boxes, regions))
+        if self.reads_text and text is not None:
+            attention = text_to_image_attention(text.embeddings, tokens.features)
+            masses.append(mass_in_boxes(attention.to(boxes.device), boxes, regions))
+        if not masses:
+            raise ValueError(
+                "the vision tower shows no saliency and the prompt has no text: nothing says which crops to encode. "
+                "Leave crops out, or ask a question"
+            )
+        return masses[0] if len(masses) == 1 else mixed_masses(*masses)
+
+    def chosen(self, weights: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
+        """Of every picture, the crops to encode, as its ``Geometry`` numbers views (the first crop is 1), ascending.
+
+        Waits for the device once.
+
+        Args:
+            weights: as ``weighed`` gives them.
+        """
+        counts = [None if one is None else self.count(len(one)) for one in weights]
+        orders, many = [], []
+        for one, count in zip(weights, counts, strict=True):
+            if one is not None:
+                orders.append(one.sort(descending=True, stable=True).indices)
+                many.append(crops_holding(one, self.share) if count is None else torch.tensor(count, device=one.device))
+        if not orders:
+            return [()] * len(weights)
+        where = orders[0].device
+        read = torch.cat([part.flatten().to(where) for part in (*orders, *many)]).tolist()
+        found: list[tuple[int, ...]] = []
+        ends = read[len(read) - len(many) :]
+        start = 0
+        for one in weights:
+            if one is None:
+                found.append(())
+                continue
+            taken = read[start : start + len(one)][: ends.pop(0)]
+            start += len(one)
+            found.append(tuple(sorted(crop + 1 for crop in taken)))
+        return found
+
+
+def regions_of(place: Geometry) -> Tensor:
+    """(C, 4) float32: what every crop of a picture sees, (x0, y0, x1, y1) in pixels of ``image_size``."""
+    views = len(place.grids)
+    edges = torch.cat([place.boxes[:, :2], -place.boxes[:, 2:]], dim=1)
+    where = place.view[:, None].expand(-1, 4)
+    seen = edges.new_full((views, 4), math.inf).scatter_reduce(0, where, edges, "amin")[1:]
+    seen = torch.cat([seen[:, :2], -seen[:, 2:]], dim=1)
+    return torch.where(torch.isfinite(seen), seen, 0.0)  # of a crop that is all padding, nothing
+
+
+def _spelled(given: str) -> Crops | float | int | str:
+    amount, *options = given.strip().split(":")
+    known = {one.name for one in fields(Crops)} - {"amount"}
+    read: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"crops {given!r}: options are {', '.join(sorted(known))}, written as 0.5:by=text")
+        try:
+            read[name] = value if name == "by" else int(value) if name == "seed" else float(value)
+        except ValueError:
+            raise ValueError(f"crops {given!r}: {name} must be a number, got {value!r}") from None
+    if amount == "all":
+        return 1.0
+    if amount != "auto":
+        try:
+            number: float | int = int(amount) if amount.lstrip("+-").isdigit() else float(amount)
+        except ValueError:
+            raise ValueError(
+                f'crops {given!r}: write a fraction such as 0.5, a number of crops such as 2, "auto" or "all"'
+            ) from None
+        return Crops(number, **read)
+    return Crops("auto", **read)
