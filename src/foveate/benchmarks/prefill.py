@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from foveate.benchmarks import baseline
+from foveate.benchmarks import baseline, stages
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
+from foveate.benchmarks.stages import Stages
 from foveate.compare import cache_bytes
 from foveate.instrumented import looking_through
 from foveate.models import family_for
@@ -34,6 +35,8 @@ TIME_TARGET = 1.03
 """Time to the first token over the bound's, at most."""
 SPEEDUP_TARGET = 0.9
 """Speed-up of the first token, from all tokens to the budget, over the bound's own, at least."""
+STAGED = 3
+"""Runs of every case whose stages are timed, at most."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Result:
             for stock.
         over_stock: the same over stock.
         over_lean: the same over the lean bound of the same length; None where there is none.
+        stages: where the time goes, in a run of its own; None for the baseline, which runs parts of the model alone.
     """
 
     kind: Kind
@@ -70,6 +74,10 @@ class Result:
     over_bound: float | None
     over_stock: float
     over_lean: float | None = None
+    stages: Stages | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "stages": None if self.stages is None else self.stages.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ class Report:
         return {
             "new_tokens": self.new_tokens,
             "repeats": self.repeats,
-            "results": [asdict(one) for one in self.results],
+            "results": [one.as_dict() for one in self.results],
             "targets": [{**asdict(one), "holds": one.holds} for one in self.targets()],
         }
 
@@ -219,6 +227,7 @@ def measure(
     with torch.no_grad():
         # Observing has run every first token already, and a large model on a CPU takes long for each.
         times = interleaved(tasks, repeats, timer, warmups=int(new_tokens > 1), progress=progress)
+        parts = [_stages(case, model, new_tokens, timer, min(repeats, STAGED)) for case in cases]
     by_keep, lean = (
         {case.keep: times[f"{number} first"] for number, case in enumerate(cases) if case.kind == kind}
         for kind in ("bound", "lean-bound")
@@ -243,6 +252,7 @@ def measure(
                 over_bound=None if case.kind == "stock" else _over(first, reference),
                 over_stock=_over(first, times["0 first"]),
                 over_lean=_over(first, lean[case.keep]) if case.keep in lean and case.kind != "stock" else None,
+                stages=parts[number],
             )
         )  # fmt: skip
     return Report(results, list(methods), keeps, new_tokens, repeats)
@@ -250,6 +260,12 @@ def measure(
 
 def _over(one: Sequence[float], other: Sequence[float]) -> float:
     return 1 + paired(one, other) / statistics.median(other)
+
+
+def _stages(case: _Case, model: Any, new_tokens: int, timer: Clock, repeats: int) -> Stages | None:
+    if case.kind == "baseline":
+        return None
+    return stages.measure(model, lambda: case.run(new_tokens), timer, ours=case.kind == "foveate", repeats=repeats)
 
 
 def _observe(case: _Case, model: Any) -> tuple[int, int, int, int]:

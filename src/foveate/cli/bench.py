@@ -78,7 +78,7 @@ def _run_tap(request: Request) -> None:
     import torch
 
     from foveate.benchmarks import report, tap
-    from foveate.benchmarks.measure import machine
+    from foveate.benchmarks.measure import machine, release
 
     if request.accuracy is not None:
         raise ValueError(
@@ -105,6 +105,7 @@ def _run_tap(request: Request) -> None:
                     picture=parse_picture(request), progress=progress,
                 )
             )  # fmt: skip
+        release(device)
         # All of them take long on a CPU: what is done is on record at once.
         found = {**facts, "encoders": [cost.as_dict() for cost in costs]}
         table = report.tap_table(costs)
@@ -139,7 +140,11 @@ def _run_prefill(request: Request) -> None:
     found = {**facts, **measured.as_dict()}
     if accuracies is not None:
         found["accuracy"] = accuracies.as_dict(measured)
-    tables = [("", report.results_table(measured, accuracies)), ("", report.targets_table(measured))]
+    tables = [
+        ("", report.results_table(measured, accuracies)),
+        ("", report.stages_table(measured)),
+        ("", report.targets_table(measured)),
+    ]
     title = f"{facts['subject']}, first token and memory"
     page = report.markdown(title, facts, [table for _, table in tables], command_line())
     name = re.sub(r"[^a-z0-9.-]+", "-", Path(str(facts["subject"])).name.lower())
