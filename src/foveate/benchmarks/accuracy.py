@@ -38,7 +38,8 @@ class Accuracies:
 
     def of(self, result: Result, group: str) -> Estimate | None:
         """The accuracy of one way of answering; None of bounds and baselines, and of what was not evaluated."""
-        names = {"stock": ALL, "foveate": result.method}
+        cut = f"crops:amount={result.crops}:" if result.crops else ""
+        names = {"stock": ALL, "foveate": f"{cut}{result.method}"}
         keep = 1.0 if result.kind == "stock" else result.keep
         return self.figures.get((names.get(result.kind, ""), repr(keep), group))
 

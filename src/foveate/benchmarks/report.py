@@ -20,7 +20,8 @@ Table = tuple[list[str], list[list[str]]]
 """Heads and rows; the first column is text, the others are figures."""
 
 COLOURS = {
-    "foveate": "#d1495b", "bound": "#333333", "lean-bound": "#66a182", "baseline": "#8d96a3", "stock": "#2e86ab",
+    "foveate": "#d1495b", "bound": "#333333", "lean-bound": "#66a182", "crops-bound": "#edae49",
+    "baseline": "#8d96a3", "stock": "#2e86ab",
 }  # fmt: skip
 STAGE_COLOURS: Mapping[Stage, str] = {
     "encoder": "#2e86ab", "selection": "#d1495b", "prefill": "#edae49", "decode": "#66a182", "rest": "#c9ced6",
@@ -28,12 +29,14 @@ STAGE_COLOURS: Mapping[Stage, str] = {
 
 
 def _title(one: Result) -> str:
-    return one.kind if not one.method else f"{one.kind} {one.method}"
+    name = one.kind if not one.method else f"{one.kind} {one.method}"
+    return f"{name}, crops {one.crops}" if one.crops else name
 
 
 def results_table(report: Report, accuracies: Accuracies | None = None) -> Table:
     """One row per way of answering; with an evaluation's figures, one more column."""
     lean = any(one.over_lean is not None for one in report.results)
+    cut = any(one.over_crops is not None for one in report.results)
     heads = [
         "",
         "keep",
@@ -42,6 +45,7 @@ def results_table(report: Report, accuracies: Accuracies | None = None) -> Table
         "over bound",
         "over stock",
         *(["over lean bound"] if lean else []),
+        *(["over crops bound"] if cut else []),
         "peak, MiB",
         "KV cache, MiB",
         "GFLOPs",
@@ -59,6 +63,7 @@ def results_table(report: Report, accuracies: Accuracies | None = None) -> Table
             "" if one.over_bound is None else f"{one.over_bound:.3f}",
             f"{one.over_stock:.3f}",
             *([] if not lean else ["" if one.over_lean is None else f"{one.over_lean:.3f}"]),
+            *([] if not cut else ["" if one.over_crops is None else f"{one.over_crops:.3f}"]),
             f"{one.peak_bytes / 2**20:.1f}",
             f"{one.cache_bytes / 2**20:.2f}",
             f"{one.flops / 1e9:.2f}",

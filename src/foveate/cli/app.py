@@ -317,6 +317,9 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and plot; default build/bench.")] = None,
     as_json: Json = False,
+    crops: Annotated[
+        str | None, typer.Option(help="Comma-separated choices of crops beside all of them, such as 0.5,1,auto.")
+    ] = None,
 ) -> None:
     """Measure time to the first token, decoding, memory, KV cache and FLOPs against stock and the bound."""
     from foveate.cli import bench
@@ -327,13 +330,13 @@ def bench(
     if serve:
         from foveate.cli import bench_serve
 
-        run = partial(bench_serve.run, bench_serve.Serving(url, concurrency, rate, requests, vllm_options or []))
+        run = partial(bench_serve.run, bench_serve.Serving(url, concurrency, rate, requests, vllm_options or [], crops))
     elif url or concurrency or rate or requests or vllm_options:
         raise ValueError("--url, --concurrency, --rate, --requests and vLLM's options go with --serve")
     run(
         Request(
             tap, selection, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers,
-            device, dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json,
+            device, dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json, crops,
         )
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ import typer
 
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, working
 from foveate.cli.evaluate import parse_methods, split_list
+from foveate.crops import Crops
 
 MISSED = 1
 QUESTION = "What color is the card of the cat?"
@@ -46,6 +47,7 @@ class Request:
     accuracy: Path | None
     out: Path
     as_json: bool
+    crops: str | None = None
 
 
 def run(request: Request) -> None:
@@ -66,6 +68,8 @@ def run(request: Request) -> None:
         torch.device(request.device)
     except RuntimeError:
         raise ValueError(f"unknown device {request.device!r}: give cpu, cuda or cuda:1") from None
+    if request.crops is not None and (request.tap or request.selection):
+        raise ValueError("--crops says what is encoded on the way to the first token: not with --tap or --selection")
     if request.selection:
         from foveate.cli import bench_selection
 
@@ -128,13 +132,14 @@ def _run_prefill(request: Request) -> None:
     methods = parse_methods(request.methods)
     typed = request.keep or ("1,0.25,0.1" if request.quick else "1,0.5,0.25,0.1,0.05")
     keeps = [parse_keep(keep, one_is_all=True) for keep in split_list(typed)]
+    crops = [one for text in split_list(request.crops or "all") if (one := Crops.of(text)) is not None]
     model, inputs, facts = _subject(request)
     accuracies = None if request.accuracy is None else accuracy.read(request.accuracy, model)
     repeats = request.repeats or (7 if request.quick else 15)
     with progress_bar("measuring") as progress:
         measured = prefill.measure(
             model, inputs, methods=methods, keeps=keeps, new_tokens=request.max_new_tokens, repeats=repeats,
-            clock=request.clock, with_baseline=request.with_baseline, progress=progress,
+            clock=request.clock, with_baseline=request.with_baseline, crops=crops, progress=progress,
         )  # fmt: skip
     facts |= {**machine(torch.device(request.device)), "clock": request.clock, "repeats": repeats}
     found = {**facts, **measured.as_dict()}
