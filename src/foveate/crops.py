@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,9 @@ class Crops:
             whole = isinstance(amount, numbers.Integral)
             if not (amount >= 0 if whole else 0.0 < amount <= 1.0):  # NaN fails both comparisons
                 raise ValueError(f"crops={amount!r} must be a fraction of the crops in (0, 1], or an int >= 0 of them")
-            object.__setattr__(self, "amount", int(amount) if whole else float(amount))
+            # A numpy scalar counts as what it prints as, as in ``Keep``: 0.1 of 10 crops is 1.
+            number = float(str(amount)) if isinstance(amount, np.floating) else float(amount)
+            object.__setattr__(self, "amount", int(amount) if whole else number)
         if self.by not in get_args(By):
             raise ValueError(f"crops by {self.by!r} are not known; known: {', '.join(get_args(By))}")
         if isinstance(self.share, bool) or not isinstance(self.share, numbers.Real):
@@ -90,13 +93,12 @@ class Crops:
     def __str__(self) -> str:
         usual = Crops(self.amount)
         others = [one.name for one in fields(self) if getattr(self, one.name) != getattr(usual, one.name)]
-        amount = f"{self.amount:g}" if isinstance(self.amount, float) else str(self.amount)
-        return ":".join([amount, *(f"{name}={getattr(self, name)}" for name in others)])
+        return ":".join([str(self.amount), *(f"{name}={getattr(self, name)}" for name in others)])
 
     @property
     def reads_saliency(self) -> bool:
-        """Whether the base view's saliency is read."""
-        return self.by in ("both", "saliency")
+        """Whether the base view's saliency may be read: where a prompt has no text, it decides."""
+        return self.by != "random"
 
     @property
     def reads_text(self) -> bool:
@@ -198,7 +200,7 @@ def _spelled(given: str) -> Crops | float | int | str:
         except ValueError:
             raise ValueError(f"crops {given!r}: {name} must be a number, got {value!r}") from None
     if amount == "all":
-        return 1.0
+        return Crops(1.0, **read)
     if amount != "auto":
         try:
             number: float | int = int(amount) if amount.lstrip("+-").isdigit() else float(amount)

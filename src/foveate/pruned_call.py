@@ -199,7 +199,7 @@ class PrunedCall(ABC, Generic[_Method]):
         if guide is None or not bool(guide.text[span.row].any()):
             return None, None
         text, ids = self.text_tokens(guide, image, span), guide.of(span).ids
-        if getattr(self.pruner, "special_tokens", True):
+        if getattr(getattr(self.pruner, "innermost", self.pruner), "special_tokens", True):
             return text, ids
         words = ~text.special
         if not bool(words.any()):
@@ -263,8 +263,9 @@ class PrunedCall(ABC, Generic[_Method]):
 
     def _encode(self, arguments: Mapping[str, Any], prompt: Tensor) -> Sequence[EncodedImage]:
         if self.views is not None:
-            return [*self.views.images] * len(prompt)
-        images: list[EncodedImage] = []
+            images = self.views.images if self.options.routed else self.views.all()
+            return [*images] * len(prompt)
+        images = []
         for kind, own in self.features.items():
             if not self.family.has(arguments, kind):
                 continue

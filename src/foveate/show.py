@@ -167,7 +167,7 @@ def _draw_map(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
-    low, high = float(values.min()), float(values.max())
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))  # NaN: not encoded
     # Attention spans orders of magnitude: on a linear scale all but the peaks would be black.
     norm = PowerNorm(0.5, vmin=low, vmax=high if high > low else low + 1.0)
     painted = _paint(selection, values, original, small.size, views)

@@ -37,8 +37,9 @@ def check_inside(family: Family, pruner: Method, options: Options) -> None:
     asked["crops"] = options.routed is not None
     for option, refused in asked.items():
         if refused:
+            spelled = str(options.routed) if option == "crops" else getattr(options, option)
             raise ValueError(
-                f"{name} prunes inside the LLM and has no {option}={getattr(options, option)!r}: its first layers read "
+                f"{name} prunes inside the LLM and has no {option}={spelled!r}: its first layers read "
                 "the stock prompt, and tokens keep their positions. Leave the option out"
             )
     layers = language_layers(family)

@@ -64,9 +64,7 @@ class ViewStore:
                 self._beside(name, torch.cat(given).unflatten(0, (len(self.wanted), -1)))
             if name in self._tensors:
                 setattr(record, name, [self._tensors[name].flatten(0, 1)])
-        whole = self._beside("features", features)
-        self.known.update(self.wanted)
-        return whole
+        return self._beside("features", features)
 
     def nothing(self) -> Tensor:
         """(0, ...): what a run of no view gives, where some are known."""
@@ -88,7 +86,8 @@ class ViewStore:
         if known is None:
             known = given.new_zeros(self.total, *given.shape[1:])
         # A new tensor: what was made of the last one stays as it is.
-        self._tensors[name] = known.index_copy(0, self._places(given.device), given)
+        # As the first was: a later question may come under autocast.
+        self._tensors[name] = known.index_copy(0, self._places(known.device), given.to(known))
         return self._tensors[name]
 
     def _places(self, device: torch.device) -> Tensor:
@@ -134,6 +133,7 @@ def among(image: EncodedImage, views: Collection[int]) -> EncodedImage:
                 place.cropped,
             ),
             some(tokens.saliency),
+            tokens.full_grid,
             keys=some(tokens.keys),
             encoded=some(tokens.encoded),
             total=len(tokens),
@@ -199,7 +199,12 @@ class Views:
             if missing or not self.images:
                 self.store.wanted = tuple(missing)
                 self.images = self._encode(self.store)
+                self.store.known.update(missing)  # only now: what fails half way is encoded again
             return self.images
+
+    def all(self) -> Sequence[EncodedImage]:
+        """Every picture with all of its views."""
+        return self.need([range(len(views)) for views in self.pictures])
 
 
 @untraced
