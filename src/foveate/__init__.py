@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from foveate import bundled, functional, serving
     from foveate.asking_again import AskAgain
     from foveate.attachment import Attachment, attach, detach
+    from foveate.pixels import Pixels, resized
     from foveate.pruners import (
         DART,
         EADP,
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
+    "foveate.pixels": "Pixels resized",
     "foveate.pruners": (
         "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner Auto CDPruner Centered Cover "
         "DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID Pruner PyramidDrop "

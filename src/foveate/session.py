@@ -12,19 +12,18 @@ from torch import Tensor
 
 from foveate.asking_again import AskAgain
 from foveate.attachment import check_model
-from foveate.inputs import image_mark, input_device, picture_list, process, question_prompt
+from foveate.inputs import PROBE, image_mark, input_device, picture_list, process, question_prompt
 from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
 from foveate.options import Options
+from foveate.pixels import resized, warn_fixed
 from foveate.pruners.base import Method
 from foveate.pruners.uniform import Uniform
 from foveate.stateless import run
 from foveate.tokens import Selection
 from foveate.turns import adds_special_tokens
 
-PROBE = "?"
-"""A question that only shows what a processor makes of a prompt."""
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """What a processor gives with one entry per prompt token."""
 
@@ -71,7 +70,7 @@ class Session:
 
     Args:
         model, processor: as given to ``look``.
-        pictures: the images, as given.
+        pictures: the images as the processor sees them: as given, or resized.
         images: the same, encoded (Gemma 3: with pan-and-scan, its crops too).
         inputs: what the processor made of a probe prompt with them, pixels included.
         layout: see ``foveate.attach``.
@@ -219,7 +218,14 @@ class Session:
         return found
 
 
-def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout: Layout = "stock") -> Session:
+def look(
+    model: Any,
+    processor: Any,
+    images: Image | Sequence[Image],
+    *,
+    layout: Layout = "stock",
+    pixels: float | int | str | None = None,
+) -> Session:
     """Runs the vision tower over one or several images and keeps what it gave, so that many questions can be asked.
 
     Args:
@@ -227,6 +233,7 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
         processor: its processor.
         images: PIL images, in the order they shall stand in the prompt.
         layout: see ``foveate.attach``.
+        pixels: how large the images are when the processor sees them, see ``foveate.Pixels``; default as they are.
 
     Returns:
         A session; its answers equal those of separate calls.
@@ -239,10 +246,14 @@ def look(model: Any, processor: Any, images: Image | Sequence[Image], *, layout:
     if hasattr(processor, "generate"):
         raise TypeError("expected the model's processor, got a model: look(model, processor, images)")
     pictures = picture_list(images)
+    if pixels is not None:
+        pictures = resized(pictures, pixels, model, processor)
     inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures), model)], pictures)
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as instrumented, torch.no_grad():
         Options(layout=layout).check(instrumented.family)
+        if pixels is not None:
+            warn_fixed(instrumented.family)
         features, prompt = instrumented.features["image"], torch.where(mask, ids, -1)
         request = Request(features, keys=True, encoded=True, layout=layout, prompt=prompt)
         encoded = instrumented.family.encode(inputs, request)

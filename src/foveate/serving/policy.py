@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from foveate.pixels import LARGEST, Pixels
 from foveate.pruners import Pruner, Wrapper, get_pruner, replaced, takes
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
 """The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
-FROM_REQUEST = ("keep", "method")
+FROM_REQUEST = ("keep", "method", "pixels")
+
+
+AS_IT_IS = Pixels(1.0)
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,12 @@ class Wish:
     Args:
         method: a method's name.
         keep: see ``Keep``.
+        pixels: how large each image is when the processor sees it, never ``"auto"``.
     """
 
     method: str
     keep: Keep
+    pixels: Pixels = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class Policy:
             ``media_io_kwargs``: what vLLM's option of that name says. Default False.
         stats: folder of the counters that worker processes share with the API server; None: they log them.
         chat_template: the text of the template that prompts are written with, where it is not the checkpoint's own.
+        pixels: how large each picture is when the processor sees it, unless a request says otherwise; see
+            ``foveate.Pixels``, but for ``"auto"``. Requests may enlarge pictures up to this scale, and not at all where
+            it is 1 or less, or a number of pixels. Default 1.0.
 
     Raises:
         TypeError, ValueError: an unknown method or option, a method that prunes inside the LLM, ``keep`` above
@@ -64,12 +73,14 @@ class Policy:
     trust_request_mm_kwargs: bool = False
     stats: str | None = None
     chat_template: str | None = None
+    pixels: float | int = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.methods, str):
             raise TypeError(f"methods must be a list of names, got {self.methods!r}")
         object.__setattr__(self, "keep", Keep(self.keep).value)
         object.__setattr__(self, "max_keep", Keep(self.max_keep).value)
+        object.__setattr__(self, "pixels", self.allowed_pixels(self.pixels, LARGEST).value)
         for name in ("feature_cache_mib", "image_cache_mib"):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -156,7 +167,36 @@ class Policy:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. This server allows {self.range}") from None
         self.require_allowed(keep)
-        return Wish(method, keep)
+        most = max(1.0, self.pixels) if isinstance(self.pixels, float) else 1.0
+        return Wish(method, keep, self.allowed_pixels(request.get("pixels", self.pixels), most))
+
+    @staticmethod
+    def allowed_pixels(given: object, most: float) -> Pixels:
+        """How large pictures shall be.
+
+        Args:
+            given: see ``Pixels``.
+            most: the largest scale.
+
+        Raises:
+            ValueError: not what ``Pixels`` takes, a larger scale, or ``"auto"``.
+        """
+        try:
+            pixels = Pixels(given)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        if pixels.is_auto:
+            raise ValueError(
+                'pixels="auto" looks at a picture with the encoder before it is known how many tokens it becomes, and a '
+                "server lays the prompt out first, in a process without a model: give a scale such as 0.5, or a number "
+                "of pixels"
+            )
+        if isinstance(pixels.value, float) and pixels.value > most:
+            raise ValueError(
+                f"pixels={pixels.value:g} is more than this server allows: a scale up to {most:g}, or a number of pixels, "
+                "which enlarges nothing. The server's own pixels= is what allows more"
+            )
+        return pixels
 
     @property
     def range(self) -> str:
@@ -222,6 +262,7 @@ def options(
     trust_request_mm_kwargs: bool = False,
     stats: str | None = None,
     chat_template: str | None = None,
+    pixels: float | int = 1.0,
     **method_options: Any,
 ) -> dict[str, Any]:
     """``hf_overrides`` that switch pruning on: ``vllm.LLM(model, hf_overrides=foveate.serving.options(keep=0.1))``.
@@ -229,13 +270,13 @@ def options(
     Args:
         method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
         method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats,
-            chat_template: see ``Policy``.
+            chat_template, pixels: see ``Policy``.
 
     Raises:
         TypeError, ValueError: see ``Policy``.
     """
     policy = Policy(
         method, keep, max_keep, tuple(methods), method_options, feature_cache_mib, image_cache_mib,
-        trust_request_mm_kwargs, stats, chat_template,
+        trust_request_mm_kwargs, stats, chat_template, pixels,
     )  # fmt: skip
     return {CONFIG_KEY: policy.as_dict()}
