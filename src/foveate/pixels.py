@@ -75,8 +75,8 @@ class Pixels:
         number = float(str(value)) if isinstance(value, np.floating) else float(value)
         if not 0.0 < number <= LARGEST:  # NaN fails both comparisons
             raise ValueError(
-                f"pixels={value!r} is no scale: give a float in (0, {LARGEST:g}], such as 0.25 for half of each side, or "
-                "an int for a number of pixels"
+                f"pixels={value!r} is no scale: give a float in (0, {LARGEST:g}], such as 0.25 for half of each side, "
+                "or an int for a number of pixels"
             )
         object.__setattr__(self, "value", number)
 
@@ -136,9 +136,9 @@ def resized(
 ) -> Image | list[Image]:
     """Pictures at another size, for whoever calls the processor: ``processor(images=foveate.resized(picture, 0.25))``.
 
-    Proportions are kept, as far as whole pixels allow, the filter is Lanczos'. Mode and EXIF orientation stay; colours by
-    number (P), black-and-white (1) and HSV, which cannot be filtered, become RGB, RGBA or L. Transparency is filtered
-    apart from the colours, so that dropping it before or after is the same.
+    Proportions are kept, as far as whole pixels allow; the filter is Lanczos'. Mode and EXIF orientation stay; colours
+    by number (P), black-and-white (1) and HSV, which cannot be filtered, become RGB, RGBA or L. Transparency is
+    filtered apart from the colours, so that dropping it before or after is the same.
 
     Args:
         pictures: one picture, or several.
@@ -191,9 +191,10 @@ def auto_scale(tokens: Tensor) -> float:
 
     ``0.6 (1 - m) + 0.4 s``, m being the mean cosine similarity of the tokens behind the encoder's first block and s the
     spread of their distances: the form, the place and the weights are those of APC, the part of PACE that works before
-    the encoder. Ours, since no exact definition could be had: m and s are taken over all pairs of different tokens, s is
-    the standard deviation of their cosine distances, the result is a scale of the number of pixels, held within
-    [0.1, 1], and views of a picture that is cut are taken together. It is computed from sums, without a matrix of pairs.
+    the encoder. The rest is ours, since no exact definition could be had: m and s are taken over all pairs of different
+    tokens, s is the standard deviation of their cosine distances, the result is a scale of the number of pixels, held
+    within [0.1, 1], and the views of a picture that is cut are taken together. It is computed from sums, without a
+    matrix of pairs.
 
     Args:
         tokens: (N, d) of one picture, N >= 1.

@@ -1,4 +1,4 @@
-"""Downsampling alone, the baseline at equal cost: the picture is made so small that the model itself makes few tokens."""
+"""Downsampling alone, the baseline at equal cost: a picture so small that the model itself makes few tokens of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Resize:
         Raises:
             ValueError: the model makes more tokens of any picture of these proportions.
         """
-        return shrunk(size, Keep(self.keep).budget(counts.patches(size)), counts)
+        patches = counts.patches(size)
+        most = Keep(self.keep).budget(patches)
+        return size if most == patches else shrunk(size, most, counts)  # with every patch, the row ends stay as well
 
     def picture(self, picture: Image, counts: Counts) -> Image:
         """The smaller picture; the same object where all of its tokens may stay. Raises ValueError as ``size``."""
@@ -99,8 +101,8 @@ def shrunk(size: Size, most: int, counts: Callable[[Size], int]) -> Size:
     Args:
         size: width and height; never exceeded.
         most: tokens, >= 1.
-        counts: (width, height) -> tokens. Where it does not grow evenly with the size, as with tiles, a still larger one
-            may exist; what is given back has been counted.
+        counts: (width, height) -> tokens. Where it does not grow evenly with the size, as with tiles, a larger one may
+            do too; what is given back has been counted.
 
     Raises:
         ValueError: there are more at any size; the message says how few there may be, and whether the size matters.
@@ -126,6 +128,10 @@ def shrunk(size: Size, most: int, counts: Callable[[Size], int]) -> Size:
             low = middle
         else:
             high = middle
+    if counts(at(low)) < 1:  # a shape rounds a side away
+        raise ValueError(
+            f"{NAME}: of {size[0]}x{size[1]} pixels no size between none and more than {most} tokens is known"
+        )
     return at(low)
 
 
@@ -133,15 +139,11 @@ def _out_of_reach(size: Size, most: int, tried: dict[Size, int]) -> str:
     fewest = min(tried.values())
     told = f"{NAME}: the budget for a picture of {size[0]}x{size[1]} pixels is {most} tokens, and "
     if len(set(tried.values())) == 1:
-        told += (
-            f"this model makes {fewest} of a picture of any size, because its processor brings all to one resolution"
-        )
+        told += f"this model makes {fewest} of any picture, because its processor brings all of them to one resolution"
     else:
-        told += f"this model makes {fewest} at least of one of these proportions, however small"
-    return (
-        f"{told}: leave {NAME} out, give a budget of {fewest} tokens or more, or use a model of dynamic resolution, such "
-        "as Qwen-VL"
-    )
+        last = list(tried)[-1]
+        told += f"of the smaller sizes tried, down to {last[0]}x{last[1]}, this model makes {fewest} at least"
+    return f"{told}: leave {NAME} out, give a larger budget, or use a model of dynamic resolution, such as Qwen-VL"
 
 
 def is_resize(name: str) -> bool:

@@ -20,6 +20,7 @@ Table = tuple[list[str], list[list[str]]]
 
 COLOURS = {
     "foveate": "#d1495b", "bound": "#333333", "lean-bound": "#66a182", "baseline": "#8d96a3", "stock": "#2e86ab",
+    "resize": "#edae49",
 }  # fmt: skip
 
 

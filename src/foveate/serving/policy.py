@@ -17,6 +17,7 @@ FROM_REQUEST = ("keep", "method", "pixels")
 
 
 AS_IT_IS = Pixels(1.0)
+"""No resizing."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +188,13 @@ class Policy:
             raise ValueError(str(error)) from None
         if pixels.is_auto:
             raise ValueError(
-                'pixels="auto" looks at a picture with the encoder before it is known how many tokens it becomes, and a '
-                "server lays the prompt out first, in a process without a model: give a scale such as 0.5, or a number "
-                "of pixels"
+                'pixels="auto" looks at a picture with the encoder, and a server lays the prompt out before, in a '
+                "process without a model: give a scale such as 0.5, or a number of pixels"
             )
         if isinstance(pixels.value, float) and pixels.value > most:
             raise ValueError(
-                f"pixels={pixels.value:g} is more than this server allows: a scale up to {most:g}, or a number of pixels, "
-                "which enlarges nothing. The server's own pixels= is what allows more"
+                f"pixels={pixels.value:g} is more than this server allows: a scale up to {most:g}, or a number of "
+                "pixels, which enlarges nothing. The server's own pixels= is what allows more"
             )
         return pixels
 
