@@ -76,9 +76,11 @@ def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
         with Image.open(path) as opened:
             width, height = opened.size
             turned = opened.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            return (height, width) if turned else (width, height)
-    except Exception:  # which says what is wrong, or goes on without broken EXIF data
-        return load_image(path).size
+            if opened.format != "TIFF":  # which Pillow turns itself, now or when it is loaded
+                return (height, width) if turned else (width, height)
+    except Exception:  # load_image says what is wrong, or goes on without broken EXIF data
+        pass
+    return load_image(path).size
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -83,10 +83,11 @@ class Pixels:
     @classmethod
     def parse(cls, text: str) -> Pixels:
         """From a command line: ``"0.25"``, ``"200000"`` or ``"auto"``. Raises ValueError for anything else."""
-        for read in (int, float):
+        value: float | int | str = text
+        for read in (float, int):
             with contextlib.suppress(ValueError):
-                return cls(read(text))
-        return cls(text)
+                value = read(text)
+        return cls(value)
 
     @property
     def is_auto(self) -> bool:
@@ -168,6 +169,7 @@ def resized_to(picture: Image, size: tuple[int, int]) -> Image:
     """A picture at (width, height); see ``resized``."""
     if size == picture.size:
         return picture
+    picture.load()  # some formats are turned upright by it, and forget their orientation
     info, orientation = dict(picture.info), None
     with contextlib.suppress(Exception):  # a broken EXIF block raises anything
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
