@@ -122,6 +122,13 @@ def test_dropping_transparency_before_or_after_is_the_same() -> None:
     palette = picture(3, 40, 40).quantize(8)
     palette.info["transparency"] = 0
     assert resized(palette, 0.25).mode == "RGBA"
+    keyed = Image.new("RGB", (40, 40), "white")
+    keyed.paste("red", (0, 0, 20, 40))
+    keyed.info["transparency"] = (255, 0, 0)
+    small = resized(keyed, 0.25)
+    assert small.mode == "RGBA" and "transparency" not in small.info
+    assert (small.getpixel((2, 9))[3], small.getpixel((17, 9))[3]) == (0, 255)
+    assert small.convert("RGB").tobytes() == resized(keyed.convert("RGB"), 0.25).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
@@ -221,6 +228,11 @@ def test_the_scale_of_auto_is_its_formula() -> None:
     assert auto_scale(torch.ones(9, 4)) == LEAST_AUTO
     assert auto_scale(torch.tensor([[1.0, 0], [-1, 0]])) == 1.0  # 1.2, held
     assert auto_scale(torch.ones(1, 4)) == 1.0
+    with pytest.raises(ValueError, match="no numbers"):
+        auto_scale(torch.tensor([[1.0, 0], [math.nan, 0]]))
+    half = (torch.randn(400, 32, generator=torch.Generator().manual_seed(3)) + 1).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert auto_scale(half) == pytest.approx(reference_scale(half), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -138,8 +138,8 @@ def resized(
     """Pictures at another size, for whoever calls the processor: ``processor(images=foveate.resized(picture, 0.25))``.
 
     Proportions are kept, as far as whole pixels allow; the filter is Lanczos'. Mode and EXIF orientation stay; colours
-    by number (P), black-and-white (1) and HSV, which cannot be filtered, become RGB, RGBA or L. Transparency is
-    filtered apart from the colours, so that dropping it before or after is the same.
+    by number (P), black-and-white (1), HSV and a transparent colour, which cannot be filtered, become RGB, RGBA or L.
+    Transparency is filtered apart from the colours, so that dropping it before or after is the same.
 
     Args:
         pictures: one picture, or several.
@@ -173,11 +173,11 @@ def resized_to(picture: Image, size: tuple[int, int]) -> Image:
     info, orientation = dict(picture.info), None
     with contextlib.suppress(Exception):  # a broken EXIF block raises anything
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    if picture.mode in ("P", "PA"):
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-        info.pop("transparency", None)  # a number of the palette
-    elif picture.mode in ("1", "HSV"):
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    keyed = "transparency" in info and picture.mode in ("1", "L", "RGB")
+    if picture.mode in ("1", "P", "PA", "HSV") or keyed:
+        grey = "L" if picture.mode == "1" else "RGB"
+        picture = picture.convert("RGBA" if picture.has_transparency_data else grey)
+        info.pop("transparency", None)  # one colour, which filtering would mix with others
     if picture.mode in ("RGBA", "LA"):
         found = merge(picture.mode, [band.resize(size, Resampling.LANCZOS) for band in picture.split()])
     else:
@@ -202,15 +202,24 @@ def auto_scale(tokens: Tensor) -> float:
         tokens: (N, d) of one picture, N >= 1.
 
     Returns:
-        In [0.1, 1].
+        In [0.1, 1]; 1 of a single token.
+
+    Raises:
+        ValueError: tokens that are no numbers.
     """
     count = len(tokens)
     if count < 2:
         return 1.0
-    units = F.normalize(tokens.detach().float(), dim=-1)
     pairs = count * (count - 1)
-    mean = (float(units.sum(dim=0).square().sum()) - count) / pairs
-    squares = (float(torch.linalg.matrix_norm(units.T @ units).square()) - count) / pairs
+    with torch.autocast(tokens.device.type, enabled=False):
+        units = F.normalize(tokens.detach().float(), dim=-1)
+        mean = (float(units.sum(dim=0).square().sum()) - count) / pairs
+        squares = (float(torch.linalg.matrix_norm(units.T @ units).square()) - count) / pairs
+    if not math.isfinite(mean):
+        raise ValueError(
+            "the encoder's first block gives tokens that are no numbers: load the model in bfloat16 or float32, or "
+            "give a scale such as 0.5"
+        )
     spread = math.sqrt(max(0.0, squares - mean**2))
     return min(1.0, max(LEAST_AUTO, REDUNDANCY * (1 - mean) + SPREAD * spread))
 

@@ -239,7 +239,7 @@ def look(
         A session; its answers equal those of separate calls.
 
     Raises:
-        ValueError: no image, an unknown family, or a model that cannot be pruned faithfully.
+        ValueError: no image, an unknown family, a model that cannot be pruned faithfully, or no such ``pixels``.
         TypeError: what is handed over is no model, no processor or no picture; the message says what to write.
     """
     check_model(model)

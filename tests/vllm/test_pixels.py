@@ -40,7 +40,7 @@ def process() -> Iterator[Process]:
         one.engine.close()
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "mistral3"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
 def test_the_server_resizes_as_pillow_does(name: str, process: Process, tmp_path: Path) -> None:
     """By default, by request, and not at all; each smaller one has fewer tokens."""
     folder = checkpoints.write(name, tmp_path)
