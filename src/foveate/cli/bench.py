@@ -199,20 +199,20 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any], Cal
         facts = {"subject": request.model or "bundled"}
     family = family_for(model)
 
-    def visual_tokens(size: tuple[int, int]) -> int:
-        return int((make(size)["input_ids"][0] == family.image_token_id).sum())
+    def visual_in(made: dict[str, Any]) -> int:
+        return int((made["input_ids"][0] == family.image_token_id).sum())
 
     # Sizes of pictures are (width, height) with Pillow, (height, width) here.
-    counts = Counts(lambda size: visual_tokens(size[::-1]), lambda size: family.newlines(size[::-1]))
+    counts = Counts(lambda size: visual_in(make(size[::-1])), lambda size: family.newlines(size[::-1]))
 
     def smaller(keep: float | int) -> dict[str, Any]:
         return make(Resize(keep).size((width, height), counts)[::-1])
 
-    inputs, visual = make((height, width)), visual_tokens((height, width))
+    inputs = make((height, width))
     facts |= {
         "dtype": str(model.dtype).removeprefix("torch."), "attention": request.attention,
         "batch": request.batch_size, "picture": f"{height}x{width}",
-        "prompt": f"{inputs['input_ids'].shape[1]} tokens, {visual} visual",
+        "prompt": f"{inputs['input_ids'].shape[1]} tokens, {visual_in(inputs)} visual",
     }  # fmt: skip
     return model, inputs, facts, smaller
 
