@@ -32,7 +32,7 @@ from foveate.models.view_store import Views, ViewStore
 from foveate.pruners import InsidePruner, Method, get_pruner, parse_method
 from foveate.tokens import Keep
 
-Kind = Literal["stock", "foveate", "bound", "lean-bound", "crops-bound", "baseline"]
+Kind = Literal["stock", "foveate", "bound", "lean-bound", "crops-bound", "baseline", "resize"]
 
 TARGETED = 0.1
 """The budget that the targets are set for."""
@@ -51,7 +51,8 @@ class Result:
     """One way of answering. Times are medians of interleaved rounds, for the whole batch.
 
     Args:
-        kind: stock (nothing attached), foveate, bound, lean-bound (where it differs), crops-bound or baseline.
+        kind: stock (nothing attached), foveate, bound, lean-bound (where it differs), crops-bound, baseline, or resize
+            (stock, on pictures so small that there are no more visual tokens than the budget says).
         method: of foveate and the baseline, else "".
         keep: the budget; 1.0 for all tokens.
         prompt_tokens: per sequence, that reached the language model; of methods inside it, its first layer.
@@ -212,6 +213,7 @@ def measure(
     with_baseline: bool = True,
     crops: Sequence[Crops] = (),
     progress: Callable[[int, int], None] | None = None,
+    smaller: Callable[[float | int], Mapping[str, Tensor]] | None = None,
 ) -> Report:
     """Measures stock, the methods, the bound and, where there is one, the baseline, all in the same rounds.
 
@@ -227,18 +229,19 @@ def measure(
         crops: which of the picture's crops are encoded, each measured beside all of them, at the budgets that leave no
             more tokens than are encoded.
         progress: called with the number of runs done and of those there are.
+        smaller: a budget -> inputs of the same prompts with smaller pictures, at equal cost; None: no ``resize``.
 
     Raises:
-        ValueError: no ``methods``, prompts that are padded, or what the model or a method refuses.
+        ValueError: no ``methods`` and no ``smaller``, prompts that are padded, or what the model or a method refuses.
         RuntimeError: a pruned prompt was not as long as its budget says.
     """
-    if not methods:
+    if not methods and smaller is None:
         raise ValueError("no method to measure: name one, such as adafv")
     if not bool(inputs["attention_mask"].all()):
         raise ValueError("the prompts are padded: the benchmark takes prompts of one length")
     keeps = list(dict.fromkeys([1.0, *keeps]))
     timer = Clock(clock, model.device)  # type: ignore[arg-type]
-    cases = _cases(model, inputs, methods, keeps, with_baseline)
+    cases = _cases(model, inputs, methods, keeps, with_baseline, smaller)
     cases += [one for some in crops for one in _crops_cases(model, inputs, methods, keeps, some)]
     observed = {}
     for number, case in enumerate(cases):
@@ -270,6 +273,11 @@ def measure(
         if case.kind == "foveate" and not case.inside and length != lengths[case.keep]:
             raise RuntimeError(
                 f"{case.method} at keep {case.keep:g} left a prompt of {length} tokens, its budget {lengths[case.keep]}"
+            )
+        if case.kind == "resize" and length > lengths[case.keep]:
+            raise RuntimeError(
+                f"the smaller picture at keep {case.keep:g} made a prompt of {length} tokens, more than the "
+                f"{lengths[case.keep]} of its budget"
             )
         first = times[f"{number} first"]
         ttft = statistics.median(first)
@@ -382,10 +390,15 @@ def _crops_cases(
 
 
 def _cases(
-    model: Any, inputs: Mapping[str, Tensor], methods: Sequence[str], keeps: Sequence[float | int], with_baseline: bool
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    methods: Sequence[str],
+    keeps: Sequence[float | int],
+    with_baseline: bool,
+    smaller: Callable[[float | int], Mapping[str, Tensor]] | None,
 ) -> list[_Case]:
-    def stock(tokens: int) -> Any:
-        return model.generate(**inputs, **_options(tokens))
+    def stock(given: Mapping[str, Tensor]) -> Callable[[int], Any]:
+        return lambda tokens: model.generate(**given, **_options(tokens))
 
     def foveate(pruner: Method) -> Callable[[int], Any]:
         def run(tokens: int) -> Any:
@@ -410,7 +423,7 @@ def _cases(
     def research(method: str, keep: float | int) -> Callable[[int], Any]:
         return lambda tokens: baseline.generate(model, inputs, method, keep, **_options(tokens))
 
-    cases = [_Case("stock", "", 1.0, stock)]
+    cases = [_Case("stock", "", 1.0, stock(inputs))]
     leaner = count_flops(lean_tower) < count_flops(stock_tower)
     for keep in keeps:
         prompt = _assembled(model, inputs, keep)
@@ -422,6 +435,8 @@ def _cases(
             _Case("foveate", method, keep, foveate(pruner), inside=isinstance(pruner, InsidePruner))
             for method, pruner in pruners
         ]
+        if smaller is not None and keep != 1.0:
+            cases.append(_Case("resize", "", keep, stock(smaller(keep))))
         if with_baseline and keep != 1.0 and baseline.supports(model):
             cases += [
                 _Case("baseline", method, keep, research(method, keep), lambda: baseline.eager_tower(model))

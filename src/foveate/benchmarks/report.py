@@ -21,7 +21,7 @@ Table = tuple[list[str], list[list[str]]]
 
 COLOURS = {
     "foveate": "#d1495b", "bound": "#333333", "lean-bound": "#66a182", "crops-bound": "#edae49",
-    "baseline": "#8d96a3", "stock": "#2e86ab",
+    "resize": "#8c6bb1", "baseline": "#8d96a3", "stock": "#2e86ab",
 }  # fmt: skip
 STAGE_COLOURS: Mapping[Stage, str] = {
     "encoder": "#2e86ab", "selection": "#d1495b", "prefill": "#edae49", "decode": "#66a182", "rest": "#c9ced6",

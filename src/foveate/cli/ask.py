@@ -16,6 +16,8 @@ from foveate.cli.console import load_model, note, parse_keep, print_json, progre
 from foveate.compare import Comparison, compare
 from foveate.images import load_image
 from foveate.inputs import question_prompt
+from foveate.models import family_for
+from foveate.pixels import Pixels, resized, warn_fixed
 from foveate.pruners import Method, get_pruner
 from foveate.pruners.registry import AUTO
 from foveate.session import Session, look
@@ -40,6 +42,7 @@ class Request:
     dtype: str
     again: str | None = None
     margin: float | None = None
+    pixels: str | None = None
 
     @property
     def unsure(self) -> float:
@@ -54,6 +57,7 @@ def run(request: Request) -> None:
         ValueError, FileNotFoundError: bad input, each with what to do.
     """
     pruner, pictures = _check(request)
+    pixels = None if request.pixels is None else Pixels.parse(request.pixels)
     model, processor = load_model(request.model, request.dtype)
     unknown = unknown_words(processor.tokenizer, request.question)
     if unknown:
@@ -63,22 +67,26 @@ def run(request: Request) -> None:
         )
     if request.compare:
         assert isinstance(pruner, Method)  # _check has refused another
+        seen = pictures
+        if pixels is not None:
+            warn_fixed(family_for(model))
+            seen = resized(pictures, pixels, model, processor)
         with progress_bar("measuring") as progress:
             compared = compare(
                 model,
                 processor,
-                pictures,
+                seen,
                 question_prompt(processor, request.question, len(pictures), model),
                 pruner,
                 max_new_tokens=request.max_new_tokens,
                 repeats=request.repeats,
                 progress=progress,
             )
-        _finish(request, pictures, compared.selections, _of_comparison(compared), compared)
+        _finish(request, pictures, seen, compared.selections, _of_comparison(compared), compared)
     else:
         with working("looking"):
-            session = look(model, processor, pictures)
-        _finish(request, pictures, *_answer(session, request, pruner), None)
+            session = look(model, processor, pictures, pixels=None if pixels is None else pixels.value)
+        _finish(request, pictures, session.pictures, *_answer(session, request, pruner), None)
 
 
 def _answer(
@@ -163,6 +171,7 @@ def _method(request: Request) -> str:
 def _finish(
     request: Request,
     pictures: Sequence[Image],
+    seen: Sequence[Image],
     selections: Sequence[Selection],
     result: dict[str, Any],
     compared: Comparison | None,
@@ -194,9 +203,15 @@ def _finish(
             "method": _method(request),
             "keep": _keep(request),
         }
+        if request.pixels is not None:
+            head["pixels"] = Pixels.parse(request.pixels).value
+            for told, small in zip(images, seen, strict=True):
+                told |= {"seen_width": small.width, "seen_height": small.height}
         shown = {"show": str(request.show)} if request.show else {}
         print_json({**head, **result, "images": images, **shown})
         return
+    if request.pixels is not None:
+        note("pictures seen at " + ", ".join(f"{small.width}x{small.height} pixels" for small in seen))
     if compared is not None:
         stdout().print(_table(compared))
         note(

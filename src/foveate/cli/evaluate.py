@@ -32,7 +32,9 @@ from foveate.evaluation.runner import (
 from foveate.evaluation.scenes import write_scenes
 from foveate.evaluation.scenes.files import Split
 from foveate.evaluation.suites import Source, Suite, check_split
+from foveate.pixels import Pixels
 from foveate.pruners import METHODS, get_pruner, known_methods
+from foveate.resizing import is_resize
 
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
@@ -61,6 +63,7 @@ class Request:
     analysis: Path | None
     engine: str
     vllm_options: Sequence[str]
+    pixels: str | None = None
 
 
 def draw(out: Path, count: int, seed: int, split: str) -> Path:
@@ -74,17 +77,22 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
         return write_scenes(out, count, seed, cast(Split, split), lambda done: progress(done, count))
 
 
-def parse_methods(text: str, *, varying: bool = False) -> list[str]:
+def parse_methods(text: str, *, varying: bool = False, resizing: bool = False) -> list[str]:
     """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others.
 
     Args:
         text: comma-separated.
         varying: whether there may be some among them that spend different numbers of tokens on different questions.
+        resizing: whether ``resize``, the baseline without any, may be among them.
     """
     known_methods()  # those of installed packages are among all
     names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
     for name in names:
         factory(name)
+        if is_resize(name):
+            if not resizing:
+                get_pruner(name)  # which says why it is none
+            continue
         if not varying and get_pruner(name, keep=1.0).adaptive:  # get_pruner says why ask-again is none
             raise ValueError(
                 f"{name} chooses its own number of tokens, and a given one is measured here: leave it out; "
@@ -129,7 +137,8 @@ def run(request: Request) -> None:
         ValueError: bad input, or an output folder made with other settings.
     """
     processes = from_environment()
-    methods = _runnable(request, parse_methods(request.methods, varying=True), processes)
+    pixels = None if request.pixels is None else Pixels.parse(request.pixels)
+    methods = _runnable(request, parse_methods(request.methods, varying=True, resizing=True), processes)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
     for name in filter(is_spelled, methods):
         if not budgets_of(factory(name), keeps):
@@ -141,7 +150,7 @@ def run(request: Request) -> None:
     salience = None if request.analysis is None else read_salience(request.analysis)
     suite = open_suite(request.source, out, processes)
     asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
-    with closing(_engine(request, methods)) as engine, progress_bar(asking) as progress:
+    with closing(_engine(request, methods, pixels)) as engine, progress_bar(asking) as progress:
         rows = evaluate(
             engine, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
             max_new_tokens=answer_tokens(request.source, request.max_new_tokens), batch=request.batch_size,
@@ -151,6 +160,7 @@ def run(request: Request) -> None:
         return
     report = _report(suite, rows, methods, salience)
     title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
+    title += "" if pixels is None else f", pixels {pixels.value}"
     plotted, columns = (PLOTTED, WRITTEN) if suite.is_scenes else (report.groups[:3], report.groups)
     files = saving.save(report, out, plotted, columns, title)
     try:
@@ -189,26 +199,28 @@ def _runnable(request: Request, methods: list[str], processes: Processes) -> lis
             "--engine vllm has processes of its own: without accelerate launch, and with vLLM's options after --, such "
             "as --tensor-parallel-size 2"
         )
-    from foveate.evaluation.vllm_engine import overrides, servable
+    from foveate.evaluation.vllm_engine import check_pixels, overrides, servable
 
     if "all" in split_list(request.methods):
         left_out = [name for name in methods if not servable(name)]
         methods = [name for name in methods if name not in left_out]
         note(f"left out under --engine vllm, which gives no picture its own seed: {', '.join(left_out)}")
+    check_pixels(None if request.pixels is None else Pixels.parse(request.pixels).value)
     overrides(methods)  # what it refuses, it refuses before pictures are drawn
     return methods
 
 
-def _engine(request: Request, methods: list[str]) -> Engine:
+def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engine:
+    wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
-        return Transformers(*load_model(request.model, request.dtype))
+        return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # or its log would drown the tables
     with working("starting vLLM"):
         try:
-            return Vllm.start(request.model or "bundled", methods, request.dtype, request.vllm_options)
+            return Vllm.start(request.model or "bundled", methods, request.dtype, request.vllm_options, wanted)
         except RuntimeError as error:
             if "foveate was tested" in str(error):
                 raise ValueError(str(error)) from None

@@ -5,6 +5,7 @@ Several processes (``accelerate launch``) share the work: each has its own file 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -22,11 +23,14 @@ from foveate.asking_again import AskAgain, Spelled, is_spelled
 from foveate.evaluation.engines import Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
-from foveate.images import load_image
+from foveate.images import load_image, size_of
 from foveate.inputs import question_prompt
+from foveate.models import family_for
+from foveate.pixels import Pixels, resized, resized_to, warn_fixed
 from foveate.pruners import InsidePruner, Method, get_pruner, takes
 from foveate.pruners.uniform import Uniform
-from foveate.session import Answer, look
+from foveate.resizing import Counts, Resize, is_resize
+from foveate.session import Answer, Session, look
 from foveate.tokens import Keep
 from foveate.turns import adds_special_tokens
 
@@ -54,7 +58,8 @@ class Row:
         question: as asked.
         answer: the model's.
         kept, total: patch tokens of the picture that reached the LLM, and that there were. Of methods inside the LLM,
-            what its layers held on average, row ends included. Of ``ask-again``, those of all its passes.
+            what its layers held on average, row ends included. Of ``ask-again``, those of all its passes. Of
+            ``resize``, those of the smaller picture, and of the picture as it was.
         latency_ms: from picture to answer: processor, vision tower, selection and generation. Questions that were asked
             as one batch share its time alike; a vision tower that ran once for several questions counts for each.
     """
@@ -74,8 +79,8 @@ class Row:
         return self.item, self.method, repr(self.keep)
 
 
-Factory = Callable[[float | int, int], Method | AskAgain]
-"""Makes a method's pruner, or a way of asking again, for a budget and a picture's number."""
+Factory = Callable[[float | int, int], Method | AskAgain | Resize]
+"""Makes a method's pruner, a way of asking again, or the baseline without any, for a budget and a picture's number."""
 
 
 def factory(name: str) -> Factory:
@@ -83,7 +88,8 @@ def factory(name: str) -> Factory:
     picture's number, so that its luck differs from picture to picture and is the same in every run.
 
     Args:
-        name: as for ``foveate.pruners.parse_method``, options behind it included; or as for ``Spelled``.
+        name: as for ``foveate.pruners.parse_method``, options behind it included; or as for ``Spelled``; or
+            ``resize``.
 
     Raises:
         ValueError: no such method or option, or a value that the method refuses.
@@ -92,6 +98,8 @@ def factory(name: str) -> Factory:
         spelled = Spelled.read(name)
         lucky = takes(spelled.method, "seed")
         return lambda keep, picture: spelled.asking(keep, picture if lucky else None)
+    if is_resize(name):
+        return lambda keep, picture: Resize(keep)
     seeded = takes(name, "seed")
 
     def make(keep: float | int, picture: int) -> Method:
@@ -111,7 +119,8 @@ def budgets_of(make: Factory, budgets: Sequence[float | int]) -> list[float | in
     if isinstance(made, AskAgain):
         first = Keep(made.first.keep)
         return [value for value in budgets if Keep(value).exceeds(first)]
-    return [value for value in budgets if made.adaptive or repr(value) != "1.0"]
+    limit = isinstance(made, Method) and made.adaptive
+    return [value for value in budgets if limit or repr(value) != "1.0"]
 
 
 def evaluate(
@@ -185,6 +194,8 @@ def evaluate(
         for value in own[:1]:
             made = [factories[name](value, picture) for picture in (0, 1)]
             engine.require(name, made)
+            for value in own if isinstance(made[0], Resize) else ():
+                engine.require_sizes(Resize(value), sorted({size_of(folder / item.image) for item in items}))
             by_picture = by_picture or any(isinstance(one, AskAgain) for one in made)
     across = batch > 1 and not by_picture and (engine.mixes or len(items) < FEW * len(pieces))
     if across:
@@ -250,76 +261,129 @@ def evaluate(
 
 
 class Transformers:
-    """A stock transformers model of a known family, and its processor."""
+    """A stock transformers model of a known family, and its processor.
+
+    Args:
+        model, processor: the two.
+        pixels: how large pictures are when the processor sees them, see ``Pixels``; default as they are.
+    """
 
     mixes = False
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, pixels: float | int | str | None = None) -> None:
         self.model, self.processor = model, processor
+        self.pixels = None if pixels is None else Pixels(pixels)
+        if pixels is not None:
+            warn_fixed(family_for(model))
+
+    @functools.cached_property
+    def counts(self) -> Counts:
+        """How many tokens the model makes of pictures."""
+        return Counts.of(self.model, self.processor)
 
     def facts(self) -> dict[str, Any]:
         return {
             "model": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
+            **({} if self.pixels is None else {"pixels": self.pixels.value}),
         }
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize]) -> None:
         """Every method runs here."""
 
+    def require_sizes(self, resize: Resize, sizes: Sequence[tuple[int, int]]) -> None:
+        if self.pixels is None or not self.pixels.is_auto:  # which is seen when a picture's turn has come
+            for size in sizes:
+                resize.size(size if self.pixels is None else self.pixels.size(*size), self.counts)
+
     def asker(self, folder: Path, across: bool) -> Asker:
-        return (_Across if across else _OnePicture)(self.model, self.processor, folder)
+        return (_Across if across else _OnePicture)(self, folder)
+
+    def resized(self, picture: Image) -> Image:
+        """A picture as the processor sees it."""
+        return picture if self.pixels is None else resized(picture, self.pixels, self.model, self.processor)
 
     def close(self) -> None:
         """Nothing was started."""
 
 
 class _OnePicture:
-    """Asks batches of questions about one picture, at which the vision tower looks once."""
+    """Asks batches of questions about one picture, at which the vision tower looks once (``resize``: at each size)."""
 
-    def __init__(self, model: Any, processor: Any, folder: Path) -> None:
-        self.model, self.processor, self.folder = model, processor, folder
-        self.session: Any = None
-        self.looking = 0.0
+    def __init__(self, engine: Transformers, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+        self.picture: Any = None
+        self.resizing = 0.0
+        self.looks: dict[Resize | None, tuple[Session, float]] = {}
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method | AskAgain | Resize, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
-        if self.session is None:
-            picture = load_image(self.folder / items[0].image)
-            start = _now(self.model)
-            self.session = look(self.model, self.processor, picture)
-            self.looking = _now(self.model) - start
-        start = _now(self.model)
-        answers = self.session.ask_many(
-            [item.question for item in items], pruner, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+        engine = self.engine
+        if self.picture is None:
+            given = load_image(self.folder / items[0].image)
+            start = _now(engine.model)
+            self.picture = engine.resized(given)
+            self.resizing = _now(engine.model) - start
+        resize = pruner if isinstance(pruner, Resize) else None
+        session, looking = self._look(resize)
+        method = Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner
+        start = _now(engine.model)
+        answers = session.ask_many(
+            [item.question for item in items], method, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
         )
-        seconds = self.looking + (_now(self.model) - start) / len(items)
-        counted = _count_passes(pruner, answers) if isinstance(pruner, AskAgain) else count_kept(pruner)
+        seconds = self.resizing + looking + (_now(engine.model) - start) / len(items)
+        counted = _count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
+        if resize is not None:
+            counted = [(kept, engine.counts.patches(self.picture.size)) for kept, _ in counted]
         return [(answer.text, *counts) for answer, counts in zip(answers, counted, strict=True)], seconds * 1e3
+
+    def _look(self, resize: Resize | None) -> tuple[Session, float]:
+        """A session, and the seconds that it took; those in which the size was searched for do not count."""
+        if resize not in self.looks:
+            engine = self.engine
+            size = self.picture.size if resize is None else resize.size(self.picture.size, engine.counts)
+            start = _now(engine.model)
+            session = look(engine.model, engine.processor, resized_to(self.picture, size))
+            self.looks[resize] = session, _now(engine.model) - start
+        return self.looks[resize]
 
 
 class _Across:
     """Asks batches of questions about a picture each, through the model's own ``generate``."""
 
-    def __init__(self, model: Any, processor: Any, folder: Path) -> None:
-        self.model, self.processor, self.folder = model, processor, folder
+    def __init__(self, engine: Transformers, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
+        self, items: Sequence[Item], pruner: Method | AskAgain | Resize, max_new_tokens: int
     ) -> tuple[list[tuple[str, int, int]], float]:
         """As for one picture."""
-        assert isinstance(pruner, Method)  # with AskAgain no batch goes across pictures
-        pictures = [[load_image(self.folder / item.image)] for item in items]
-        prompts = [question_prompt(self.processor, item.question, 1, self.model) for item in items]
-        start = _now(self.model)
+        assert not isinstance(pruner, AskAgain)  # with it no batch goes across pictures
+        engine = self.engine
+        given = [load_image(self.folder / item.image) for item in items]
+        prompts = [question_prompt(engine.processor, item.question, 1, engine.model) for item in items]
+        start = _now(engine.model)
+        pictures = [engine.resized(picture) for picture in given]
+        seconds, totals = _now(engine.model) - start, []
+        if isinstance(pruner, Resize):
+            sizes = [pruner.size(picture.size, engine.counts) for picture in pictures]
+            totals = [engine.counts.patches(picture.size) for picture in pictures]
+        method = Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner
+        start = _now(engine.model)
+        if totals:
+            pictures = [resized_to(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
         texts = generate(
-            self.model, self.processor, prompts, pictures, pruner,
+            engine.model, engine.processor, prompts, [[picture] for picture in pictures], method,
             max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
         )  # fmt: skip
-        seconds = (_now(self.model) - start) / len(items)
-        return [(text, *counts) for text, counts in zip(texts, count_kept(pruner), strict=True)], seconds * 1e3
+        seconds = (seconds + _now(engine.model) - start) / len(items)
+        counted = count_kept(method)
+        if totals:
+            counted = [(kept, total) for (kept, _), total in zip(counted, totals, strict=True)]
+        return [(text, *counts) for text, counts in zip(texts, counted, strict=True)], seconds * 1e3
 
 
 def generate(

@@ -40,6 +40,10 @@ class SquareFamily(TowerFamily):
 
     saliency = "mean received attention, last layer"
 
+    @property
+    def fixed_resolution(self) -> bool:
+        return True
+
     def check(self) -> None:
         self.tower = Tower(self.base, self.config, {"siglip_vision_model": "received"})
 

@@ -166,3 +166,11 @@ class TowerFamily(Family):
 
     def instruments(self) -> Sequence[Patch]:
         return self.tower.instruments()
+
+    @property
+    def first_block(self) -> nn.Module:
+        block: nn.Module = self.tower.layers[0]
+        return block
+
+    def first_tokens(self, output: Tensor) -> Tensor:
+        return (output[:, 1:] if self.tower.read == "cls" else output).flatten(0, -2)

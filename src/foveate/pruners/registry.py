@@ -36,6 +36,11 @@ LACKING = {
         "transformers, `foveate ask --again`, and session.ask(question, foveate.AskAgain(...)); what runs the model "
         "once per question (`with pruner(model)`, pipelines, bench, a server) cannot ask again"
     ),
+    "resize": (
+        "it is no method but a baseline without any: a smaller picture of which the model makes fewer tokens, for "
+        "`foveate eval` and `foveate bench` with a model or a shape; to resize pictures yourself, see `pixels=` and "
+        "foveate.resized"
+    ),
 }
 """Methods that people ask for by name, and what stands in their way."""
 

@@ -19,12 +19,13 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from foveate import __version__
 from foveate.models.base import Family
+from foveate.pixels import Pixels, resized
 from foveate.serving import hooks
 from foveate.serving.family import family_of
 from foveate.serving.image_request import FIELDS, ImageRequest, pack
 from foveate.serving.metrics import Metrics
 from foveate.serving.picture_cache import PictureCache
-from foveate.serving.policy import CONFIG_KEY, Policy, Wish
+from foveate.serving.policy import AS_IT_IS, CONFIG_KEY, Policy, Wish
 from foveate.serving.requests import guiding_texts, refuse_unserved
 from foveate.tokens import Keep
 from foveate.turns import Turns, turns_of
@@ -141,6 +142,10 @@ class ProcessorMixin:
                 inputs.prompt, count, pruner, self.info.family, self.info.turns, required=pruner.reads_text
             )
         hashes = [""] * count if profile is not None else super()._get_mm_hashes(inputs)["image"]  # type: ignore[misc]
+        if profile is None and wish.pixels != AS_IT_IS:
+            # A UUID says nothing of the size, and features are cached by this name too.
+            hashes = [hooks.digest(image=base, pixels=wish.pixels.value) for base in hashes]
+            inputs = self._resized(inputs, wish.pixels)
         method = policy.names.index(wish.method)
         requests = [
             ImageRequest(text, wish.keep, method, base, crops) for text, base in zip(texts, hashes, strict=True)
@@ -186,6 +191,14 @@ class ProcessorMixin:
                 self.pictures.put(uuid, picture)
         items = self.info.parse_mm_data({"image": pictures}, validate=False)
         return dataclasses.replace(inputs, mm_data_items=items), gone
+
+    def _resized(self: Any, inputs: Any, pixels: Pixels) -> Any:
+        """The same with every picture that is there at its size."""
+        images = inputs.mm_data_items["image"]
+        pictures = [images.get(place) for place in range(len(images))]
+        found = [None if picture is None else resized(picture, pixels) for picture in pictures]
+        items = self.info.parse_mm_data({"image": found}, validate=False)
+        return dataclasses.replace(inputs, mm_data_items=items)
 
     def _get_mm_hashes(self: Any, inputs: Any) -> Any:
         """One string is an image's identity in vLLM's processor cache, encoder cache and KV blocks."""
