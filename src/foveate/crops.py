@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foveate.functional import crops_holding, mass_in_boxes, mixed_masses, text_to_image_attention
 from foveate.models.encoded import EncodedImage
-from foveate.tokens import Geometry, TextTokens
+from foveate.tokens import Geometry, Selection, TextTokens
 
 By = Literal["both", "text", "saliency", "random"]
 
@@ -182,6 +182,11 @@ def regions_of(place: Geometry) -> Tensor:
     seen = edges.new_full((views, 4), math.inf).scatter_reduce(0, where, edges, "amin")[1:]
     seen = torch.cat([seen[:, :2], -seen[:, 2:]], dim=1)
     return torch.where(torch.isfinite(seen), seen, 0.0)  # of a crop that is all padding, nothing
+
+
+def encoded_tokens(selection: Selection) -> int:
+    """How many of a picture's patch tokens the vision tower encoded. Reads it from the device."""
+    return selection.total if selection.encoded is None else int(selection.encoded.sum())
 
 
 def _spelled(given: str) -> Crops | float | int | str:

@@ -33,6 +33,13 @@ QuestionColumn = Annotated[str, typer.Option("--question-column", help="Field or
 AnswersColumn = Annotated[str, typer.Option("--answers-column", help="Field or column of the answer or answers.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of a data set that has several.")]
 Suffix = Annotated[str, typer.Option("--suffix", help="Text put after every question; \\n is a line break.")]
+Crops = Annotated[
+    str | None,
+    typer.Option(
+        help="Encode only the crops that the question points at, in models that cut pictures into crops: 0.5 of them, "
+        "2 of them, auto (as many as hold most of the mass), all. Options stand behind: 0.5:by=text."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")]
 AnswerTokens = Annotated[
     int | None,
@@ -95,12 +102,13 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Timings behind each median of --compare.")] = 3,
     dtype: Dtype = "auto",
+    crops: Crops = None,
 ) -> None:
     """Ask a question about image files, with part of their visual tokens."""
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
-    given = max_new_tokens, repeats, dtype, again, margin
+    given = max_new_tokens, repeats, dtype, again, margin, crops
     run(Request(images, question, model, method, keep, show, compare, as_json, *given))
 
 
