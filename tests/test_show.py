@@ -189,7 +189,7 @@ def test_a_figure_says_which_crops_were_not_encoded(tmp_path, views, told, label
     assert (x, y) == ((540, 180) if 2 not in views else (180, 180))
     # The map's scale is that of what was encoded, and where nothing was, it shows the stripes of the overlay.
     image = panels[3].get_images()[0].get_array()
-    small = np.asarray(picture().resize((720, 360), Image.Resampling.NEAREST), dtype=np.float32)
+    small = np.asarray(show._shown(picture()), dtype=np.float32)
     np.testing.assert_allclose(image[:, :360], striped(small)[:, :360].repeat(3, axis=2) / 255, atol=1e-5)
     figure.savefig(tmp_path / "kept.png")
 

@@ -88,8 +88,8 @@ def test_tokens_are_counted_as_with_transformers(items: tuple[Path, list[Questio
     assert made.llm.asked == [
         ({"keep": 0.25, "method": "adafv"}, 8), ({"keep": 0.25, "method": "adafv"}, 8), ({"keep": 1.0}, 1)
     ]  # fmt: skip
-    assert asker.ask(items[1], foveate.Uniform(keep=1.0), 8)[0] == [("yes", 320, 320)] * 2
-    assert asker.ask(items[1], foveate.AdaFV(keep=16), 8)[0] == [("yes", 16, 320)] * 2
+    assert asker.ask(items[1], foveate.Uniform(keep=1.0), 8)[0] == [("yes", 320, 320, None)] * 2
+    assert asker.ask(items[1], foveate.AdaFV(keep=16), 8)[0] == [("yes", 16, 320, None)] * 2
     assert len(made.llm.asked) == 7
 
 

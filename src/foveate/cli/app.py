@@ -128,7 +128,7 @@ def evaluate(
         typer.Option(
             help="Comma-separated names, or all (those before the LLM). Options stand behind a name: "
             "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
-            "--keep is its second budget then."
+            "--keep is its second budget then. crops:amount=0.5:cdpruner encodes half of the crops."
         ),
     ] = "all",
     keep: Annotated[
@@ -169,6 +169,13 @@ def evaluate(
     model: Model = None,
     as_json: Json = False,
     dtype: Dtype = "auto",
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated amounts of crops that are encoded, such as 1,0.5,auto,0.5:by=random: every method is "
+            "run under each. 1 is all of them, 0 the base view alone; models that cut pictures into crops."
+        ),
+    ] = None,
 ) -> None:
     """Measure accuracy with all tokens and under every method, with 95 % intervals; resumable.
 
@@ -182,7 +189,7 @@ def evaluate(
         count = (80 if quick else 300) if suite == "scenes" else 400
     keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    given = analysis, engine, vllm_options or []
+    given = analysis, engine, vllm_options or [], crops
     run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 

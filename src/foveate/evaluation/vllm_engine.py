@@ -11,7 +11,8 @@ from typing import Any
 from PIL.Image import Image
 
 from foveate.asking_again import AskAgain
-from foveate.evaluation.engines import Asker, Item
+from foveate.evaluation.cropped import Cropped, is_cropped
+from foveate.evaluation.engines import Answered, Asker, Item
 from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.pruners import Method, get_pruner, replaced
@@ -22,6 +23,8 @@ from foveate.turns import adds_special_tokens
 
 HEAD = 1 << 20
 """Bytes of every weights file that go into a model's fingerprint."""
+CROPS = "here vLLM encodes every crop of a picture before a request's question is read: use --engine transformers"
+"""Why crops are not chosen by question."""
 
 
 class Vllm:
@@ -100,8 +103,10 @@ class Vllm:
             "device": config.device_config.device_type,
         }
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain | Cropped]) -> None:
         for pruner in pruners:
+            if isinstance(pruner, Cropped):
+                raise ValueError(f"{method}: {CROPS}")
             if isinstance(pruner, AskAgain):
                 raise ValueError(f"{method}: a request to vLLM is asked once: use --engine transformers")
             name = method if method in self.policy.names else pruner.name
@@ -167,8 +172,8 @@ class _Asker:
         self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
-    ) -> tuple[list[tuple[str, int, int]], float]:
+        self, items: Sequence[Item], pruner: Method | AskAgain | Cropped, max_new_tokens: int
+    ) -> tuple[list[Answered], float]:
         """See ``Asker``."""
         assert isinstance(pruner, Method)  # ``require`` has refused others
         engine = self.engine
@@ -180,7 +185,7 @@ class _Asker:
             [(prompt, picture, pruner) for prompt, picture in zip(prompts, pictures, strict=True)], max_new_tokens
         )
         seconds = (time.perf_counter() - start) / len(items)
-        answers = []
+        answers: list[Answered] = []
         for path, prompt, picture, output in zip(paths, prompts, pictures, outputs, strict=True):
             total = engine.total(path, prompt, picture, output if _is_all(pruner) else None)
             kept = Keep(pruner.keep).budget(total)
@@ -189,7 +194,7 @@ class _Asker:
                 raise RuntimeError(f"{path.name}: vLLM saw {seen} visual tokens, not {kept} of {total}")
             ids = output.outputs[0].token_ids
             text = engine.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
-            answers.append((text.strip(), kept, total))
+            answers.append((text.strip(), kept, total, None))
         return answers, seconds * 1e3
 
 
@@ -200,6 +205,8 @@ def overrides(methods: Sequence[str]) -> dict[str, Any]:
         ValueError: a method that prunes inside the LLM or draws by chance.
     """
     for name in methods:
+        if is_cropped(name):
+            raise ValueError(f"{name}: {CROPS}")
         if not servable(name):
             raise ValueError(
                 f"{name} draws anew for every picture, and requests to vLLM carry no seed: leave it out, or use "

@@ -148,7 +148,7 @@ class Views:
         inputs: Mapping[str, Any],
         prompt: Tensor | None,
     ) -> None:
-        self._encode = encode
+        self.encode = encode
         self._lock = threading.Lock()
         self.pictures: Sequence[tuple[int, ...]] = family.views_of(inputs, prompt)
         self.store = ViewStore(sum(map(len, self.pictures)))
@@ -178,7 +178,7 @@ class Views:
             missing = sorted(numbers - self.store.known)
             if missing:
                 self.store.wanted = tuple(missing)
-                self.images = self._encode(self.store)
+                self.images = self.encode(self.store)
             return self.images
 
 

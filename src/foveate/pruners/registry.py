@@ -36,6 +36,10 @@ LACKING = {
         "transformers, `foveate ask --again`, and session.ask(question, foveate.AskAgain(...)); what runs the model "
         "once per question (`with pruner(model)`, pipelines, bench, a server) cannot ask again"
     ),
+    "crops": (
+        "it is no method but which crops are encoded under one, for `foveate eval` with transformers; elsewhere crops "
+        "stand beside the method, as in `foveate ask --method cover --crops 0.5` and pruner(model, crops=0.5)"
+    ),
 }
 """Methods that people ask for by name, and what stands in their way."""
 
