@@ -205,8 +205,6 @@ def overrides(methods: Sequence[str]) -> dict[str, Any]:
         ValueError: a method that prunes inside the LLM or draws by chance.
     """
     for name in methods:
-        if is_cropped(name):
-            raise ValueError(f"{name}: {CROPS}")
         if not servable(name):
             raise ValueError(
                 f"{name} draws anew for every picture, and requests to vLLM carry no seed: leave it out, or use "
@@ -218,7 +216,9 @@ def overrides(methods: Sequence[str]) -> dict[str, Any]:
 
 def servable(name: str) -> bool:
     """Whether a method does without luck, which requests to vLLM have no way to say. Raises ValueError for one that is
-    unknown or prunes inside the LLM."""
+    unknown, prunes inside the LLM, or encodes some crops only."""
+    if is_cropped(name):
+        raise ValueError(f"{name}: {CROPS}")
     Policy(name)
     return "seed" not in get_pruner(name).options
 
