@@ -93,7 +93,7 @@ class Session:
         self.pictures = pictures
         self.layout = layout
         self.crops = crops
-        self._views = views
+        self.views = views
         family = family_for(model)
         self._token = family.image_token_id
         # The features are delivered; the model only asks how many images there are, and how they are shaped.
@@ -107,7 +107,7 @@ class Session:
     @property
     def images(self) -> Sequence[EncodedImage]:
         """The pictures after the vision tower; with ``crops``, what is not encoded yet is zero."""
-        return self._views.images
+        return self.views.images
 
     @staticmethod
     def _equals(inputs: Mapping[str, Tensor], written: Callable[[], Mapping[str, Tensor]]) -> bool:
@@ -174,7 +174,7 @@ class Session:
             "return_dict_in_generate": False,
             **generate_options,
         }
-        call, sequences = run(self.model, pruner, options, (), arguments, self._views)
+        call, sequences = run(self.model, pruner, options, (), arguments, self.views)
         call.mirror()
         if len(sequences) != len(questions):
             raise ValueError("num_return_sequences must be 1 in a session: one answer per question")

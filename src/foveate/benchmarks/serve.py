@@ -71,8 +71,7 @@ class Arm:
     @property
     def asks(self) -> dict[str, Any]:
         """What a request says."""
-        found: dict[str, Any] = {"method": self.method, "keep": self.keep, "crops": self.crops or "all"}
-        return found
+        return {"method": self.method, "keep": self.keep, **({"crops": self.crops} if self.crops else {})}
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,13 @@ PIXELS = "0.25 scales each picture's number of pixels, 200000 is the most it may
 AskPixels = Annotated[
     str | None, typer.Option("--pixels", help=f"Resize pictures before the model sees them: {PIXELS}.")
 ]
+Crops = Annotated[
+    str | None,
+    typer.Option(
+        help="Encode only the crops that the question points at, in models that cut pictures into crops: 0.5 of them, "
+        "2 of them, auto (as many as hold most of the mass), all. Options stand behind: 0.5:by=text."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")]
 AnswerTokens = Annotated[
     int | None,
@@ -100,12 +107,13 @@ def ask(
     repeats: Annotated[int, typer.Option(min=1, help="Timings behind each median of --compare.")] = 3,
     dtype: Dtype = "auto",
     pixels: AskPixels = None,
+    crops: Crops = None,
 ) -> None:
     """Ask a question about image files, with part of their visual tokens."""
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
-    given = max_new_tokens, repeats, dtype, again, margin, pixels
+    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops
     run(Request(images, question, model, method, keep, show, compare, as_json, *given))
 
 
@@ -125,7 +133,8 @@ def evaluate(
         typer.Option(
             help="Comma-separated names, or all (those before the LLM). Options stand behind a name: "
             "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
-            "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost."
+            "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost. "
+            "crops:amount=0.5:cdpruner encodes half of the crops."
         ),
     ] = "all",
     keep: Annotated[
@@ -167,6 +176,13 @@ def evaluate(
     as_json: Json = False,
     dtype: Dtype = "auto",
     pixels: AskPixels = None,
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated amounts of crops that are encoded, such as 1,0.5,auto,0.5:by=random: every method is "
+            "run under each. 1 is all of them, 0 the base view alone; models that cut pictures into crops."
+        ),
+    ] = None,
 ) -> None:
     """Measure accuracy with all tokens and under every method, with 95 % intervals; resumable.
 
@@ -180,7 +196,7 @@ def evaluate(
         count = (80 if quick else 300) if suite == "scenes" else 400
     keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    given = analysis, engine, vllm_options or [], pixels
+    given = analysis, engine, vllm_options or [], pixels, crops
     run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from foveate.asking_again import is_spelled
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
+from foveate.crops import Crops
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
 from foveate.evaluation.analysis import read_salience
+from foveate.evaluation.cropped import Spelled, counterparts, is_cropped, spread
 from foveate.evaluation.engines import Engine
 from foveate.evaluation.processes import Processes, from_environment
 from foveate.evaluation.runner import (
@@ -64,6 +66,7 @@ class Request:
     engine: str
     vllm_options: Sequence[str]
     pixels: str | None = None
+    crops: str | None = None
 
 
 def draw(out: Path, count: int, seed: int, split: str) -> Path:
@@ -77,17 +80,22 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
         return write_scenes(out, count, seed, cast(Split, split), lambda done: progress(done, count))
 
 
-def parse_methods(text: str, *, varying: bool = False, resizing: bool = False) -> list[str]:
+def parse_methods(text: str, *, varying: bool = False, resizing: bool = False, cropping: bool = False) -> list[str]:
     """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others.
 
     Args:
         text: comma-separated.
         varying: whether there may be some among them that spend different numbers of tokens on different questions.
         resizing: whether ``resize``, the baseline without any, may be among them.
+        cropping: whether there may be some under which only some crops are encoded; with all crops, they are plain.
     """
     known_methods()  # those of installed packages are among all
     names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
-    for name in names:
+    for place, name in enumerate(names):
+        if is_cropped(name):
+            if not cropping:
+                get_pruner(name)  # which says why it is none
+            names[place] = str(Spelled.read(name))
         factory(name)
         if is_resize(name):
             if not resizing:
@@ -138,10 +146,11 @@ def run(request: Request) -> None:
     """
     processes = from_environment()
     pixels = None if request.pixels is None else Pixels.parse(request.pixels)
-    methods = _runnable(request, parse_methods(request.methods, varying=True, resizing=True), processes)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
-    for name in filter(is_spelled, methods):
-        if not budgets_of(factory(name), keeps):
+    methods = _runnable(request, _spread(request, keeps), processes)
+    for name in methods:
+        again = is_spelled(Spelled.read(name).method if is_cropped(name) else name)
+        if again and not budgets_of(factory(name), keeps):
             raise ValueError(f"{name}: --keep is the second budget, and none of {request.keep} exceeds the first")
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
@@ -180,6 +189,21 @@ def run(request: Request) -> None:
         console.print(compared)
         console.print()
     note(f"written: {', '.join(str(file) for file in files)}")
+
+
+def _spread(request: Request, keeps: Sequence[float | int]) -> list[str]:
+    """The methods, each under every amount of crops.
+
+    Raises:
+        ValueError: unknown methods, impossible amounts.
+    """
+    methods = parse_methods(request.methods, varying=True, resizing=True, cropping=True)
+    if request.crops is None:
+        return methods
+    amounts = [None if text == "1" else Crops.of(text) for text in split_list(request.crops)]
+    whole = any(repr(keep) == "1.0" for keep in keeps)
+    plain = [name for name in methods if not is_resize(name)]
+    return list(dict.fromkeys([*spread(plain, amounts, whole=whole), *filter(is_resize, methods)]))
 
 
 def _runnable(request: Request, methods: list[str], processes: Processes) -> list[str]:
@@ -235,8 +259,9 @@ def _report(
         (first, other)
         for place, first in enumerate(REFERENCES)
         for other in methods
-        if first in methods and other not in REFERENCES[: place + 1]
+        if first in methods and other not in REFERENCES[: place + 1] and not is_cropped(other)
     ]
+    pairs += [(name, other) for name in methods for other in counterparts(name, methods)]
     if suite.is_scenes:
         groups = reporting.scenes_groups()
         if salience is not None:
@@ -258,14 +283,16 @@ def _label(keep: float | int) -> str:
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
-    """One table: ``tokens`` and ``ms`` are means per question, ``of all tokens`` the first column's part of what all
+    """One table: ``tokens`` and ``ms`` are means per question, ``encoded`` the part of the pictures' tokens that the
+    vision tower encoded, ``of all tokens`` the first column's part of what all
     tokens reach, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
     table = Table(title=f"{what} [95 % interval]", title_justify="left", box=None, pad_edge=False)
     extras = tuple(report.metric.extras)
     named = map(reporting.group_title, columns)
-    for name in ("method", "keep", "tokens", "ms", *named, "of all tokens", *extras):
+    encoded = ["encoded"] if report.cropped else []
+    for name in ("method", "keep", *encoded, "tokens", "ms", *named, "of all tokens", *extras):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
@@ -274,7 +301,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
             for c in cells
         ]
         more = [f"{100 * cells[0].extras[name]:.1f}" for name in extras]
-        spent = f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
+        spent = *(f"{100 * run.share_encoded:.0f} %" for _ in encoded), f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
         table.add_row(
             reporting.method_title(run.method),
             _label(run.keep),
@@ -285,7 +312,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         )
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()
-    table.add_row("[dim]questions[/]", "", "", "", *counts, "")
+    table.add_row("[dim]questions[/]", *[""] * (3 + len(encoded)), *counts, "")
     return table
 
 
@@ -297,13 +324,13 @@ def _paired(report: reporting.Report) -> Table:
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )
     for pair in report.pairs:
-        if pair.first not in REFERENCES or pair.group not in ("pooled", "all"):
+        if not (pair.first in REFERENCES or is_cropped(pair.first)) or pair.group not in ("pooled", "all"):
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(
             reporting.group_title(pair.group),
             _label(pair.keep),
-            pair.first,
+            reporting.method_title(pair.first),
             reporting.method_title(pair.second),
             f"{100 * d.value:+.1f} [dim]{100 * d.low:+.1f} to {100 * d.high:+.1f}[/]",
             f"{d.first_only}:{d.second_only}",

@@ -11,7 +11,8 @@ from typing import Any
 from PIL.Image import Image
 
 from foveate.asking_again import AskAgain
-from foveate.evaluation.engines import Asker, Item
+from foveate.evaluation.cropped import Cropped, is_cropped
+from foveate.evaluation.engines import Answered, Asker, Item
 from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.pixels import Pixels, resized
@@ -25,6 +26,8 @@ from foveate.turns import adds_special_tokens
 HEAD = 1 << 20
 """Bytes of every weights file that go into a model's fingerprint."""
 RESIZE = "resize: vLLM's own processor is not asked what it makes of other sizes: use --engine transformers"
+CROPS = "here vLLM encodes every crop of a picture before a request's question is read: use --engine transformers"
+"""Why crops are not chosen by question."""
 
 
 class Vllm:
@@ -124,8 +127,10 @@ class Vllm:
             **({} if self.pixels is None else {"pixels": self.pixels.value}),
         }
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
         for pruner in pruners:
+            if isinstance(pruner, Cropped):
+                raise ValueError(f"{method}: {CROPS}")
             if isinstance(pruner, AskAgain):
                 raise ValueError(f"{method}: a request to vLLM is asked once: use --engine transformers")
             if isinstance(pruner, Resize):
@@ -196,8 +201,8 @@ class _Asker:
         self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain | Resize, max_new_tokens: int
-    ) -> tuple[list[tuple[str, int, int]], float]:
+        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
+    ) -> tuple[list[Answered], float]:
         """See ``Asker``."""
         assert isinstance(pruner, Method)  # ``require`` has refused others
         engine = self.engine
@@ -211,7 +216,7 @@ class _Asker:
             [(prompt, picture, pruner) for prompt, picture in zip(prompts, pictures, strict=True)], max_new_tokens
         )
         seconds = (time.perf_counter() - start) / len(items)
-        answers = []
+        answers: list[Answered] = []
         for path, prompt, picture, output in zip(paths, prompts, pictures, outputs, strict=True):
             total = engine.total(path, prompt, picture, output if _is_all(pruner) else None)
             kept = Keep(pruner.keep).budget(total)
@@ -220,7 +225,7 @@ class _Asker:
                 raise RuntimeError(f"{path.name}: vLLM saw {seen} visual tokens, not {kept} of {total}")
             ids = output.outputs[0].token_ids
             text = engine.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
-            answers.append((text.strip(), kept, total))
+            answers.append((text.strip(), kept, total, None))
         return answers, seconds * 1e3
 
 
@@ -251,9 +256,11 @@ def check_pixels(pixels: float | int | str | None) -> None:
 
 def servable(name: str) -> bool:
     """Whether a method does without luck, which requests to vLLM have no way to say. Raises ValueError for one that is
-    unknown or prunes inside the LLM."""
+    unknown, prunes inside the LLM, encodes some crops only, or is ``resize``."""
     if is_resize(name):
         raise ValueError(RESIZE)
+    if is_cropped(name):
+        raise ValueError(f"{name}: {CROPS}")
     Policy(name)
     return "seed" not in get_pruner(name).options
 

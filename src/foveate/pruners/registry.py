@@ -41,6 +41,10 @@ LACKING = {
         "`foveate eval` and `foveate bench` with a model or a shape; to resize pictures yourself, see `pixels=` and "
         "foveate.resized"
     ),
+    "crops": (
+        "it is no method but which crops are encoded under one, for `foveate eval` with transformers; elsewhere crops "
+        "stand beside the method, as in `foveate ask --method cover --crops 0.5` and pruner(model, crops=0.5)"
+    ),
 }
 """Methods that people ask for by name, and what stands in their way."""
 

@@ -167,7 +167,7 @@ class Policy:
             raise ValueError(f'{CONFIG_KEY} must be an object such as {{"keep": 0.2}}, got {request!r}')
         unknown = [str(name) for name in request if name not in FROM_REQUEST]
         if unknown:
-            raise ValueError(f"a request may set {', '.join(FROM_REQUEST)}, and not {', '.join(unknown)}")
+            raise ValueError(f"a request may set keep and method, crops and pixels, not {', '.join(unknown)}")
         method = request.get("method", self.method)
         if method not in self.names:
             raise ValueError(f"method {method!r} is not served here; known: {', '.join(self.names)}")

@@ -26,7 +26,7 @@ from foveate.serving.image_request import FIELDS, ImageRequest, pack
 from foveate.serving.metrics import Metrics
 from foveate.serving.picture_cache import PictureCache
 from foveate.serving.policy import AS_IT_IS, CONFIG_KEY, Policy, Wish
-from foveate.serving.requests import guiding_texts, refuse_unserved
+from foveate.serving.requests import guiding_texts, refuse_unserved, require_encoded
 from foveate.tokens import Keep
 from foveate.turns import Turns, turns_of
 
@@ -253,19 +253,6 @@ class ProcessorMixin:
             return updates
         return [self._shortened(one, mm_items, requests) if one.modality == "image" else one for one in updates]
 
-    def _require_encoded(self: Any, request: ImageRequest, size: tuple[int, int], patches: int, kept: int) -> None:
-        """Raises ValueError where as many tokens as a prompt is laid out for may not have been encoded in the end."""
-        if request.crops is None:
-            return
-        base, *others = self.info.family.tokens_of_views(size, patches)
-        count = request.crops.count(len(others))
-        least = base + sum(sorted(others)[: min(1, len(others)) if count is None else count])
-        if kept > least:
-            raise ValueError(
-                f"keep={request.keep.value} of an image of {patches} tokens is {kept}, and with crops={request.crops} "
-                f"as few as {least} may be encoded: ask for fewer tokens, or for more crops"
-            )
-
     def _shortened(self: Any, update: Any, mm_items: Any, requests: Sequence[ImageRequest]) -> Any:
         if not isinstance(update, PromptReplacement):
             raise RuntimeError(f"foveate cannot shorten a {type(update).__name__} of this model's processor")
@@ -285,7 +272,7 @@ class ProcessorMixin:
             keep = requests[place].keep
             self.info.foveate.require_allowed(keep, patches)
             kept = keep.budget(patches)
-            self._require_encoded(requests[place], (size.height, size.width), patches, kept)
+            require_encoded(requests[place], self.info.family, (size.height, size.width), patches)
             kept = total if kept == patches else kept
             with self._lock:
                 self._sizes[self._identity(requests[place])] = total

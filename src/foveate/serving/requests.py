@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.guiding import Guide, ImageSpan
 from foveate.models.base import Family
 from foveate.pruners import Pruner
+from foveate.serving.image_request import ImageRequest
 from foveate.serving.policy import CONFIG_KEY, Policy
 from foveate.turns import Turns
 
@@ -89,6 +90,28 @@ def guiding_texts(
             "method that does not read it (saliency, uniform, random)"
         )
     return found
+
+
+def require_encoded(request: ImageRequest, family: Family, size: tuple[int, int], tokens: int) -> None:
+    """Raises ValueError where as many tokens as a prompt is laid out for may not have been encoded in the end.
+
+    Args:
+        request: what is asked of the image.
+        family: the model's adapter.
+        size: (height, width) of the image, pixels.
+        tokens: N, how many it has.
+    """
+    if request.crops is None:
+        return
+    kept = request.keep.budget(tokens)
+    base, *others = family.tokens_of_views(size, tokens)
+    count = request.crops.count(len(others))
+    least = base + sum(sorted(others)[: min(1, len(others)) if count is None else count])
+    if kept > least:
+        raise ValueError(
+            f"keep={request.keep.value} of an image of {tokens} tokens is {kept}, and with crops={request.crops} as "
+            f"few as {least} may be encoded: ask for fewer tokens, or for more crops"
+        )
 
 
 def _marks(ids: Tensor, family: Family) -> Tensor:
