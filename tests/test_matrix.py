@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,7 +16,9 @@ from transformers import DynamicCache, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 import foveate
-from tests import reference
+from foveate.models import family_for
+from tests import crops_by_hand, reference
+from tests.encoding import encode
 from tests.tiny import BATCHES, BOS, ROWS, SILENT, Row, assistant, prompts
 
 NEW = 6
@@ -344,3 +349,181 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
             single = new_tokens(model.generate(**alone, **GREEDY), alone)
         assert torch.equal(single[0], new_tokens(result, inputs)[only])
         assert all(torch.equal(a, b) for a, b in zip(indices(pruner), chosen[images], strict=True))
+
+
+# Families that cut a picture into crops, of which only some are encoded.
+TILING = [
+    "llava_next-clip", "llava_next-siglip", "idefics3", "smolvlm", "smolvlm-uneven", "internvl", "ovis2", "aya_vision",
+    "cohere2_vision", "llava_onevision", "llava_onevision-crops",
+]  # fmt: skip
+# (mode, batch, keep, crops): every value of each, and every mode with fewer crops than there are.
+CROPPED = [
+    ("greedy", "one", 0.4, 0.5),
+    ("greedy", "several", 3, 0.5),
+    ("greedy", "mixed", 1.0, 1),
+    ("greedy", "mixed", 0.4, "auto"),
+    ("greedy", "mixed", 3, 0),
+    ("no_cache", "mixed", 1.0, 0.5),
+    ("static_cache", "mixed", 0.4, 1),
+    ("beams", "several", 0.4, 0.5),
+    ("beams", "mixed", 1.0, 0),
+    ("sampling", "mixed", 0.4, 0.5),
+]
+ALL_CROPS = [("greedy", 1.0), ("beams", 0.4), ("no_cache", 3)]
+
+
+def test_every_tiling_family_has_its_row() -> None:
+    assert [name for name, row in ROWS.items() if family_for(row.make("sdpa")).crops and row.kind == "image"] == TILING
+
+
+@cache
+def views_by_hand(name: str, batch: str, amount: float | int | str) -> list[tuple[int, ...]]:
+    """The views that a batch's questions ask for, by image, base views among them."""
+    row = ROWS[name]
+    inputs = prompts(row, row.make("sdpa"), batch)
+    geometries = [image.tokens.geometry for image in encode(row.make("sdpa"), inputs)]
+    rows = [number for number, images in enumerate(BATCHES[batch]) for _ in images]
+    return crops_by_hand.chosen(name, inputs, geometries, rows, amount)
+
+
+@contextmanager
+def embedded(model: Any) -> Iterator[list[Tensor]]:
+    """What the LLM is given, call by call."""
+    language_model = model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+    seen: list[Tensor] = []
+    hook = language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("mode, batch, keep, crops", CROPPED)
+@pytest.mark.parametrize("name", TILING)
+def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float | int | str) -> None:
+    """The crops that are chosen by hand, and the tokens kept of them; answers from the stock features of these."""
+    row = ROWS[name]
+    model = row.make("sdpa")
+    inputs = prompts(row, model, batch)
+    options, wanted = MODES[mode]
+    pruner = foveate.AdaFV(keep=keep)
+    torch.manual_seed(11)
+    with pruner(model, crops=crops), embedded(model) as seen:
+        result = model.generate(**inputs, **options)
+    views = views_by_hand(name, batch, crops)
+    assert [selection.encoded_views for selection in pruner.selections] == views
+    for selection, some in zip(pruner.selections, views, strict=True):
+        assert set(selection.view.tolist()) <= set(some)
+        encoded = selection.total if selection.encoded is None else int(selection.encoded.sum())
+        # A share is of the whole picture's tokens, encoded or not.
+        assert len(selection) == min(foveate.tokens.Keep(keep).budget(selection.total), encoded)
+    torch.manual_seed(11)
+    if mode == "no_cache":
+        skip_if_stock_needs_its_cache(model, inputs)
+    assembled = reference.assemble(row, model, inputs, indices(pruner))
+    expected = reference.greedy(row, model, assembled, NEW)[0] if wanted is None else None
+    if expected is None:
+        expected = reference.generate(row, model, inputs, assembled, **wanted)
+    assert torch.equal(new_tokens(result, inputs), expected)
+    # The tower was given fewer views at a time than stock gives it, and so may have added up in another order.
+    times = len(seen[0]) // len(assembled.mask)
+    there = assembled.mask.bool().repeat_interleave(times, dim=0)
+    wide = assembled.embeddings.repeat_interleave(times, dim=0)
+    torch.testing.assert_close(seen[0][there], wide[there], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "row, positions, newlines", [one for one in ARRANGEMENTS if one[0] in TILING], indirect=["row"]
+)
+def test_crops_positions_and_newlines(row: Row, model: Any, positions: str, newlines: str) -> None:
+    inputs = prompts(row, model, "mixed")
+    pruner = foveate.AdaFV(keep=0.4)
+    with pruner(model, positions=positions, newlines=newlines, crops=1):
+        result = model.generate(**inputs, **GREEDY)
+    assembled = reference.assemble(row, model, inputs, indices(pruner), newlines, positions)
+    assert torch.equal(new_tokens(result, inputs), reference.greedy(row, model, assembled, NEW)[0])
+
+
+@pytest.mark.parametrize("mode, keep", ALL_CROPS)
+@pytest.mark.parametrize("name", TILING)
+def test_all_crops_are_stock(name: str, mode: str, keep: float | int) -> None:
+    """1.0 is as without crops, bit by bit; as many crops as there are is the same question, asked in two steps."""
+    row = ROWS[name]
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "mixed")
+    options = {**MODES[mode][0], "return_dict_in_generate": True, "output_logits": True}
+    found = []
+    for crops in (None, 1.0, 9):
+        pruner = foveate.AdaFV(keep=keep)
+        with pruner(model, crops=crops):
+            found.append((model.generate(**inputs, **options), pruner.selections))
+    (plain, chosen), *others = found
+    for number, (output, selections) in enumerate(others):
+        assert torch.equal(output.sequences, plain.sequences)
+        for logits, known in zip(output.logits, plain.logits, strict=True):
+            assert torch.equal(logits, known) if number == 0 else torch.allclose(logits, known, atol=2e-4, rtol=1e-4)
+        for one, other in zip(selections, chosen, strict=True):
+            assert torch.equal(one.indices, other.indices) and one.encoded is None
+    if keep == 1.0:
+        stock = model.generate(**inputs, **options)
+        assert torch.equal(plain.sequences, stock.sequences)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(plain.logits, stock.logits, strict=True))
+
+
+@pytest.mark.parametrize("name", TILING)
+def test_crops_forward(name: str) -> None:
+    """Loss, logits and gradients of a direct forward, where two runs of the tower are in the graph."""
+    row = ROWS[name]
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "mixed")
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill(torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0), -100)
+    pruner = foveate.AdaFV(keep=0.4)
+    with pruner(model, crops=0.5):
+        output = model(**inputs, labels=labels)
+    assembled = reference.assemble(row, model, inputs, indices(pruner))
+    with torch.no_grad():
+        hidden = row.hidden(model, assembled.embeddings, assembled.mask, assembled.positions, assembled)
+        logits = reference.logits_of(row, model, hidden)
+    losses = []
+    for number, columns in enumerate(assembled.columns):
+        ours = logits[number, logits.shape[1] - len(columns) :]
+        torch.testing.assert_close(output.logits[number, columns].detach(), ours, atol=2e-4, rtol=1e-4)
+        targets = labels[number, columns]
+        wanted = targets[1:] != -100
+        losses.append(torch.nn.functional.cross_entropy(ours[:-1][wanted], targets[1:][wanted], reduction="none"))
+    torch.testing.assert_close(output.loss.detach(), torch.cat(losses).mean(), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("only_new", [False, True])
+@pytest.mark.parametrize(
+    "name", [one for one in TILING if one != "llava_onevision"]
+)  # it cuts no picture beside others
+def test_crops_second_turn(name: str, only_new: bool) -> None:
+    """New pictures beside a cache that holds one of which some crops were encoded: as answered in one go.
+
+    Words would choose other crops when the conversation has more of them; saliency does not read any.
+    """
+    row = ROWS[name]
+    model = row.make("sdpa")
+    first, second = prompts(row, model, "one"), prompts(row, model, "several")
+    pruner = foveate.Saliency(keep=0.4)
+    store = DynamicCache(config=model.config.get_text_config())
+    with pruner(model, crops="0.5:by=saliency"):
+        told = model.generate(**first, **GREEDY, past_key_values=store, return_dict_in_generate=True)
+        kept = pruner.selections
+        grown = torch.cat([told.sequences, second["input_ids"]], dim=1)
+        given = grown[:, told.sequences.shape[1] - 1 :] if only_new else grown
+        mask = torch.ones_like(grown)
+        again = model.generate(
+            **{**second, "input_ids": given, "attention_mask": mask}, **GREEDY, past_key_values=told.past_key_values
+        )
+        kept = [*kept, *pruner.selections]
+        whole = model.generate(**row.pixels([[0, 1, 2]]), input_ids=grown, attention_mask=mask, **GREEDY)
+    assert torch.equal(again[:, given.shape[1] :], whole[:, grown.shape[1] :])
+    for one, other in zip(kept, pruner.selections, strict=True):
+        assert torch.equal(one.indices, other.indices)
+        assert one.encoded_views == other.encoded_views
+    assert any(len(one.encoded_views) < len(one.geometry.grids) for one in kept)
