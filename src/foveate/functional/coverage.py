@@ -196,8 +196,7 @@ class Reach:
     """
 
     def __init__(self, cells: Tensor) -> None:
-        rows, columns = cells.shape
-        self._blocks = torch.split(cells, max(1, _BLOCK // columns))
+        self._blocks = torch.split(cells, max(1, _BLOCK // cells.shape[1]))
         self._room = torch.empty_like(self._blocks[0])
 
     @staticmethod

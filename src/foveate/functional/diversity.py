@@ -1,9 +1,10 @@
 """Tokens as unlike one another as can be: pure functions of one image's tokens.
 
 They take one image at a time, (N, D) without batch dimensions. Where a method is greedy by nature there is a loop over
-the budget, whose steps are tensor operations that nothing waits for (:func:`foveate.functional.steps.repeat`; a CUDA
-device replays them, several in one launch, and the cosines they read are made before where N <= 8192). Similarity is the cosine, in float32. On the CPU
-what is not finite is refused; on an accelerator the scores that come with the choice show it.
+the budget, whose steps are tensor operations that nothing waits for (:func:`foveate.functional.steps.repeat`): a CUDA
+device replays them, several in one launch, and what they read of the cosines is made before, where N <= 8192.
+Similarity is the cosine, in float32. On the CPU what is not finite is refused; on an accelerator the scores that come
+with the choice show it.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def max_min_diversity(visual: Tensor, budget: int, weight: Tensor | None = None)
 
     Distance is ``1 - cos``. The first token is the one whose nearest other token is farthest away; then, ``K - 1``
     times, the one whose nearest *chosen* token is (the paper's algorithm 1). O(N^2 D) time for the first and O(K N D)
-    for the others, O(N D) memory, and O(N^2) on an accelerator with N <= 8192. With a weight the first token is the same, and the others are those of the largest
-    weight times distance to the nearest chosen token (Cen-Prune, arXiv 2608.30263, equation 7).
+    for the others, O(N D) memory; on an accelerator with N <= 8192 O(K N) for the others and O(N^2) memory. With a
+    weight the first token is the same, and the others are those of the largest weight times distance to the nearest
+    chosen token (Cen-Prune, arXiv 2608.30263, equation 7).
 
     Args:
         visual: (N, D) tokens of one image.
@@ -136,9 +138,7 @@ def conditional_dpp(visual: Tensor, relevance: Tensor, budget: int) -> Tensor:
         factor = unit.new_zeros(budget, tokens)
         order = torch.zeros(budget, dtype=torch.int64, device=unit.device)
         done = torch.zeros_like(order[:1])  # how many are chosen
-        kernel_of = rows_of(
-            unit, lambda some, rows: rows.mul_(weight).mul_(weight.index_select(0, some).unsqueeze(-1))
-        )
+        kernel_of = rows_of(unit, lambda some, rows: rows.mul_(weight).mul_(weight.index_select(0, some).unsqueeze(-1)))
 
         def step(token: Tensor) -> None:
             score = torch.where(gain > within, gain, last)

@@ -49,8 +49,8 @@ def rows_of(
 ) -> Callable[[Tensor], Tensor]:
     """What a step asks of one token and all tokens, made of their cosines.
 
-    A CPU makes a row when it is asked for. An accelerator, on which reading a row takes a fraction of the time of making
-    one, makes all at once where they are a table of a size to hold (:func:`is_tabled`).
+    A CPU makes a row when it is asked for. An accelerator, which reads a row in a fraction of the time of making one,
+    makes all at once where they are a table of a size to hold (:func:`is_tabled`).
 
     Args:
         unit: (N, D) unit vectors.
