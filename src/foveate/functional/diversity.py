@@ -73,7 +73,7 @@ def max_min_diversity(visual: Tensor, budget: int, weight: Tensor | None = None)
             """Of every token from each of those chosen; a weighted distance grows as the distance does."""
             apart = likeness.neg_()
             if share is not None:
-                apart = torch.nn.functional.threshold_(apart.add_(1), _NO_DISTANCE, 0.0).mul_(share)
+                apart = torch.threshold_(apart.add_(1), _NO_DISTANCE, 0.0).mul_(share)
             return apart.scatter_(1, chosen.unsqueeze(-1), -math.inf)
 
         first = closest.argmin(dim=0, keepdim=True)
@@ -146,7 +146,7 @@ def conditional_dpp(visual: Tensor, relevance: Tensor, budget: int) -> Tensor:
             before = factor[: int(done)] if may_look(done) else factor  # rows to come are zero
             rest = kernel_of(token) - before.index_select(1, token).squeeze(1) @ before
             # Below 0 in the span, where the token adds nothing: what is divided by infinity.
-            length = torch.nn.functional.threshold_(score.index_select(0, token), 0.0, math.inf)
+            length = torch.threshold_(score.index_select(0, token), 0.0, math.inf)
             row = rest.div_(length.sqrt_())
             factor.index_copy_(0, done, row.unsqueeze(0))
             gain.sub_(row.square())

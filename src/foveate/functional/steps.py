@@ -65,7 +65,7 @@ def rows_of(
     here = torch.arange(len(unit), device=unit.device)
     if cosines is None:
         height = max(1, _BLOCK // len(unit))
-        blocks = zip(here.split(height), unit.split(height), strict=True)
+        blocks = zip(torch.split(here, height), torch.split(unit, height), strict=True)
         table = torch.cat([made(some, vectors @ unit.T) for some, vectors in blocks])
     else:
         table = made(here, cosines)
@@ -133,7 +133,7 @@ def _recorded(first: Callable[[], object], again: Callable[[], object], device: 
         current = torch.cuda.current_stream()
         key = (current.device, current.cuda_stream)
         if current.device not in _side:
-            _side[current.device] = torch.cuda.Stream()
+            _side[current.device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side, before = _side[current.device], _latest.get(key)
         side.wait_stream(current)
         with torch.cuda.stream(side):
