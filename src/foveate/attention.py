@@ -172,10 +172,14 @@ def tapped_config(attention: Any) -> Any:
     (``model.set_attn_implementation``) reaches the tapped module too.
     """
     for implementation in ("eager", *ALL_ATTENTION_FUNCTIONS.keys()):  # now: a compiled graph registers nothing
-        _tap_name(implementation)
-    kind: Any = type(attention.config)
+        if implementation not in _tapped_names:
+            _tap_name(implementation)
+            _tapped_names.add(implementation)
+    config: Any = attention.config
+    kind: Any = type(config)
     tapped = object.__new__(_tapped_class(kind))
-    object.__setattr__(tapped, "__dict__", vars(attention.config))
+    # Past what a config does for every attribute that is read, its own ``__dict__`` included.
+    object.__setattr__(tapped, "__dict__", object.__getattribute__(config, "__dict__"))
     return tapped
 
 
@@ -193,6 +197,8 @@ def _tapped_class(kind: Any) -> Any:
 
 _TAP = "_tap"
 _taps: dict[str, str] = {}
+_tapped_names: set[str] = set()
+"""The implementations that have a tap, or are one."""
 
 
 def _tap_name(implementation: str) -> str:

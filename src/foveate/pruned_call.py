@@ -199,9 +199,10 @@ class PrunedCall(ABC, Generic[_Method]):
         answer = torch.zeros_like(text)
         if labels is not None:
             answer[:, -labels.shape[1] :] = labels.cpu() != IGNORED
-        turns = Turns(special=self.family.special_token_ids)
         if self.pruner.text_span == "turn":
             turns = self.options.turns(self.family)
+        else:
+            turns = Turns(special=self.family.special_token_ids)
         return Guide(prompt.ids, text, turns, self.pruner.text_span, answer)
 
     def text_tokens(self, guide: Guide, image: EncodedImage, span: ImageSpan) -> TextTokens:

@@ -42,6 +42,8 @@ class Geometry:
 
     def to(self, device: torch.device) -> Geometry:
         """The same on another device; nothing waits for a copy to an accelerator."""
+        if all(place.device == device for place in (self.view, self.row, self.column, self.boxes)):
+            return self
         view, row, column = (on_device(place, device) for place in (self.view, self.row, self.column))
         return replace(self, view=view, row=row, column=column, boxes=on_device(self.boxes, device))
 
