@@ -9,6 +9,7 @@
 # PYTHON (python3), LIMIT (300, seconds for all steps) and, to try the script without a GPU, DEVICE and SHAPE_OPTIONS:
 #     DEVICE=cpu SHAPE_OPTIONS="--llm-layers 1 --vision-layers 8 --image 336x336" benchmarks/gpu.sh OUT
 set -u
+shopt -s nullglob
 [ $# -eq 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 mkdir -p "$1" || exit 2
 OUT=$(cd "$1" && pwd)

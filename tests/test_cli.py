@@ -15,6 +15,7 @@ from foveate.cli import app, console
 from foveate.cli.evaluate import parse_methods
 from foveate.models import FAMILIES
 from tests import checkpoint
+from tests.tiny import ROWS
 
 QUESTION = "What color is the card of the cat?"
 
@@ -167,6 +168,84 @@ def test_as_many_tokens_as_needed(folder, photo):
     assert "as many as needed keeps the method auto:cover" in refused("eval", "--keep", "auto")
     for command in (["bench"], ["bench", "--serve"]):
         assert "chooses its own number of tokens" in refused(*command, "--methods", "auto:cover")
+
+
+def not_json(name):
+    pytest.fail(f"{name} is not JSON")
+
+
+def test_crops_by_question(folder, photo, tmp_path):
+    """The tiny checkpoint cuts the photo into two crops; what is told is what a session says."""
+    session = foveate.look(checkpoint.model(), checkpoint.processor(), Image.open(photo), crops="1:by=text")
+    expected = session.ask(QUESTION, foveate.AdaFV(keep=0.25), max_new_tokens=3, do_sample=False)
+    (chosen,) = expected.selections
+    assert len(chosen.geometry.grids) == 3 and len(chosen.encoded_views) == 2
+    options = "--crops", "1:by=text", "--keep", 0.25
+    result = ask(folder, photo, QUESTION, *options, "--json", "--show", tmp_path / "kept.png")
+    told = json.loads(result.stdout, parse_constant=not_json)
+    assert told["crops"] == "1:by=text" and told["answer"] == expected.text
+    (image,) = told["images"]
+    assert image["encoded_views"] == list(chosen.encoded_views)
+    assert (image["crops_encoded"], image["crops"]) == (1, 2)
+    assert image["kept"] == len(chosen) and image["encoded"] == int(chosen.encoded.sum()) < image["total"]
+    assert min(Image.open(tmp_path / "kept.png").size) > 300
+    result = ask(folder, photo, QUESTION, *options)
+    assert result.stdout == expected.text + "\n"
+    tokens = f"1 of 2 crops encoded ({image['encoded']} tokens with the base view)"
+    assert f"visual tokens kept by adafv, {tokens}, prompt of" in " ".join(result.stderr.split())
+
+
+def test_all_crops_are_the_stock_way(folder, photo):
+    told, plain = (
+        json.loads(ask(folder, photo, QUESTION, "--json", *more).stdout) for more in (["--crops", "all"], [])
+    )
+    assert told.pop("crops") == "all"
+    (image,) = told["images"]
+    assert image.pop("encoded") == image["total"] and image.pop("encoded_views") == [0, 1, 2]
+    assert (image.pop("crops_encoded"), image.pop("crops")) == (2, 2)
+    assert told == plain
+
+
+def test_crops_of_several_images_and_of_both_passes(folder, photo):
+    given = photo, photo, "Is there a cat?", "--crops", "1", "--keep", 3
+    told = json.loads(ask(folder, *given, "--json").stdout)
+    assert [image["crops_encoded"] for image in told["images"]] == [1, 1] and told["visual_tokens"] == 6
+    result = ask(folder, *given, "--again", 9, "--margin", 1)
+    assert "2 of 4 crops encoded" in result.stderr and "with the base views)" in " ".join(result.stderr.split())
+    assert "asked again" in result.stderr and "--crops 1 encodes a single crop" in result.stderr
+    told = json.loads(ask(folder, *given, "--again", 9, "--margin", 1, "--json").stdout)
+    assert told["asked_again"] and [len(image["encoded_views"]) for image in told["images"]] == [2, 2]
+
+
+def test_compare_encodes_some_crops_on_one_side(folder, photo):
+    options = "--compare", "--repeats", 1, "--crops", 0, "--keep", 0.1
+    told = json.loads(ask(folder, photo, QUESTION, *options, "--json").stdout, parse_constant=not_json)
+    (image,) = told["images"]
+    assert told["compare"]["all"]["encoded_tokens"] == image["total"]
+    assert told["compare"]["kept"]["encoded_tokens"] == image["encoded"] < image["total"]
+    assert image["encoded_views"] == [0] and image["crops_encoded"] == 0
+    assert told["answer"] == ask(folder, photo, QUESTION, "--crops", 0, "--keep", 0.1).stdout.strip()
+    result = ask(folder, photo, QUESTION, *options)
+    assert "tokens encoded" in result.stdout and "0 of 2 crops encoded" in result.stderr
+    assert "tokens encoded" not in ask(folder, photo, QUESTION, "--compare", "--repeats", 1).stdout
+
+
+@pytest.mark.parametrize("crops", ["", "some", "-1", "0.0", "1.5", "nan", "0.5:by=luck", "0.5:of=2", "auto:by=random"])
+def test_bad_crops_are_refused_before_anything_is_loaded(photo, crops):
+    assert "crops" in refused("ask", photo, QUESTION, "--model", "/nowhere", "--crops", crops)
+
+
+def test_crops_are_refused_where_there_are_none(folder, photo, tmp_path):
+    assert "prunes inside the LLM and has no crops=" in refused(
+        "ask", photo, QUESTION, "--model", folder, "--crops", 0.5, "--method", "fastv"
+    )
+    plain = tmp_path / "llava"
+    model = ROWS["llava-clip"].make("sdpa")
+    model.save_pretrained(plain)
+    checkpoint.llava_processor().save_pretrained(plain)
+    given = "ask", photo, QUESTION, "--model", plain
+    assert "does not cut a picture into crops" in refused(*given, "--crops", 0.5)
+    assert "does not cut a picture into crops" in refused(*given, "--crops", 0.5, "--compare")
 
 
 def test_an_unknown_method_is_refused(photo):

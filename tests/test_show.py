@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from foveate import show
+from foveate.painting import striped
 from foveate.tokens import Geometry, Selection
 
 
@@ -138,3 +139,67 @@ def test_no_pyplot_state_is_touched():
 
     code = "import foveate.show, matplotlib.figure, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def routed(kept: list[int], views: tuple[int, ...], scores: dict[str, torch.Tensor] | None = None) -> Selection:
+    """The same picture with only some views encoded: what was not is NaN."""
+    whole = selection(kept)
+    encoded = torch.tensor([int(view) in views for view in whole.geometry.view])
+    given = {name: torch.where(encoded, score, torch.nan) for name, score in (scores or {}).items()}
+    return Selection(whole.indices, whole.geometry, given, encoded=encoded)
+
+
+def titles(figure) -> list[str]:
+    return [axes.get_title(loc="left") for block in figure.subfigs for axes in block.axes if axes.get_title(loc="left")]
+
+
+def test_what_was_not_encoded_is_striped_and_not_faded():
+    image = picture()
+    chosen = routed([0, 6], (0, 1))  # the base view top left; crop 1 bottom left; crop 2 is not encoded
+    shown = np.asarray(show.overlay(image, chosen, views=[1, 2])).astype(float)
+    stripes = striped(np.asarray(image, dtype=np.float32)).repeat(3, axis=2)
+    assert clear(image, shown)[10:, :10].all()
+    np.testing.assert_allclose(shown[:, 20:], stripes[:, 20:], atol=0.5)
+    faded = np.asarray(show.overlay(image, selection([6]), views=[1, 2])).astype(float)
+    np.testing.assert_array_equal(shown[:, :20], faded[:, :20])
+    assert np.abs(shown[:, 20:] - faded[:, 20:]).mean() > 20
+    # Of all views, what the base view keeps is clear over a crop that was not encoded as well.
+    both = show.overlay(image, routed([1], (0, 1)))
+    assert clear(image, both)[:10, 20:].all()
+    np.testing.assert_allclose(np.asarray(both)[10:, 20:], stripes[10:, 20:], atol=0.5)
+    base = np.asarray(show.overlay(image, chosen, views=[0]))
+    np.testing.assert_array_equal(base, np.asarray(show.overlay(image, selection([0]), views=[0])))
+
+
+@pytest.mark.parametrize(
+    "views, told, labels",
+    [((0, 2), "2 crops: 1 of 8 kept, 4 encoded", 1), ((0,), "2 crops: 0 of 8 kept, 0 encoded", 2)],
+)
+def test_a_figure_says_which_crops_were_not_encoded(tmp_path, views, told, labels):
+    kept = [1, 11] if 2 in views else [1]
+    chosen = routed(kept, views, {"saliency": torch.linspace(0.1, 1.2, 12)})
+    figure = show.figure(picture(), chosen, method="adafv")
+    found = titles(figure)
+    assert found[0] == "base view: 1 of 4 kept, 4 encoded" and found[2] == told
+    assert f"by adafv, {4 * len(views)} encoded" in figure.get_suptitle()
+    panels = [axes for block in figure.subfigs for axes in block.axes if axes.get_title(loc="left")]
+    texts = [[text.get_text() for text in axes.texts] for axes in panels]
+    assert texts == [[], [], ["not encoded"] * labels, ["not encoded"] * labels]
+    x, y = panels[2].texts[-1].get_position()  # in pixels of the picture at 720 x 360
+    assert (x, y) == ((540, 180) if 2 not in views else (180, 180))
+    # The map's scale is that of what was encoded, and where nothing was, it shows the stripes of the overlay.
+    image = panels[3].get_images()[0].get_array()
+    small = np.asarray(show._shown(picture()), dtype=np.float32)
+    np.testing.assert_allclose(image[:, :360], striped(small)[:, :360].repeat(3, axis=2) / 255, atol=1e-5)
+    figure.savefig(tmp_path / "kept.png")
+
+
+def test_a_figure_without_crops_says_nothing_of_encoding():
+    figure = show.figure(picture(), selection([1, 7], {"saliency": torch.rand(12)}))
+    assert not any("encoded" in title for title in [*titles(figure), figure.get_suptitle()])
+
+
+def test_scores_of_nothing_are_drawn(tmp_path):
+    chosen = routed([1], (0,), {"saliency": torch.full((12,), torch.nan)})
+    show.save(tmp_path / "kept.png", picture(), chosen)
+    assert min(Image.open(tmp_path / "kept.png").size) > 200

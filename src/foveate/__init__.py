@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from foveate.asking_again import AskAgain
     from foveate.attachment import Attachment, attach, detach
     from foveate.crops import Crops
+    from foveate.pixels import Pixels, resized
     from foveate.pruners import (
         DART,
         EADP,
@@ -61,6 +62,7 @@ _HOMES = {
     "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
     "foveate.crops": "Crops",
+    "foveate.pixels": "Pixels resized",
     "foveate.pruners": (
         "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner Auto CDPruner Centered Cover "
         "DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID Pruner PyramidDrop "

@@ -49,7 +49,7 @@ class Recorder:
     Args:
         read: which attention is saliency there ("cls": the first token is CLS, and no patch), or None to keep none.
         at: the attention module it is read at.
-        skip: layers whose output nobody reads; they pass their input on.
+        skip: layers and what follows them, whose output nobody reads; they pass their input on.
         project: the module that reads the encoder's features (projector, merger); its output per view is kept before
             the model packs or unpads it.
         keys: whether to keep the keys of that module too, averaged over heads.
@@ -172,10 +172,14 @@ def tapped_config(attention: Any) -> Any:
     (``model.set_attn_implementation``) reaches the tapped module too.
     """
     for implementation in ("eager", *ALL_ATTENTION_FUNCTIONS.keys()):  # now: a compiled graph registers nothing
-        _tap_name(implementation)
-    kind: Any = type(attention.config)
+        if implementation not in _tapped_names:
+            _tap_name(implementation)
+            _tapped_names.add(implementation)
+    config: Any = attention.config
+    kind: Any = type(config)
     tapped = object.__new__(_tapped_class(kind))
-    object.__setattr__(tapped, "__dict__", vars(attention.config))
+    # Past what a config does for every attribute that is read, its own ``__dict__`` included.
+    object.__setattr__(tapped, "__dict__", object.__getattribute__(config, "__dict__"))
     return tapped
 
 
@@ -193,6 +197,8 @@ def _tapped_class(kind: Any) -> Any:
 
 _TAP = "_tap"
 _taps: dict[str, str] = {}
+_tapped_names: set[str] = set()
+"""The implementations that have a tap, or are one."""
 
 
 def _tap_name(implementation: str) -> str:
@@ -256,7 +262,7 @@ def _keep_handed(module: nn.Module, output: Any, patches: Callable[[Any], Tensor
 
 
 def skippable(layer: nn.Module) -> Callable[..., Any]:
-    """A forward for an encoder layer that passes its input on when the open recording says nobody reads it."""
+    """A forward for a layer, norm or head that passes its input on when the open recording says nobody reads it."""
     forward = layer.forward
 
     def maybe_skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

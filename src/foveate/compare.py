@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from foveate.crops import Crops, encoded_tokens
 from foveate.inputs import process
 from foveate.models import family_for
 from foveate.pruners import Method
@@ -24,6 +25,8 @@ class Side:
 
     Args:
         answer: the model's, greedy.
+        encoded_tokens: patch tokens that the vision tower encoded: all, or with ``crops`` those of the base views and
+            of the crops that were chosen.
         visual_tokens: visual tokens that reached the LLM, newlines included.
         prompt_tokens: length of the prompt that reached the LLM.
         new_tokens: length of the answer, tokens, the end token included.
@@ -33,6 +36,7 @@ class Side:
     """
 
     answer: str
+    encoded_tokens: int
     visual_tokens: int
     prompt_tokens: int
     new_tokens: int
@@ -50,12 +54,14 @@ class Comparison:
         kept: the same model under the pruner.
         selections: one per image.
         repeats: how many timings each median is of.
+        crops: how the kept side chose the crops that it encoded; None: all were.
     """
 
     full: Side
     kept: Side
     selections: Sequence[Selection] = field(repr=False)
     repeats: int
+    crops: Crops | None = None
 
     @property
     def prefill_speedup(self) -> float:
@@ -77,6 +83,7 @@ def compare(
     *,
     max_new_tokens: int = 32,
     repeats: int = 3,
+    crops: Crops | float | int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Answers with the stock model and with the pruned one, and measures both.
@@ -91,6 +98,7 @@ def compare(
         pruner: which tokens stay.
         max_new_tokens: longest answer, tokens.
         repeats: timings per side, >= 1.
+        crops: of the pruned side, see ``foveate.attach``; the stock model encodes all.
         progress: called with the number of timed rounds done and of those there are.
 
     Raises:
@@ -104,7 +112,7 @@ def compare(
     visual = int((inputs["input_ids"] == image_token).sum())
 
     def run(limit: int, attached: Method | None) -> tuple[float, Any]:
-        with nullcontext() if attached is None else attached(model):
+        with nullcontext() if attached is None else attached(model, crops=crops):
             _settle(model)
             start = time.perf_counter()
             output = model.generate(
@@ -120,6 +128,7 @@ def compare(
         answers.append(output.sequences[0, length:])
         caches.append(run(1, side)[1].past_key_values)
     selections = list(pruner.selections)
+    encoded = sum(one.total for one in selections), sum(map(encoded_tokens, selections))
     timings: list[list[tuple[float, float]]] = [[], []]
     for done in range(repeats):
         for number, side in enumerate(sides):
@@ -131,6 +140,7 @@ def compare(
         prompt_tokens = int(caches[number].get_seq_length())
         return Side(
             answer=processor.tokenizer.decode(answers[number], skip_special_tokens=True).strip(),
+            encoded_tokens=encoded[number],
             visual_tokens=visual - (length - prompt_tokens),
             prompt_tokens=prompt_tokens,
             new_tokens=len(answers[number]),
@@ -139,7 +149,7 @@ def compare(
             kv_cache_mib=cache_bytes(caches[number]) / 2**20,
         )
 
-    return Comparison(measured(0), measured(1), selections, repeats)
+    return Comparison(measured(0), measured(1), selections, repeats, Crops.of(crops))
 
 
 def cache_bytes(cache: Any) -> int:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 import numbers
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import cycle
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.functional import crops_holding, mass_in_boxes, mixed_masses, text_to_image_attention
+from foveate.functional import crops_holding, mass_in_boxes, mixed_masses, relevance_to_text
+from foveate.guiding import ImageSpan
 from foveate.models.encoded import EncodedImage
-from foveate.tokens import Geometry, TextTokens
+from foveate.models.view_store import Views, among
+from foveate.tokens import Geometry, Selection, TextTokens
 
 By = Literal["both", "text", "saliency", "random"]
 
@@ -29,7 +32,9 @@ class Crops:
     """How many of a picture's crops are encoded beside its base view, and which.
 
     The base view is encoded first. Every crop gets the mass of the base view's saliency that lies in it, and that of
-    its text-to-image attention (AdaFV, arXiv 2501.09532); the two are mixed anew for every picture and question (see
+    its relevance to the text: of every token the largest cosine to a word, as AdaFV (arXiv 2501.09532) puts words
+    together, on CDPruner's scale from 0 to 1 (arXiv 2506.10967), squared. (The mass of AdaFV's softmax found what was
+    asked about less often: docs/results.md.) The two are mixed anew for every picture and question (see
     ``foveate.functional.mixed_masses``), and the heaviest crops are encoded. A method then chooses its K tokens among
     what was encoded; K still counts the tokens of the whole picture.
 
@@ -135,8 +140,8 @@ class Crops:
         if tokens.saliency is not None and (self.by != "text" or text is None):
             masses.append(mass_in_boxes(tokens.saliency.to(boxes.device), boxes, regions))
         if self.reads_text and text is not None:
-            attention = text_to_image_attention(text.embeddings, tokens.features)
-            masses.append(mass_in_boxes(attention.to(boxes.device), boxes, regions))
+            relevance = relevance_to_text(text.embeddings, tokens.features, words="max").square()
+            masses.append(mass_in_boxes(relevance.to(boxes.device), boxes, regions))
         if not masses:
             raise ValueError(
                 "the vision tower shows no saliency and the prompt has no text: nothing says which crops to encode. "
@@ -183,6 +188,49 @@ def regions_of(place: Geometry) -> Tensor:
     seen = edges.new_full((views, 4), math.inf).scatter_reduce(0, where, edges, "amin")[1:]
     seen = torch.cat([seen[:, :2], -seen[:, 2:]], dim=1)
     return torch.where(torch.isfinite(seen), seen, 0.0)  # of a crop that is all padding, nothing
+
+
+def encoded_tokens(selection: Selection) -> int:
+    """How many of a picture's patch tokens the vision tower encoded. Reads it from the device."""
+    return selection.total if selection.encoded is None else int(selection.encoded.sum())
+
+
+def route(
+    crops: Crops,
+    views: Views,
+    located: Sequence[tuple[EncodedImage, ImageSpan]],
+    asked: Callable[[EncodedImage, ImageSpan], tuple[TextTokens | None, Tensor | None]],
+) -> list[EncodedImage]:
+    """The images of a call with the tokens of their base views and of the crops that are chosen for them.
+
+    Args:
+        crops: how they are chosen.
+        views: the call's pictures, in order; those of a session are asked about by every prompt.
+        located: every image of the call with its place, in prompt order. Videos stay as they are.
+        asked: the text that guides an image's choice and its (T,) ids; None where there is none.
+
+    Returns:
+        One for each of ``located``; what none of their questions had asked for before is encoded, at once.
+    """
+    pictures = cycle(range(len(views.pictures)))
+    numbers = [next(pictures) if image.kind == "image" else None for image, _ in located]
+    with torch.no_grad():
+        weights = [
+            None
+            if number is None or views.bases[number].whole is None
+            else crops.weighed(views.bases[number], *asked(image, span))
+            for number, (image, span) in zip(numbers, located, strict=True)
+        ]
+        chosen = [(0, *some) for some in crops.chosen(weights)]
+    wanted: list[set[int]] = [set() for _ in views.pictures]
+    for number, some in zip(numbers, chosen, strict=True):
+        if number is not None:
+            wanted[number].update(some)
+    known = views.need(wanted)
+    return [
+        image if number is None else among(known[number], some)
+        for number, (image, _), some in zip(numbers, located, chosen, strict=True)
+    ]
 
 
 def _spelled(given: str) -> Crops | float | int | str:

@@ -229,18 +229,23 @@ def _joined(row: Sequence[Kept]) -> Kept:
 
 def deliver(features: Callable[..., Any], kind: Kind, family: Family) -> Callable[..., Any]:
     """``get_image_features`` that hands out the kept features inside a pruned call, and is itself outside."""
-    signature = inspect.signature(features)
 
-    @untraced
     @functools.wraps(features, updated=())  # what torch.compile left on it is not true of this one
     def delivered(*args: Any, **kwargs: Any) -> Any:
-        delivery = running(family)
-        if delivery is None or kind not in delivery.rows:
-            return features(*args, **kwargs)
-        arguments = signature.bind(*args, **kwargs).arguments
-        return delivery.hand_out(kind, arguments) if delivery.brings(kind, arguments) else features(*args, **kwargs)
+        return _delivered(features, kind, family, args, kwargs)
 
     return delivered
+
+
+@untraced
+def _delivered(
+    features: Callable[..., Any], kind: Kind, family: Family, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    delivery = running(family)
+    if delivery is None or kind not in delivery.rows:
+        return features(*args, **kwargs)
+    arguments = inspect.signature(features).bind(*args, **kwargs).arguments
+    return delivery.hand_out(kind, arguments) if delivery.brings(kind, arguments) else features(*args, **kwargs)
 
 
 @untraced

@@ -8,7 +8,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,9 +45,9 @@ def locate_images(
     Raises:
         ValueError: the prompts' placeholders are not those of the images; the message counts both.
     """
-    everywhere = ids == image_token_id
-    spots = everywhere & mask
-    per_row = spots.sum(dim=1).tolist()
+    everywhere = ids.numpy() == image_token_id
+    spots = everywhere & mask.numpy()
+    per_row = spots.sum(axis=1).tolist()
     if sum(per_row) != sum(placeholders):
         hidden = int(everywhere.sum()) - sum(per_row)
         if hidden and sum(per_row) + hidden == sum(placeholders):
@@ -58,7 +60,7 @@ def locate_images(
     spans: list[ImageSpan] = []
     image = 0
     for row, count in enumerate(per_row):
-        columns = spots[row].nonzero()[:, 0]
+        columns = torch.from_numpy(np.flatnonzero(spots[row]))
         used = 0
         while used < count:
             take = placeholders[image]
@@ -131,29 +133,32 @@ class Guide:
         Raises:
             ValueError: its row has no text, or none of the ends of turns that the caller named follows it.
         """
+        # All of it in NumPy, whose operations on so few numbers take a fraction of a tensor's.
         row = span.row
-        first, last = int(span.positions[0]), int(span.positions[-1])
-        everything, asked = self.text[row], self.text[row] & ~self.answer[row]
+        first, last = span.positions.numpy()[[0, -1]].tolist()
+        everything = self.text.numpy()[row]
+        asked = everything & ~self.answer.numpy()[row]
         if self.text_span == "prompt":
-            behind = torch.arange(len(everything), device="cpu") > last
+            behind = np.arange(len(everything)) > last
             candidates = [asked & behind, everything & behind]
         else:
-            worded = ~self.special[row]
+            worded = ~self.special.numpy()[row]
             own, *later = self._turns_from(row, first, last)
             candidates = [asked & worded & self._between(row, own)]
             candidates += [asked & worded & self._between(row, turn) for turn in later]
             candidates.append(everything & worded & self._between(row, own))
-        found = next((one for one in candidates if bool(one.any())), None)
+        found = next((one for one in candidates if one.any()), None)
         if found is None:
             found = everything
-            if not bool(found.any()):
+            if not found.any():
                 raise ValueError(f"row {row} of the batch has no text")
             where = "follows the image" if self.text_span == "prompt" else "stands in the image's turn or a later one"
             warnings.warn(
                 f"no text {where} in row {row}: the other text of the prompt guides the selection", stacklevel=2
             )
-        columns = found.nonzero()[:, 0]
-        return GuidingText(columns, self.ids[row, columns], self.special[row, columns])
+        columns = np.flatnonzero(found)
+        ids, special = self.ids.numpy()[row, columns], self.special.numpy()[row, columns]
+        return GuidingText(torch.from_numpy(columns), torch.from_numpy(ids), torch.from_numpy(special))
 
     def _turns_from(self, row: int, first: int, last: int) -> list[tuple[int, int]]:
         """(begin, end) columns of the turn of the image from ``first`` to ``last``, then those of later user turns."""
@@ -175,8 +180,8 @@ class Guide:
             found.append((begin, min((begin_ for begin_, _ in ends if begin_ >= begin), default=length)))
         return found
 
-    def _between(self, row: int, turn: tuple[int, int]) -> Tensor:
-        inside = torch.zeros_like(self.text[row])
+    def _between(self, row: int, turn: tuple[int, int]) -> Any:
+        inside = np.zeros(self.text.shape[1], dtype=bool)
         inside[turn[0] : turn[1]] = True
         return inside
 
@@ -184,11 +189,12 @@ class Guide:
 def find(ids: Tensor, patterns: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """(begin, end) columns of every place where one of the patterns stands in (S,) ids, by where they begin."""
     found: set[tuple[int, int]] = set()
+    row = ids.numpy()
     for pattern in patterns:
         size = len(pattern)
         if size:
-            begins = (ids == pattern[0]).nonzero()[:, 0].tolist()  # of a mark there are few
+            begins = np.flatnonzero(row == pattern[0]).tolist()  # of a mark there are few
             found.update(
-                (begin, begin + size) for begin in begins if ids[begin : begin + size].tolist() == list(pattern)
+                (begin, begin + size) for begin in begins if row[begin : begin + size].tolist() == list(pattern)
             )
     return sorted(found)

@@ -8,13 +8,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is read, in pixels (half a GiB as RGB); Pillow's own limit against decompression bombs."""
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+:/")  # two letters at least before the colon: C:/ is a drive
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 _UNBOUNDED = {"I": "32-bit integer", "F": "32-bit float"}
 
 
@@ -62,6 +64,23 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from None
     with opened:
         return _upright_rgb(opened, name)
+
+
+def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) that ``load_image`` would give a file, of which only the head is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as for ``load_image``, as far as the head tells.
+    """
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            if opened.format != "TIFF":  # which Pillow turns itself, now or when it is loaded
+                return (height, width) if turned else (width, height)
+    except Exception:  # load_image says what is wrong, or goes on without broken EXIF data
+        pass
+    return load_image(path).size
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -12,6 +12,9 @@ from torch import Tensor
 from foveate.models import FAMILIES
 from foveate.turns import adds_special_tokens
 
+PROBE = "?"
+"""A question that only shows what a processor makes of a prompt."""
+
 
 def question_prompt(processor: Any, question: str, images: int, model: Any = None) -> str:
     """The text for a processor: its chat template around the images and the question, else a plain one.

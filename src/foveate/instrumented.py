@@ -129,39 +129,46 @@ class InstrumentedModel:
     def _routed(self, name: str) -> Callable[..., Any]:
         original = self.originals[name]
 
-        @untraced
-        def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Attachment | None, Delivery | None, bool]:
-            """The pruner that applies, or the running call that this is part of; whether it is apart from all."""
-            delivery = running(self.family)
-            given = bind(original, args, kwargs) if args else kwargs
-            if delivery is not None and delivery.holds(given, whole=name == "generate"):
-                return None, delivery, name == "generate"
-            if not self.patches.users:
-                self._refuse_late(name, kwargs)
-                return None, None, False
-            attachment = self.current()
-            return attachment, None, attachment is not None or delivery is not None
-
-        @untraced
-        def apart(
-            attachment: Attachment | None, delivery: Delivery | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> Any:
-            with outside() if delivery is None else assisting(delivery):
-                if attachment is None:
-                    return original(*args, **kwargs)
-                return self._prune(name, attachment, *args, **kwargs)
-
         # generate() inspects forward's signature; what torch.compile left on it is not true of this one
         @functools.wraps(original, updated=())
         def routed(*args: Any, **kwargs: Any) -> Any:
-            attachment, delivery, other = asked(args, kwargs)
+            attachment, delivery, other = self._asked(name, args, kwargs)
             if other:
-                return apart(attachment, delivery, args, kwargs)
+                return self._apart(name, attachment, delivery, args, kwargs)
             if delivery is not None:
                 kwargs = fill_mask(delivery, kwargs)
             return original(*args, **kwargs)
 
         return routed
+
+    @untraced
+    def _asked(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Attachment | None, Delivery | None, bool]:
+        """The pruner that applies, or the running call that this is part of; whether it is apart from all."""
+        delivery = running(self.family)
+        given = bind(self.originals[name], args, kwargs) if args else kwargs
+        if delivery is not None and delivery.holds(given, whole=name == "generate"):
+            return None, delivery, name == "generate"
+        if not self.patches.users:
+            self._refuse_late(name, kwargs)
+            return None, None, False
+        attachment = self.current()
+        return attachment, None, attachment is not None or delivery is not None
+
+    @untraced
+    def _apart(
+        self,
+        name: str,
+        attachment: Attachment | None,
+        delivery: Delivery | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        with outside() if delivery is None else assisting(delivery):
+            if attachment is None:
+                return self.originals[name](*args, **kwargs)
+            return self._prune(name, attachment, *args, **kwargs)
 
     def _refuse_late(self, name: str, kwargs: Mapping[str, Any]) -> None:
         """Raises RuntimeError when what is called was taken from a model under a pruner that is off by now."""
@@ -176,28 +183,28 @@ class InstrumentedModel:
     def _guarded(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The inner model's forward, which would quietly see everything if it were called directly."""
 
-        @untraced
-        def check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            if not self.patches.users:
-                return
-            given = bind(forward, args, kwargs) if args else kwargs
-            delivery = running(self.family)
-            if delivery is not None and delivery.holds(given):
-                return
-            images = any(self.family.has(given, kind) for kind in self.features) or given.get("mm_encoder_outputs")
-            if images and self.current() is not None:
-                raise ValueError(
-                    f"{type(self.family.base).__name__}.forward was called directly, under a pruner that works on the "
-                    "whole model: call model(..., output_hidden_states=True), whose hidden states are those of the "
-                    "shortened prompt, or leave the pruner off"
-                )
-
         @functools.wraps(forward, updated=())
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            check(args, kwargs)
+            self._check_inner(forward, args, kwargs)
             return forward(*args, **kwargs)
 
         return guarded
+
+    @untraced
+    def _check_inner(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not self.patches.users:
+            return
+        given = bind(forward, args, kwargs) if args else kwargs
+        delivery = running(self.family)
+        if delivery is not None and delivery.holds(given):
+            return
+        images = any(self.family.has(given, kind) for kind in self.features) or given.get("mm_encoder_outputs")
+        if images and self.current() is not None:
+            raise ValueError(
+                f"{type(self.family.base).__name__}.forward was called directly, under a pruner that works on the "
+                "whole model: call model(..., output_hidden_states=True), whose hidden states are those of the "
+                "shortened prompt, or leave the pruner off"
+            )
 
     def _shown(self, name: str, seen: str) -> Callable[..., Any]:
         """What generate makes its processors or criteria with: inside a pruned call, they see the long prompt."""

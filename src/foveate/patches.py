@@ -5,15 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 
-@dataclass(frozen=True)
-class Patch:
+class Patch(NamedTuple):
     """An attribute to put on an object."""
 
     owner: Any
@@ -21,8 +20,7 @@ class Patch:
     value: Any
 
 
-@dataclass(frozen=True)
-class _Before:
+class _Before(NamedTuple):
     """What an object itself had under a name."""
 
     patch: Patch
@@ -31,9 +29,27 @@ class _Before:
 
     def restore(self) -> None:
         if self.there:
-            setattr(self.patch.owner, self.patch.name, self.value)
+            _set(self.patch.owner, self.patch.name, self.value)
         elif self.patch.name in vars(self.patch.owner):
-            delattr(self.patch.owner, self.patch.name)
+            _delete(self.patch.owner, self.patch.name)
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    """``setattr``, past torch's, which looks through parameters, buffers and modules first."""
+    kind: Any = type(owner)
+    if kind.__setattr__ is nn.Module.__setattr__ and not issubclass(type(value), (nn.Module, torch.Tensor)):
+        object.__setattr__(owner, name, value)
+    else:
+        setattr(owner, name, value)
+
+
+def _delete(owner: Any, name: str) -> None:
+    """``delattr`` of what is in ``vars``, likewise."""
+    kind: Any = type(owner)
+    if kind.__delattr__ is nn.Module.__delattr__:
+        object.__delattr__(owner, name)
+    else:
+        delattr(owner, name)
 
 
 # By (id of an owner, name): the group that has it. Groups hold their owners, so no id is used twice meanwhile. Both are
@@ -148,7 +164,7 @@ class Patches:
             )
         # Written down first: were the next line interrupted, undoing would still find it.
         self._before.append(_Before(patch, patch.name in own, own.get(patch.name)))
-        setattr(patch.owner, patch.name, patch.value)
+        _set(patch.owner, patch.name, patch.value)
 
     def _take_off(self) -> None:
         while self._before:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import cycle
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from foveate.arguments import IGNORED, bind, cache_in, infer_mask, refuse_generation, unshifted
+from foveate.crops import route
 from foveate.delivery import Delivery, delivering, features_alone, outside
 from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request
-from foveate.models.view_store import Views, ViewStore, among
+from foveate.models.view_store import Views, ViewStore
 from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
 from foveate.pruners.base import Method
@@ -171,28 +171,11 @@ class PrunedCall(ABC, Generic[_Method]):
     def route(self, located: Located, guide: Guide | None) -> Located:
         """Every image with the tokens of what was encoded of it: the base view, and the crops that were chosen for its
         question, which are encoded here as far as they are not yet."""
-        crops, views = self.options.routed, self.views
-        if crops is None or views is None:
+        if self.options.routed is None or self.views is None:
             return located
-        pictures = cycle(range(len(views.pictures)))  # in a session, every prompt is about all of them
-        numbers = [next(pictures) if image.kind == "image" else None for image, _ in located]
-        with torch.no_grad():
-            weights = [
-                None
-                if number is None or views.bases[number].whole is None
-                else crops.weighed(views.bases[number], *self._asked(guide, image, span))
-                for number, (image, span) in zip(numbers, located, strict=True)
-            ]
-            chosen = [(0, *some) for some in crops.chosen(weights)]
-        wanted: list[set[int]] = [set() for _ in views.pictures]
-        for number, some in zip(numbers, chosen, strict=True):
-            if number is not None:
-                wanted[number].update(some)
-        known = views.need([some & set(range(len(of))) for some, of in zip(wanted, views.pictures, strict=True)])
-        return [
-            (image if number is None else among(known[number], some), span)
-            for number, (image, span), some in zip(numbers, located, chosen, strict=True)
-        ]
+        asked = partial(self._asked, guide)
+        images = route(self.options.routed, self.views, located, asked)
+        return [(image, span) for image, (_, span) in zip(images, located, strict=True)]
 
     def _asked(self, guide: Guide | None, image: EncodedImage, span: ImageSpan) -> tuple[TextTokens | None, Any]:
         """The guiding text's embeddings and ids, as far as the method counts them; None where there is none."""
@@ -216,9 +199,10 @@ class PrunedCall(ABC, Generic[_Method]):
         answer = torch.zeros_like(text)
         if labels is not None:
             answer[:, -labels.shape[1] :] = labels.cpu() != IGNORED
-        turns = Turns(special=self.family.special_token_ids)
         if self.pruner.text_span == "turn":
             turns = self.options.turns(self.family)
+        else:
+            turns = Turns(special=self.family.special_token_ids)
         return Guide(prompt.ids, text, turns, self.pruner.text_span, answer)
 
     def text_tokens(self, guide: Guide, image: EncodedImage, span: ImageSpan) -> TextTokens:

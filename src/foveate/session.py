@@ -13,20 +13,19 @@ from torch import Tensor
 from foveate.asking_again import AskAgain
 from foveate.attachment import check_model
 from foveate.crops import Crops
-from foveate.inputs import image_mark, input_device, picture_list, process, question_prompt
+from foveate.inputs import PROBE, image_mark, input_device, picture_list, process, question_prompt
 from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
 from foveate.models.view_store import Views, ViewStore
 from foveate.options import Options
+from foveate.pixels import resized, warn_fixed
 from foveate.pruners.base import Method
 from foveate.pruners.uniform import Uniform
 from foveate.stateless import run
 from foveate.tokens import Selection
 from foveate.turns import adds_special_tokens
 
-PROBE = "?"
-"""A question that only shows what a processor makes of a prompt."""
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """What a processor gives with one entry per prompt token."""
 
@@ -73,7 +72,7 @@ class Session:
 
     Args:
         model, processor: as given to ``look``.
-        pictures: the images, as given.
+        pictures: the images as the processor sees them: as given, or resized.
         views: the same, encoded (Gemma 3: with pan-and-scan, its crops too), or as far as questions have asked for.
         inputs: what the processor made of a probe prompt with them, pixels included.
         layout, crops: see ``foveate.attach``.
@@ -94,7 +93,7 @@ class Session:
         self.pictures = pictures
         self.layout = layout
         self.crops = crops
-        self._views = views
+        self.views = views
         family = family_for(model)
         self._token = family.image_token_id
         # The features are delivered; the model only asks how many images there are, and how they are shaped.
@@ -108,7 +107,7 @@ class Session:
     @property
     def images(self) -> Sequence[EncodedImage]:
         """The pictures after the vision tower; with ``crops``, what is not encoded yet is zero."""
-        return self._views.images
+        return self.views.images
 
     @staticmethod
     def _equals(inputs: Mapping[str, Tensor], written: Callable[[], Mapping[str, Tensor]]) -> bool:
@@ -175,7 +174,7 @@ class Session:
             "return_dict_in_generate": False,
             **generate_options,
         }
-        call, sequences = run(self.model, pruner, options, (), arguments, self._views)
+        call, sequences = run(self.model, pruner, options, (), arguments, self.views)
         call.mirror()
         if len(sequences) != len(questions):
             raise ValueError("num_return_sequences must be 1 in a session: one answer per question")
@@ -239,6 +238,7 @@ def look(
     *,
     layout: Layout = "stock",
     crops: Crops | float | int | str | None = None,
+    pixels: float | int | str | None = None,
 ) -> Session:
     """Runs the vision tower over one or several images and keeps what it gave, so that many questions can be asked.
 
@@ -248,23 +248,28 @@ def look(
         images: PIL images, in the order they shall stand in the prompt.
         layout: see ``foveate.attach``.
         crops: likewise: only the base view is encoded now, and a crop when a question first asks for it.
+        pixels: how large the images are when the processor sees them, see ``foveate.Pixels``; default as they are.
 
     Returns:
         A session; its answers equal those of separate calls.
 
     Raises:
-        ValueError: no image, an unknown family, or a model that cannot be pruned faithfully.
+        ValueError: no image, an unknown family, a model that cannot be pruned faithfully, or no such ``pixels``.
         TypeError: what is handed over is no model, no processor or no picture; the message says what to write.
     """
     check_model(model)
     if hasattr(processor, "generate"):
         raise TypeError("expected the model's processor, got a model: look(model, processor, images)")
     pictures = picture_list(images)
+    if pixels is not None:
+        pictures = resized(pictures, pixels, model, processor)
     inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures), model)], pictures)
     ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     with looking_through(model) as instrumented, torch.no_grad():
         options = Options(layout=layout, crops=crops)
         options.check(instrumented.family)
+        if pixels is not None:
+            warn_fixed(instrumented.family)
         prompt = torch.where(mask, ids, -1)
 
         def encode(store: ViewStore | None = None) -> Sequence[EncodedImage]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from foveate.crops import encoded_tokens
+from foveate.painting import faded, missing, painted, striped
 from foveate.pruners.base import SALIENCY, TEXT_TO_IMAGE
 from foveate.tokens import Selection
 
@@ -28,6 +30,7 @@ MAX_ASPECT = 5.0
 """A longer picture is stretched to this in figures, so that there is something to see."""
 DIM = 0.75
 MAGMA = "magma"
+NOT_ENCODED = "not encoded"
 
 
 def overlay(
@@ -35,11 +38,13 @@ def overlay(
 ) -> Image.Image:
     """The picture with kept patches clear and the others faded under a light veil.
 
+    Where a crop was not encoded there are grey stripes: nothing was there to be kept or dropped.
+
     Args:
         image: the picture the selection was made on, upright, any size.
         selection: what stays of it.
         views: show only patches of these views (0 is the base view, crops follow); default all. A spot is clear when
-            any of these views keeps a patch over it.
+            any of these views keeps a patch over it, striped where none does and one was not encoded.
         dim: how far the others fade, in [0, 1].
 
     Returns:
@@ -53,7 +58,7 @@ def overlay(
     known = len(selection.geometry.grids)
     if views is not None and not all(0 <= view < known for view in views):
         raise ValueError(f"views {list(views)} are not among the {known} of this image")
-    return _faded(image.convert("RGB"), image.size, selection, views, dim)
+    return faded(image.convert("RGB"), image.size, selection, views, dim)
 
 
 def figure(
@@ -67,7 +72,7 @@ def figure(
     """Kept patches and the maps behind the choice: a row for the base view and one for the crops, for every image.
 
     A map has one colour scale over all views, as the method compared them. Scores that the method did not read have no
-    panel.
+    panel. Crops that were not encoded are striped, and say so.
 
     Args:
         images: the pictures, upright.
@@ -141,17 +146,22 @@ def check_path(path: str | os.PathLike[str]) -> None:
 def _draw(block: SubFigure, picture: Image.Image, selection: Selection, columns: int) -> None:
     small = _shown(picture)
     rows = _rows(selection)
+    encoded = None if selection.encoded is None else selection.encoded.cpu().numpy()
     grid = block.subplots(len(rows), columns, squeeze=False)
     for line, (label, views) in zip(grid, rows, strict=True):
         kept = int(np.isin(selection.view.cpu().numpy(), views).sum())
-        total = int(np.isin(selection.geometry.view.cpu().numpy(), views).sum())
-        line[0].imshow(np.asarray(_faded(small, picture.size, selection, views, DIM)))
-        _frame(line[0], f"{label}: {kept} of {total} kept")
+        among = np.isin(selection.geometry.view.cpu().numpy(), views)
+        counted = f"{kept} of {int(among.sum())} kept"
+        counted += "" if encoded is None else f", {int((among & encoded).sum())} encoded"
+        line[0].imshow(np.asarray(faded(small, picture.size, selection, views, DIM)))
+        _namemissing(line[0], small, picture.size, selection, views)
+        _frame(line[0], f"{label}: {counted}")
         for axes in line[1 + len(selection.scores) :]:
             axes.set_axis_off()
         for axes, (name, score) in zip(line[1:], selection.scores.items(), strict=False):
             values = score.detach().float().cpu().numpy()
             _draw_map(axes, small, picture.size, selection, values, views)
+            _namemissing(axes, small, picture.size, selection, views)
             _frame(axes, f"{MAP_TITLES.get(name, name.replace('_', ' '))}, {label}")
 
 
@@ -167,14 +177,17 @@ def _draw_map(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))  # NaN: not encoded
+    known = values[~np.isnan(values)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     # Attention spans orders of magnitude: on a linear scale all but the peaks would be black.
     norm = PowerNorm(0.5, vmin=low, vmax=high if high > low else low + 1.0)
-    painted = _paint(selection, values, original, small.size, views)
-    seen = ~np.isnan(painted)
-    colours = colormaps[MAGMA](np.asarray(norm(np.where(seen, painted, low))))[..., :3]
+    values = painted(selection, values, original, small.size, views)
+    seen = ~np.isnan(values)
+    colours = colormaps[MAGMA](np.asarray(norm(np.where(seen, values, low))))[..., :3]
     grey = np.asarray(small.convert("L"), dtype=np.float32)[..., None] / 255.0
-    axes.imshow(np.where(seen[..., None], 0.8 * colours + 0.2 * grey, 1.0))
+    absent = missing(selection, original, small.size, views)
+    around = np.where(absent[..., None], striped(np.asarray(small, dtype=np.float32)) / 255.0, 1.0)
+    axes.imshow(np.where(seen[..., None], 0.8 * colours + 0.2 * grey, around))
     bar = axes.figure.colorbar(ScalarMappable(norm, MAGMA), ax=axes, fraction=0.04, pad=0.015)
     marks = sorted({low, low + (high - low) / 4, high})
     bar.set_ticks(marks, labels=[f"{mark:.1g}" for mark in marks])
@@ -209,49 +222,30 @@ def _shown(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB").resize(size, method or Image.Resampling.BICUBIC)
 
 
-def _faded(
-    shown: Image.Image,
-    original: tuple[int, int],
-    selection: Selection,
-    views: Sequence[int] | None,
-    dim: float,
-) -> Image.Image:
-    kept = selection.mask().cpu().numpy().astype(np.float32)
-    clear = np.nan_to_num(_paint(selection, kept, original, shown.size, views)) > 0
-    pixels = np.asarray(shown, dtype=np.float32)
-    veil = 0.4 * pixels.mean(axis=2, keepdims=True) + 150.0  # light, so that the edge shows in dark pictures too
-    mixed = np.where(clear[..., None], pixels, (1 - dim) * pixels + dim * veil)
-    return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
-
-
-def _paint(
-    selection: Selection,
-    values: np.ndarray,
-    original: tuple[int, int],
-    size: tuple[int, int],
-    views: Sequence[int] | None,
-) -> np.ndarray:
-    """(height, width) of ``size``: each patch's value over its box, the largest where boxes overlap, NaN where none is.
-
-    ``original`` and ``size`` are (width, height): boxes are those of the original picture, drawn at another size.
-    """
-    width, height = size
+def _namemissing(
+    axes: Axes, small: Image.Image, original: tuple[int, int], selection: Selection, views: Sequence[int]
+) -> None:
+    """Says "not encoded" in the middle of every view that was not."""
+    if selection.encoded is None:
+        return
     boxes = selection.geometry.boxes_in(original[1], original[0]).cpu().numpy()
-    # Neighbours share an edge and so its rounding: no gaps, no overlaps.
-    edges = np.rint(boxes * ([width / original[0], height / original[1]] * 2)).astype(int)
-    edges = edges.clip(0, [width, height, width, height])
-    painted = np.full((height, width), np.nan, dtype=np.float32)
+    boxes = boxes * ([small.width / original[0], small.height / original[1]] * 2)
     view = selection.geometry.view.cpu().numpy()
-    for place in np.flatnonzero(np.ones_like(view) if views is None else np.isin(view, views)):
-        x0, y0, x1, y1 = edges[place]
-        spot = painted[y0:y1, x0:x1]
-        np.fmax(spot, values[place], out=spot)
-    return painted
+    for number in sorted(set(views) - set(selection.encoded_views)):
+        ours = boxes[view == number]
+        if len(ours):
+            middle = (ours[:, :2].min(0) + ours[:, 2:].max(0)) / 2
+            style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "boxstyle": "round,pad=0.2"}
+            x, y = map(float, middle)
+            axes.text(x, y, NOT_ENCODED, fontsize=6.5, color="#333333", ha="center", va="center", bbox=style)
 
 
-def _count(selections: Sequence[Selection]) -> str:
+def _count(selections: Sequence[Selection], method: str | None = None) -> str:
     kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
-    return f"{kept} of {total} visual tokens kept ({100 * kept / total:.3g} %)"
+    told = f"{kept} of {total} visual tokens kept ({100 * kept / total:.3g} %){f' by {method}' if method else ''}"
+    if any(selection.encoded is not None for selection in selections):
+        told += f", {sum(map(encoded_tokens, selections))} encoded"
+    return told
 
 
 def _title(
@@ -262,7 +256,7 @@ def _title(
         parts.append(f"Q: {question}")
     if answer is not None:
         parts.append(f"A: {answer or '(empty)'}")
-    parts.append(_count(selections) + (f" by {method}" if method else ""))
+    parts.append(_count(selections, method))
     # A dollar sign would start matplotlib's mathematics.
     lines = [line for part in parts for line in textwrap.wrap(part, letters)[:4]]
     return "\n".join(lines).replace("$", r"\$")

@@ -3,82 +3,15 @@
 from __future__ import annotations
 
 import math
-import numbers
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.functional import Weights, merged
 from foveate.functional.merge import spread
-
-
-@dataclass(frozen=True)
-class Keep:
-    """How much of an image stays: a fraction of its patch tokens, or a number of tokens.
-
-    Args:
-        value: a float in (0, 1], the fraction of each image's patch tokens; or an int >= 1, tokens per image.
-            ``1.0`` keeps everything, ``1`` keeps a single token. A numpy scalar counts as what it prints as:
-            ``np.float32(0.1)`` is 0.1.
-
-    Raises:
-        TypeError: ``value`` is no number (bool and arrays included).
-        ValueError: ``value`` is NaN, infinite, zero, negative, or a fraction above 1.
-    """
-
-    value: float | int
-
-    def __post_init__(self) -> None:
-        value = self.value
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            # Of what may print as pages (a tensor, a model), the type says enough.
-            shown = f"{reprlib.repr(value)}, a " if isinstance(value, (str, bytes, bool)) else ""
-            instead = "write keep=0.1, say"
-            if isinstance(value, str) and value == "auto":
-                instead = 'that is foveate.Auto(method), or foveate.get_pruner("cover", keep="auto")'
-            raise TypeError(
-                f"keep must be a float in (0, 1] or an int >= 1 (tokens per image), got {shown}{type(value).__name__}: "
-                f"{instead}"
-            )
-        if isinstance(value, numbers.Integral):
-            if value < 1:
-                raise ValueError(f"keep={value} keeps no token: give an int >= 1 or a float in (0, 1]")
-            object.__setattr__(self, "value", int(value))
-            return
-        # In single precision 0.1 is a hair more, and a hair more of 1000 tokens would be 101.
-        number = float(str(value)) if isinstance(value, np.floating) else float(value)
-        if not 0.0 < number <= 1.0:  # NaN fails both comparisons
-            raise ValueError(
-                f"keep={value!r} is no fraction of an image's tokens: give a float in (0, 1], "
-                "or an int for tokens per image"
-            )
-        object.__setattr__(self, "value", number)
-
-    def budget(self, tokens: int) -> int:
-        """Tokens kept out of ``tokens``: ``max(1, ceil(keep * tokens))`` or the int, never above ``tokens``.
-
-        Raises:
-            ValueError: ``tokens`` < 1.
-        """
-        if tokens < 1:
-            raise ValueError(f"an image without patch tokens (got {tokens}) leaves nothing to keep")
-        if isinstance(self.value, int):
-            return min(self.value, tokens)
-        # 0.55 * 100 is 55.00000000000001 in binary: without the guard, ceil would keep a token too many.
-        return min(max(1, math.ceil(self.value * tokens - 1e-9)), tokens)
-
-    def exceeds(self, other: Keep) -> bool:
-        """Whether it keeps more. Nothing exceeds all tokens, and a single token nothing; else a fraction and a number
-        of tokens cannot be compared, and count as exceeding each other."""
-        if type(self.value) is type(other.value):
-            return self.value > other.value
-        if isinstance(self.value, int) and self.value == 1:
-            return False
-        return not (isinstance(other.value, float) and other.value == 1.0)
+from foveate.keep import Keep as Keep
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +42,8 @@ class Geometry:
 
     def to(self, device: torch.device) -> Geometry:
         """The same on another device; nothing waits for a copy to an accelerator."""
+        if all(place.device == device for place in (self.view, self.row, self.column, self.boxes)):
+            return self
         view, row, column = (on_device(place, device) for place in (self.view, self.row, self.column))
         return replace(self, view=view, row=row, column=column, boxes=on_device(self.boxes, device))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import transformers
@@ -20,6 +21,7 @@ TESTED = f">={LOWEST},<{_SERIES.major}.{_SERIES.minor + 1}"
 _warned: set[str] = set()
 
 
+@functools.cache
 def is_tested(version: str) -> bool:
     """Whether a transformers version lies in the tested range.
 

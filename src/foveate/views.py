@@ -38,7 +38,8 @@ class PromptView:
         if self.short_ids is self.ids:
             return sequences
         prompt = self.ids.to(sequences.device, sequences.dtype)
-        prompt = prompt.repeat_interleave(sequences.shape[0] // len(prompt), dim=0)
+        if len(sequences) != len(prompt):
+            prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
         return torch.cat([prompt, sequences[:, self.short_ids.shape[1] :]], dim=1)
 
     def lengthened(self, config: Any) -> Any:

@@ -126,13 +126,13 @@ def test_a_kill_loses_nothing_and_a_rerun_repeats_nothing(loaded, suite, tmp_pat
 
 def test_a_finished_run_looks_at_no_picture(loaded, suite, tmp_path, monkeypatch):
     first = ask(loaded, suite, tmp_path / "out")
-    monkeypatch.setattr(runner, "look", lambda *args: pytest.fail("looked again"))
+    monkeypatch.setattr(runner, "look", lambda *args, **options: pytest.fail("looked again"))
     assert ask(loaded, suite, tmp_path / "out") == first
 
 
 def test_the_vision_tower_runs_once_per_picture(loaded, suite, tmp_path, monkeypatch):
     looked = []
-    monkeypatch.setattr(runner, "look", lambda *args: looked.append(1) or foveate.look(*args))
+    monkeypatch.setattr(runner, "look", lambda *args, **options: looked.append(1) or foveate.look(*args, **options))
     ask(loaded, suite, tmp_path / "out")
     assert len(looked) == 2
 

@@ -84,12 +84,12 @@ def test_tokens_are_counted_as_with_transformers(items: tuple[Path, list[Questio
     asker = made.asker(items[0], True)
     # Nothing said yet how many patches there are: one short question does.
     answers, milliseconds = asker.ask(items[1], foveate.AdaFV(keep=0.25), 8)
-    assert answers == [("yes", 80, 320)] * 2 and milliseconds > 0
+    assert answers == [("yes", 80, 320, None)] * 2 and milliseconds > 0
     assert made.llm.asked == [
         ({"keep": 0.25, "method": "adafv"}, 8), ({"keep": 0.25, "method": "adafv"}, 8), ({"keep": 1.0}, 1)
     ]  # fmt: skip
-    assert asker.ask(items[1], foveate.Uniform(keep=1.0), 8)[0] == [("yes", 320, 320)] * 2
-    assert asker.ask(items[1], foveate.AdaFV(keep=16), 8)[0] == [("yes", 16, 320)] * 2
+    assert asker.ask(items[1], foveate.Uniform(keep=1.0), 8)[0] == [("yes", 320, 320, None)] * 2
+    assert asker.ask(items[1], foveate.AdaFV(keep=16), 8)[0] == [("yes", 16, 320, None)] * 2
     assert len(made.llm.asked) == 7
 
 
@@ -105,6 +105,8 @@ def test_options_that_no_request_can_carry_are_refused() -> None:
     for pruner in (foveate.AdaFV(keep=0.1, text_span="prompt"), foveate.get_pruner("saliency", keep=0.1)):
         with pytest.raises(ValueError, match="mine: a request to vLLM carries a method's name"):
             made.require("mine", [pruner])
+    with pytest.raises(ValueError, match=r"crops:adafv: here vLLM encodes every crop"):
+        made.require("crops:adafv", [factory("crops:adafv")(0.1, 0)])
 
 
 def call(*words: Any) -> Any:
@@ -119,6 +121,8 @@ def test_the_command_refuses_before_anything_is_drawn(tmp_path: Path, monkeypatc
     assert "go with --engine vllm" in call("--out", out, "--", "--enforce-eager")
     assert "between the layers" in call("--engine", "vllm", "--methods", "fastv", "--out", out)
     assert "carry no seed" in call("--engine", "vllm", "--methods", "adafv,random", "--out", out)
+    for crops in (["--methods", "crops:amount=0.5:adafv"], ["--methods", "adafv", "--crops", 0.5], ["--crops", "1,0"]):
+        assert "vLLM encodes every crop" in call("--engine", "vllm", *crops, "--out", out).replace("\n", " ")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert "without accelerate launch" in call("--engine", "vllm", "--out", out)

@@ -96,7 +96,7 @@ def test_step_by_step_as_at_once(inputs, monkeypatch):
     for budget in (1, 7, 29):
         for mass in (0.2, 0.9):
             at_once = focus_scan_refine(features, relevance, saliency, budget, mass=mass)
-            monkeypatch.setattr("foveate.functional.focus._may_look", lambda _: False)
+            monkeypatch.setattr("foveate.functional.focus.may_look", lambda _: False)
             step_by_step = focus_scan_refine(features, relevance, saliency, budget, mass=mass)
             monkeypatch.undo()
             assert torch.equal(at_once[0], step_by_step[0]) and torch.equal(at_once[3], step_by_step[3])

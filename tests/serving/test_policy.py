@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from foveate import serving
-from foveate.serving.policy import CONFIG_KEY, Policy, Wish
+from foveate.pixels import Pixels
+from foveate.serving.policy import AS_IT_IS, CONFIG_KEY, Policy, Wish
 from foveate.serving.server import parse_options, require_vllm
 from foveate.serving.versions import OVERRIDE, TESTED, require_tested
 from foveate.tokens import Keep
@@ -93,6 +95,29 @@ def test_what_a_request_asks_for():
             policy.wish(asks)
 
 
+def test_pixels_of_a_request():
+    policy = Policy("adafv", 0.2, pixels=0.5)
+    assert policy.wish({}).pixels == Pixels(0.5) and policy.wish({"pixels": 1}).pixels == AS_IT_IS
+    assert policy.wish({"pixels": 0.1}).pixels == Pixels(0.1) and policy.wish({"pixels": 10**7}).pixels.value == 10**7
+    assert Policy().wish(None).pixels == AS_IT_IS and Policy(pixels=500_000).wish({}).pixels.value == 500_000
+    assert Policy(pixels=4.0).wish({"pixels": 3.5}).pixels.value == 3.5
+    for server, asks, error in (
+        (1.0, 1.01, "up to 1,"), (0.5, 2.0, "up to 1,"), (500_000, 1.5, "up to 1,"), (4.0, 4.5, "up to 4,"),
+        (1.0, "auto", "looks at a picture with the encoder"), (1.0, 0, "a number of pixels"), (1.0, -0.5, "no scale"),
+        (1.0, float("nan"), "no scale"), (1.0, True, "got True"), (1.0, None, "got None"), (1.0, "half", "unknown"),
+        (1.0, [0.5], "got list"), (1.0, 4, "written with a point"), (4.0, 17.0, "no scale"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=error):
+            Policy(pixels=server).wish({"pixels": asks})
+    for wrong in (0, 17.0, "auto", "half", True, None):
+        with pytest.raises(ValueError, match="pixels"):
+            Policy(pixels=wrong)
+    given = serving.options(keep=0.2, pixels=np.float32(0.5))
+    assert given[CONFIG_KEY] == {"method": "adafv", "keep": 0.2, "pixels": 0.5}
+    assert Policy.of(SimpleNamespace(**json.loads(json.dumps(given)))).pixels == 0.5
+    assert "pixels" not in serving.options()[CONFIG_KEY]
+
+
 def test_numbers_and_fractions_are_compared_by_the_image():
     few = Policy("adafv", 0.1, 0.25)
     few.require_allowed(Keep(25), 100)
@@ -110,7 +135,7 @@ def test_options_of_the_command():
     assert parse_options(["min_share=0.3", "text-span=prompt", "special_tokens=false"]) == {
         "min_share": 0.3, "text_span": "prompt", "special_tokens": False,
     }  # fmt: skip
-    for wrong in ("min_share", "=3", "keep=0.1", "stats=here"):
+    for wrong in ("min_share", "=3", "keep=0.1", "stats=here", "pixels=0.5"):
         with pytest.raises(ValueError, match="--option"):
             parse_options([wrong])
 

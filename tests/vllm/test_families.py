@@ -30,6 +30,7 @@ BLOCK, CHUNK = 32, 24
 METHODS = [("adafv", 0.25), ("adafv", 0.1), ("adafv", 5), ("saliency", 0.1), ("visionzip", 0.25),
            ("cover", 0.2), ("merged:centered:cdpruner", 0.25)]  # fmt: skip
 CHUNKED = ["llava_next-siglip", "qwen2_5_vl", "qwen3_vl"]
+CROPPED = ["llava_next-siglip", "llava_onevision", "internvl"]
 SHARED = ["llava-clip", "qwen2_5_vl"]
 OPTIONS: dict[str, Any] = {
     "limit_mm_per_prompt": {"image": 3, "video": 0},
@@ -118,7 +119,7 @@ class Served:
     processor: Any
     engine: Engine
 
-    def expected(self, case: Case, method: str | None, keep: float | int = 1.0) -> Answer:
+    def expected(self, case: Case, method: str | None, keep: float | int = 1.0, crops: Any = None) -> Answer:
         inputs = self.processor(
             images=case.images, text=case.text(self.processor), return_tensors="pt", add_special_tokens=False
         )
@@ -126,7 +127,7 @@ class Served:
         attached: Any = contextlib.nullcontext()
         if method is not None:
             pruner = foveate.get_pruner(method, keep=keep)
-            attached = pruner(self.model)
+            attached = pruner(self.model, crops=crops)
         with torch.no_grad(), attached:
             output = self.model.generate(
                 **inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=None,
@@ -187,11 +188,20 @@ def forget(llm: Any, mib: int | None = None) -> None:
     if mib is not None:
         ours.cache = FeatureCache(mib << 20, ours.device)
     ours.cache.hits = ours.cache.misses = 0
+    ours.counters.values[:] = 0
 
 
 def lookups(llm: Any) -> tuple[int, int]:
     """(hits, misses) of the features' cache."""
     return embedder(llm).cache.hits, embedder(llm).cache.misses
+
+
+def count_views(llm: Any) -> tuple[int, int]:
+    """Views that were encoded and found encoded since the last ``forget``, for requests that choose among crops."""
+    from foveate.serving.metrics import WORKER
+
+    values = dict(zip(WORKER, embedder(llm).counters.values.tolist(), strict=True))
+    return int(values["views_encoded"]), int(values["views_cached"])
 
 
 def break_next(llm: Any) -> None:
@@ -304,6 +314,62 @@ def test_pruned(family: Served, method: str, keep: float | int) -> None:
     assert family.engine.call(seen) == chosen
     assert by_case["first"] == by_case["one"]  # wherever the question stands
     assert len(chosen) > len(CASES)  # one for each picture, where not two small ones keep the same
+
+
+CROPS = [("adafv", 0.1, 0.5), ("cover", 0.1, 1), ("saliency", 0.1, "0.5:by=text"), ("visionzip", 4, "auto:share=0.5"),
+         ("merged:centered:cdpruner", 0.1, "2:by=saliency"), ("adafv", 0.1, "1:by=random")]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CROPPED)
+def cropped(request: pytest.FixtureRequest, folders: Any, processes: dict[bool, Process]) -> Served:
+    return serve(request.param, folders(request.param), processes[True])
+
+
+@pytest.mark.parametrize("method, keep, crops", CROPS)
+def test_crops(cropped: Served, method: str, keep: float | int, crops: Any) -> None:
+    """As with transformers, the base view and some crops are encoded, and tokens are chosen among theirs."""
+    cropped.engine.call(forget)
+    asks = {"keep": keep, "method": method, "crops": crops}
+    chosen = set()
+    for one, case in zip(cropped.ask(list(CASES.values()), asks), CASES.values(), strict=True):
+        answer = cropped.expected(case, method, keep, crops)
+        agree(one, answer)
+        chosen |= {(method, keep, indices) for indices in answer.chosen}
+    assert cropped.engine.call(seen) == chosen
+    whole = {(method, keep, one) for case in CASES.values() for one in cropped.expected(case, method, keep).chosen}
+    assert chosen != whole  # it makes a difference
+
+
+def test_crops_are_encoded_once(cropped: Served) -> None:
+    """A second question about a picture encodes what the first did not need, and a third nothing any more."""
+    cropped.engine.call(forget)
+    views = cropped.engine.call(count_views)
+    assert views == (0, 0)
+    pictures = CASES["one"].pictures
+    crops = 0
+    for number, question in enumerate((CARD, CAT, SIGN, CARD + " " + SIGN)):
+        case = Case(pictures, (user("", question),))
+        agree(*cropped.ask([case], {"keep": 0.1, "crops": 1}), cropped.expected(case, "adafv", 0.1, 1))  # type: ignore[call-arg]
+        encoded, cached = cropped.engine.call(count_views)
+        assert encoded <= 2 + number  # the base view, and a crop a question at most
+        assert (cached > 0) == (number > 0)
+        crops = encoded
+    assert crops >= 2
+    case = Case(pictures, (user("", SIGN + " " + CARD),))
+    agree(*cropped.ask([case], {"keep": 0.1, "crops": "all"}), cropped.expected(case, "adafv", 0.1))  # type: ignore[call-arg]
+
+
+def test_more_tokens_than_crops(cropped: Served) -> None:
+    """A budget that may exceed what is encoded is refused: the prompt is laid out before."""
+    with pytest.raises(RuntimeError, match="may be encoded"):
+        cropped.ask([CASES["one"]], {"keep": 0.9, "crops": 1})
+
+
+def test_no_crops_to_choose_from(family: Served) -> None:
+    if family.name in CROPPED:
+        pytest.skip("it has crops")
+    with pytest.raises(RuntimeError, match="does not cut a picture into crops"):
+        family.ask([CASES["one"]], {"keep": 0.2, "crops": 0.5})
 
 
 def test_profile(family: Served) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from PIL import Image
 from transformers import AutoProcessor
 
 from foveate import bundled, serving
@@ -169,9 +170,35 @@ def test_a_uuid_alone_stands_for_its_picture(engine, stock):
     assert engine.generate([prompt])[0].tokens == told.tokens  # the engine lives on
 
 
+def test_pictures_at_other_sizes(engine, stock):
+    """The same picture and question at several sizes, by hash and by UUID, with every cache warm: each as transformers
+    answers about the picture that Pillow has resized."""
+    picture = next(asked(1, seed=19))[0]
+    sizes = {0.25: 0.5, 30_000: (30_000 / (picture.width * picture.height)) ** 0.5, 1: 1, 0.04: 0.2}
+    engine.call(forget)
+    hits, misses = engine.call(counters)
+    answers = set()
+    for uuids in (None, ["a resized picture"]):
+        for number, (pixels, side) in enumerate(sizes.items()):
+            rounded = int if isinstance(pixels, int) else round
+            by_hand = (rounded(picture.width * side), rounded(picture.height * side))
+            small = picture.resize(by_hand, Image.Resampling.LANCZOS) if side != 1 else picture
+            expected = reference(*stock, [small], QUESTIONS[4], keeping("adafv", 0.2))
+            given = None if uuids and number else picture
+            asks = {"keep": 0.2, "pixels": pixels}
+            (told,) = engine.generate([Prompt(ids_of(stock[1], QUESTIONS[4]), [given], asks, uuids)])
+            assert (told.tokens, told.prompt) == expected, (uuids, pixels)
+            answers.add(expected)
+    later = engine.call(counters)
+    assert len(answers) > 1  # or sharing one identity would go unseen
+    assert later[1] - misses == 2 * len(sizes) and later[0] == hits  # no size's features were another's
+
+
 @pytest.mark.parametrize(
     ("asks", "error"),
     [
+        ({"pixels": 0}, "a number of pixels"), ({"pixels": "auto"}, "looks at a picture"), ({"pixels": 2.0}, "up to 1"),
+        ({"pixels": True}, "got True"), ({"pixels": "half"}, "unknown"),
         ({"keep": 1.5}, "no fraction"), ({"keep": float("nan")}, "no fraction"), ({"keep": True}, "keep must be"),
         ({"keep": None}, "keep must be"), ({"keep": "0.1"}, "keep must be"), ({"method": "uniform"}, "not served here"),
         ({"method": ["adafv"]}, "not served here"), ({"budget": 3}, "may set keep and method"),

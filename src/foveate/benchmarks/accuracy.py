@@ -12,6 +12,7 @@ from foveate.benchmarks.prefill import Report, Result
 from foveate.evaluation.plots import COLOURS
 from foveate.evaluation.runner import ALL, SETTINGS_FILE, fingerprint
 from foveate.evaluation.statistics import Estimate
+from foveate.resizing import NAME
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,8 @@ class Accuracies:
 
     def of(self, result: Result, group: str) -> Estimate | None:
         """The accuracy of one way of answering; None of bounds and baselines, and of what was not evaluated."""
-        names = {"stock": ALL, "foveate": result.method}
+        cut = f"crops:amount={result.crops}:" if result.crops else ""
+        names = {"stock": ALL, "foveate": f"{cut}{result.method}", "resize": NAME}
         keep = 1.0 if result.kind == "stock" else result.keep
         return self.figures.get((names.get(result.kind, ""), repr(keep), group))
 
@@ -60,7 +62,7 @@ def read(folder: Path, model: Any) -> Accuracies:
         model: what is measured.
 
     Raises:
-        ValueError: no results there, or those of another model.
+        ValueError: no results there, or those of another model or of resized pictures.
     """
     try:
         settings, report = (
@@ -70,6 +72,11 @@ def read(folder: Path, model: Any) -> Accuracies:
         raise ValueError(f"{folder} holds no results of foveate eval: {error}") from None
     if settings["model"] != fingerprint(model):
         raise ValueError(f"the results in {folder} are of another model ({settings.get('model_name')})")
+    if "pixels" in settings:
+        raise ValueError(
+            f"the results in {folder} are of pictures resized by pixels={settings['pixels']}, and times are measured "
+            "without: evaluate without --pixels"
+        )
     figures = {
         (one["method"], repr(one["keep"]), one["group"]): Estimate(
             *(one[key] for key in ("value", "low", "high", "count"))
@@ -118,11 +125,12 @@ def _draw(axes: Axes, report: Report, accuracies: Accuracies, group: str, keeps:
 
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     counted = ""
-    for number, method in enumerate(report.methods):
+    for number, method in enumerate([*report.methods, NAME]):
         points = [
             (one.ttft_ms, found.value, MARKERS[place % len(MARKERS)])
             for place, keep in enumerate(keeps)
-            if (one := report.find("foveate", keep, method)) and (found := accuracies.of(one, group))
+            if (one := report.find("resize", keep) if method == NAME else report.find("foveate", keep, method))
+            and (found := accuracies.of(one, group))
         ]
         if not points:
             continue

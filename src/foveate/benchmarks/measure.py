@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import sys
@@ -129,6 +130,13 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def release(device: torch.device) -> None:
+    """Gives back what the last model held, before the next one is made."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

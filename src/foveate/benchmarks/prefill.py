@@ -4,6 +4,9 @@ The *bound* is what no pruning before the language model can beat with the stock
 it, then the language model on a prompt of the kept length whose embeddings were put together beforehand; nothing is
 read, chosen or shortened. Where stock runs encoder layers whose output nobody reads and Foveate leaves them out, there
 is a *lean bound* beside it, whose tower leaves them out as well: what is above that one is Foveate's own work.
+
+Where only some crops are encoded, there is a *crops bound*: the base view and then as many crops through that tower,
+in two runs of it, since the base view is what says which; then the language model as before.
 """
 
 from __future__ import annotations
@@ -17,23 +20,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from foveate.benchmarks import baseline
+from foveate.benchmarks import baseline, stages
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
+from foveate.benchmarks.stages import Stages
 from foveate.compare import cache_bytes
+from foveate.crops import Crops
 from foveate.instrumented import looking_through
 from foveate.models import family_for
-from foveate.models.encoded import Request
+from foveate.models.encoded import EncodedImage, Request
+from foveate.models.view_store import Views, ViewStore
 from foveate.pruners import InsidePruner, Method, get_pruner, parse_method
 from foveate.tokens import Keep
 
-Kind = Literal["stock", "foveate", "bound", "lean-bound", "baseline"]
+Kind = Literal["stock", "foveate", "bound", "lean-bound", "crops-bound", "baseline", "resize"]
 
 TARGETED = 0.1
 """The budget that the targets are set for."""
 TIME_TARGET = 1.03
 """Time to the first token over the bound's, at most."""
+CROPS_TARGET = 0.75
+"""Time to the first token with the fewest crops over the bound with all of them, at most."""
 SPEEDUP_TARGET = 0.9
 """Speed-up of the first token, from all tokens to the budget, over the bound's own, at least."""
+STAGED = 3
+"""Runs of every case whose stages are timed, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class Result:
     """One way of answering. Times are medians of interleaved rounds, for the whole batch.
 
     Args:
-        kind: stock (nothing attached), foveate, bound, lean-bound (where it differs) or baseline.
+        kind: stock (nothing attached), foveate, bound, lean-bound (where it differs), crops-bound, baseline, or resize
+            (stock, on pictures so small that there are no more visual tokens than the budget says).
         method: of foveate and the baseline, else "".
         keep: the budget; 1.0 for all tokens.
         prompt_tokens: per sequence, that reached the language model; of methods inside it, its first layer.
@@ -55,6 +66,9 @@ class Result:
             for stock.
         over_stock: the same over stock.
         over_lean: the same over the lean bound of the same length; None where there is none.
+        crops: how many crops were encoded, as asked; "" for all.
+        over_crops: ``ttft_ms`` over the crops bound's of the same length and crops; None where there is none.
+        stages: where the time goes, in a run of its own; None for the baseline, which runs parts of the model alone.
     """
 
     kind: Kind
@@ -70,6 +84,12 @@ class Result:
     over_bound: float | None
     over_stock: float
     over_lean: float | None = None
+    stages: Stages | None = None
+    crops: str = ""
+    over_crops: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "stages": None if self.stages is None else self.stages.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,7 @@ class Report:
         keeps: in order; 1.0 among them.
         new_tokens: per answer.
         repeats: rounds behind each median.
+        crops: choices of crops beside all of them, in order.
     """
 
     results: Sequence[Result]
@@ -110,16 +131,18 @@ class Report:
     keeps: Sequence[float | int]
     new_tokens: int
     repeats: int
+    crops: Sequence[str] = ()
 
-    def find(self, kind: Kind, keep: float | int = 1.0, method: str = "") -> Result | None:
+    def find(self, kind: Kind, keep: float | int = 1.0, method: str = "", crops: str = "") -> Result | None:
         """The result of one case, None when it was not run."""
-        wanted = (kind, keep, method)
-        return next((one for one in self.results if (one.kind, one.keep, one.method) == wanted), None)
+        wanted = (kind, keep, method, crops)
+        return next((one for one in self.results if (one.kind, one.keep, one.method, one.crops) == wanted), None)
 
     def targets(self) -> list[Target]:
         """For every method at a tenth of the tokens: time over the bound, speed-up over the bound's; peak over stock.
 
-        Where a tenth was not measured, the smallest budget takes its place. Methods inside the language model have no
+        With crops left out: time over the bound of all crops, and over that of the chosen ones. Where a tenth was not
+        measured, the smallest budget takes its place. Methods inside the language model have no
         targets: their first layers run over all tokens.
         """
         found = []
@@ -147,6 +170,13 @@ class Report:
                 ),
                 Target(f"{method}: largest peak memory at any keep, over stock", memory / stock.peak_bytes, 1.0, True),
             ]  # fmt: skip
+            cut = [one for crops in self.crops if (one := self.find("foveate", few, method, crops)) is not None]
+            for one in cut:
+                assert one.over_bound is not None and one.over_crops is not None
+                name = f"{method}, crops {one.crops}: first token at keep {few:g}"
+                found.append(Target(f"{name}, over the crops bound", one.over_crops, TIME_TARGET, True))
+                if one is min(cut, key=lambda other: other.flops):
+                    found.append(Target(f"{name}, over the bound of all crops", one.over_bound, CROPS_TARGET, True))
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -154,7 +184,7 @@ class Report:
         return {
             "new_tokens": self.new_tokens,
             "repeats": self.repeats,
-            "results": [asdict(one) for one in self.results],
+            "results": [one.as_dict() for one in self.results],
             "targets": [{**asdict(one), "holds": one.holds} for one in self.targets()],
         }
 
@@ -168,6 +198,7 @@ class _Case:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     inside: bool = False
     """Whether it prunes inside the language model, to which the whole prompt goes."""
+    crops: str = ""
 
 
 def measure(
@@ -180,7 +211,9 @@ def measure(
     repeats: int = 5,
     clock: str = "wall",
     with_baseline: bool = True,
+    crops: Sequence[Crops] = (),
     progress: Callable[[int, int], None] | None = None,
+    smaller: Callable[[float | int], Mapping[str, Tensor]] | None = None,
 ) -> Report:
     """Measures stock, the methods, the bound and, where there is one, the baseline, all in the same rounds.
 
@@ -193,19 +226,23 @@ def measure(
         repeats: rounds, >= 1.
         clock: see ``Clock``.
         with_baseline: whether to run it, for the methods and models that it exists for.
+        crops: which of the picture's crops are encoded, each measured beside all of them, at the budgets that leave no
+            more tokens than are encoded.
         progress: called with the number of runs done and of those there are.
+        smaller: a budget -> inputs of the same prompts with smaller pictures, at equal cost; None: no ``resize``.
 
     Raises:
-        ValueError: no ``methods``, prompts that are padded, or what the model or a method refuses.
+        ValueError: no ``methods`` and no ``smaller``, prompts that are padded, or what the model or a method refuses.
         RuntimeError: a pruned prompt was not as long as its budget says.
     """
-    if not methods:
+    if not methods and smaller is None:
         raise ValueError("no method to measure: name one, such as adafv")
     if not bool(inputs["attention_mask"].all()):
         raise ValueError("the prompts are padded: the benchmark takes prompts of one length")
     keeps = list(dict.fromkeys([1.0, *keeps]))
     timer = Clock(clock, model.device)  # type: ignore[arg-type]
-    cases = _cases(model, inputs, methods, keeps, with_baseline)
+    cases = _cases(model, inputs, methods, keeps, with_baseline, smaller)
+    cases += [one for some in crops for one in _crops_cases(model, inputs, methods, keeps, some)]
     observed = {}
     for number, case in enumerate(cases):
         with case.around():
@@ -219,10 +256,16 @@ def measure(
     with torch.no_grad():
         # Observing has run every first token already, and a large model on a CPU takes long for each.
         times = interleaved(tasks, repeats, timer, warmups=int(new_tokens > 1), progress=progress)
+        parts = [_stages(case, model, new_tokens, timer, min(repeats, STAGED)) for case in cases]
     by_keep, lean = (
         {case.keep: times[f"{number} first"] for number, case in enumerate(cases) if case.kind == kind}
         for kind in ("bound", "lean-bound")
     )
+    cut = {
+        (case.keep, case.crops): times[f"{number} first"]
+        for number, case in enumerate(cases)
+        if case.kind == "crops-bound"
+    }
     lengths = {case.keep: observed[number][0] for number, case in enumerate(cases) if case.kind == "bound"}
     results = []
     for number, case in enumerate(cases):
@@ -230,6 +273,11 @@ def measure(
         if case.kind == "foveate" and not case.inside and length != lengths[case.keep]:
             raise RuntimeError(
                 f"{case.method} at keep {case.keep:g} left a prompt of {length} tokens, its budget {lengths[case.keep]}"
+            )
+        if case.kind == "resize" and length > lengths[case.keep]:
+            raise RuntimeError(
+                f"the smaller picture at keep {case.keep:g} made a prompt of {length} tokens, more than the "
+                f"{lengths[case.keep]} of its budget"
             )
         first = times[f"{number} first"]
         ttft = statistics.median(first)
@@ -243,13 +291,22 @@ def measure(
                 over_bound=None if case.kind == "stock" else _over(first, reference),
                 over_stock=_over(first, times["0 first"]),
                 over_lean=_over(first, lean[case.keep]) if case.keep in lean and case.kind != "stock" else None,
+                stages=parts[number],
+                crops=case.crops,
+                over_crops=_over(first, cut[case.keep, case.crops]) if (case.keep, case.crops) in cut else None,
             )
         )  # fmt: skip
-    return Report(results, list(methods), keeps, new_tokens, repeats)
+    return Report(results, list(methods), keeps, new_tokens, repeats, [str(some) for some in crops])
 
 
 def _over(one: Sequence[float], other: Sequence[float]) -> float:
     return 1 + paired(one, other) / statistics.median(other)
+
+
+def _stages(case: _Case, model: Any, new_tokens: int, timer: Clock, repeats: int) -> Stages | None:
+    if case.kind == "baseline":
+        return None
+    return stages.measure(model, lambda: case.run(new_tokens), timer, ours=case.kind == "foveate", repeats=repeats)
 
 
 def _observe(case: _Case, model: Any) -> tuple[int, int, int, int]:
@@ -270,22 +327,83 @@ def _observe(case: _Case, model: Any) -> tuple[int, int, int, int]:
             model.set_attn_implementation(attention)
 
 
-def _cases(
-    model: Any, inputs: Mapping[str, Tensor], methods: Sequence[str], keeps: Sequence[float | int], with_baseline: bool
-) -> list[_Case]:
-    def options(tokens: int) -> dict[str, Any]:
-        return {
-            "max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1,
-            "return_dict_in_generate": True,
-        }  # fmt: skip
+def _options(tokens: int) -> dict[str, Any]:
+    return {
+        "max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1,
+        "return_dict_in_generate": True,
+    }  # fmt: skip
 
-    def stock(tokens: int) -> Any:
-        return model.generate(**inputs, **options(tokens))
+
+def _bound(model: Any, tower: Callable[[], None], prompt: Tensor) -> Callable[[int], Any]:
+    mask = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
+
+    def run(tokens: int) -> Any:
+        tower()
+        return model.generate(inputs_embeds=prompt, attention_mask=mask, **_options(tokens))
+
+    return run
+
+
+def _crops_cases(
+    model: Any, inputs: Mapping[str, Tensor], methods: Sequence[str], keeps: Sequence[float | int], crops: Crops
+) -> list[_Case]:
+    """Methods under a choice of crops, and their bound, at the budgets that it leaves enough tokens for."""
+    ids_on_cpu = inputs["input_ids"].cpu()
+
+    def foveate(pruner: Method) -> Callable[[int], Any]:
+        def run(tokens: int) -> Any:
+            with pruner(model, crops=crops):
+                return model.generate(**inputs, **_options(tokens))
+
+        return run
+
+    probe = get_pruner("uniform", keep=1.0)
+    with probe(model, crops=crops):
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    encoded = [one.encoded_views for one in probe.selections]
+    held = [one.total if one.encoded is None else int(one.encoded.sum()) for one in probe.selections]
+    totals = [one.total for one in probe.selections]
+
+    @torch.no_grad()
+    def tower() -> None:
+        with looking_through(model) as site:
+
+            def encode(store: ViewStore) -> list[EncodedImage]:
+                request = Request(site.features["image"], saliency=False, prompt=ids_on_cpu, views=store)
+                return site.family.encode(inputs, request)
+
+            Views(encode, site.family, inputs, ids_on_cpu).need(encoded)
+
+    cases = []
+    for keep in keeps:
+        if any(Keep(keep).budget(total) > some for total, some in zip(totals, held, strict=True)):
+            continue
+        run = _bound(model, tower, _assembled(model, inputs, keep))
+        cases.append(_Case("crops-bound", "", keep, run, crops=str(crops)))
+        pruners = [(method, get_pruner(method, keep=keep)) for method in methods]
+        cases += [
+            _Case("foveate", method, keep, foveate(pruner), crops=str(crops))
+            for method, pruner in pruners
+            if not isinstance(pruner, InsidePruner)
+        ]
+    return cases
+
+
+def _cases(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    methods: Sequence[str],
+    keeps: Sequence[float | int],
+    with_baseline: bool,
+    smaller: Callable[[float | int], Mapping[str, Tensor]] | None,
+) -> list[_Case]:
+    def stock(given: Mapping[str, Tensor]) -> Callable[[int], Any]:
+        return lambda tokens: model.generate(**given, **_options(tokens))
 
     def foveate(pruner: Method) -> Callable[[int], Any]:
         def run(tokens: int) -> Any:
             with pruner(model):  # as in the README: attaching counts
-                return model.generate(**inputs, **options(tokens))
+                return model.generate(**inputs, **_options(tokens))
 
         return run
 
@@ -302,30 +420,23 @@ def _cases(
 
     ids_on_cpu = inputs["input_ids"].cpu()
 
-    def bound(tower: Callable[[], None], prompt: Tensor) -> Callable[[int], Any]:
-        mask = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
-
-        def run(tokens: int) -> Any:
-            tower()
-            return model.generate(inputs_embeds=prompt, attention_mask=mask, **options(tokens))
-
-        return run
-
     def research(method: str, keep: float | int) -> Callable[[int], Any]:
-        return lambda tokens: baseline.generate(model, inputs, method, keep, **options(tokens))
+        return lambda tokens: baseline.generate(model, inputs, method, keep, **_options(tokens))
 
-    cases = [_Case("stock", "", 1.0, stock)]
+    cases = [_Case("stock", "", 1.0, stock(inputs))]
     leaner = count_flops(lean_tower) < count_flops(stock_tower)
     for keep in keeps:
         prompt = _assembled(model, inputs, keep)
-        cases.append(_Case("bound", "", keep, bound(stock_tower, prompt)))
+        cases.append(_Case("bound", "", keep, _bound(model, stock_tower, prompt)))
         if leaner:
-            cases.append(_Case("lean-bound", "", keep, bound(lean_tower, prompt)))
+            cases.append(_Case("lean-bound", "", keep, _bound(model, lean_tower, prompt)))
         pruners = [(method, get_pruner(method, keep=keep)) for method in methods]
         cases += [
             _Case("foveate", method, keep, foveate(pruner), inside=isinstance(pruner, InsidePruner))
             for method, pruner in pruners
         ]
+        if smaller is not None and keep != 1.0:
+            cases.append(_Case("resize", "", keep, stock(smaller(keep))))
         if with_baseline and keep != 1.0 and baseline.supports(model):
             cases += [
                 _Case("baseline", method, keep, research(method, keep), lambda: baseline.eager_tower(model))

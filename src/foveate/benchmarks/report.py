@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.benchmarks.accuracy import NAMES, Accuracies
 from foveate.benchmarks.accuracy import plot as plot_accuracy
 from foveate.benchmarks.prefill import Report, Result
+from foveate.benchmarks.stages import STAGES, Stage
 from foveate.benchmarks.tap import TapCost
 
 if TYPE_CHECKING:
@@ -19,17 +20,23 @@ Table = tuple[list[str], list[list[str]]]
 """Heads and rows; the first column is text, the others are figures."""
 
 COLOURS = {
-    "foveate": "#d1495b", "bound": "#333333", "lean-bound": "#66a182", "baseline": "#8d96a3", "stock": "#2e86ab",
+    "foveate": "#d1495b", "bound": "#333333", "lean-bound": "#66a182", "crops-bound": "#edae49",
+    "resize": "#8c6bb1", "baseline": "#8d96a3", "stock": "#2e86ab",
+}  # fmt: skip
+STAGE_COLOURS: Mapping[Stage, str] = {
+    "encoder": "#2e86ab", "selection": "#d1495b", "prefill": "#edae49", "decode": "#66a182", "rest": "#c9ced6",
 }  # fmt: skip
 
 
 def _title(one: Result) -> str:
-    return one.kind if not one.method else f"{one.kind} {one.method}"
+    name = one.kind if not one.method else f"{one.kind} {one.method}"
+    return f"{name}, crops {one.crops}" if one.crops else name
 
 
 def results_table(report: Report, accuracies: Accuracies | None = None) -> Table:
     """One row per way of answering; with an evaluation's figures, one more column."""
     lean = any(one.over_lean is not None for one in report.results)
+    cut = any(one.over_crops is not None for one in report.results)
     heads = [
         "",
         "keep",
@@ -38,6 +45,7 @@ def results_table(report: Report, accuracies: Accuracies | None = None) -> Table
         "over bound",
         "over stock",
         *(["over lean bound"] if lean else []),
+        *(["over crops bound"] if cut else []),
         "peak, MiB",
         "KV cache, MiB",
         "GFLOPs",
@@ -55,6 +63,7 @@ def results_table(report: Report, accuracies: Accuracies | None = None) -> Table
             "" if one.over_bound is None else f"{one.over_bound:.3f}",
             f"{one.over_stock:.3f}",
             *([] if not lean else ["" if one.over_lean is None else f"{one.over_lean:.3f}"]),
+            *([] if not cut else ["" if one.over_crops is None else f"{one.over_crops:.3f}"]),
             f"{one.peak_bytes / 2**20:.1f}",
             f"{one.cache_bytes / 2**20:.2f}",
             f"{one.flops / 1e9:.2f}",
@@ -65,6 +74,26 @@ def results_table(report: Report, accuracies: Accuracies | None = None) -> Table
             found = accuracies.of(one, accuracies.groups[0])
             row.append("" if found is None else f"{100 * found.value:.1f}")
         rows.append(row)
+    return heads, rows
+
+
+def stages_table(report: Report) -> Table:
+    """One row per way of answering whose stages were timed."""
+    heads = [
+        "where the time goes",
+        "keep",
+        *(f"{stage}, ms" for stage in STAGES),
+        "all, ms",
+        "encoder, % of first token",
+    ]
+    rows = [
+        [
+            _title(one), f"{one.keep:g}", *(f"{one.stages.of(stage):.1f}" for stage in STAGES),
+            f"{one.stages.total_ms:.1f}", f"{100 * one.stages.encoder_share:.0f}",
+        ]
+        for one in report.results
+        if one.stages is not None
+    ]  # fmt: skip
     return heads, rows
 
 
@@ -141,6 +170,33 @@ def plot(report: Report, title: str) -> Figure:
     return figure
 
 
+def plot_stages(report: Report, title: str) -> Figure:
+    """Where the time goes: a bar for every way of answering, its stages one after the other.
+
+    Returns:
+        A matplotlib figure that no global state knows of.
+    """
+    from matplotlib.figure import Figure
+
+    timed = [(one, one.stages) for one in report.results if one.stages is not None]
+    figure = Figure(figsize=(9.6, 1.4 + 0.28 * len(timed)), layout="constrained")
+    axes = figure.add_subplot()
+    ends = [0.0] * len(timed)
+    for stage in STAGES:
+        lengths = [parts.of(stage) for _, parts in timed]
+        axes.barh(range(len(timed)), lengths, left=ends, label=stage, color=STAGE_COLOURS[stage], height=0.7)
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    axes.set_yticks(range(len(timed)), [f"{_title(one)}, {one.keep:g}" for one, _ in timed])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"ms, {report.new_tokens} new token{'s' * (report.new_tokens > 1)}")
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
 def finish(figure: Any, title: str) -> None:
     """What the figures of all benchmarks share: panels from 0 upwards, one legend beside them, a title over them."""
     for axes in figure.axes:
@@ -160,7 +216,8 @@ def save(
     title: str = "",
     accuracies: Accuracies | None = None,
 ) -> list[Path]:
-    """Writes ``NAME.json``, ``NAME.md`` and, of a report and where matplotlib is installed, ``NAME.png``.
+    """Writes ``NAME.json``, ``NAME.md`` and, of a report and where matplotlib is installed, ``NAME.png`` and, where the
+    time goes, ``NAME-stages.png``.
 
     With an evaluation's figures also ``NAME-accuracy.png``.
 
@@ -177,9 +234,10 @@ def save(
         figure = plot(report, title)
     except ModuleNotFoundError:  # the plot is an extra; the figures are in the JSON
         return files
-    files.append(out / f"{name}.png")
-    figure.savefig(files[2], dpi=150)
+    figures = {name: figure, f"{name}-stages": plot_stages(report, title)}
     if accuracies is not None:
-        files.append(out / f"{name}-accuracy.png")
-        plot_accuracy(report, accuracies, title, str(found["clock"])).savefig(files[3], dpi=150)
+        figures[f"{name}-accuracy"] = plot_accuracy(report, accuracies, title, str(found["clock"]))
+    for stem, drawn in figures.items():
+        files.append(out / f"{stem}.png")
+        drawn.savefig(files[-1], dpi=150)
     return files

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,13 +59,19 @@ class Arm:
     Args:
         load: how requests come.
         shared: 0: every picture is new. Else so many pictures, which the server has seen before, take turns.
-        method, keep: what every request asks for; see ``foveate.serving``.
+        method, keep, crops: what every request asks for; see ``foveate.serving``. "" stands for all crops.
     """
 
     load: Load
     shared: int
     method: str
     keep: float | int
+    crops: str = ""
+
+    @property
+    def asks(self) -> dict[str, Any]:
+        """What a request says."""
+        return {"method": self.method, "keep": self.keep, **({"crops": self.crops} if self.crops else {})}
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ class Traffic:
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-            "mm_processor_kwargs": {"foveate": {"method": arm.method, "keep": arm.keep}},
+            "mm_processor_kwargs": {"foveate": arm.asks},
         }
         return json.dumps(body).encode()
 
@@ -412,8 +418,8 @@ async def measure(
         if progress is not None:
             progress(number, total)
 
-    ways = {(arm.method, arm.keep): arm for arm in arms}
-    warm = [body for arm in ways.values() for body in traffic.bodies(Arm(arm.load, 0, arm.method, arm.keep), 2)]
+    ways = {(arm.method, arm.keep, arm.crops): arm for arm in arms}
+    warm = [body for arm in ways.values() for body in traffic.bodies(replace(arm, shared=0), 2)]
     _, tried = await send(client, Load("closed", 2), warm, tokens)
     if all(one.error for one in tried):
         raise ConnectionError(f"{client.base_url} answers no request: {tried[0].error}")

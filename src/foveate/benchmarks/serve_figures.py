@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from foveate.benchmarks.prefill import Target
@@ -26,7 +26,7 @@ class Figures:
     Args:
         pictures: "fresh", or "repeated": pictures that the server has seen, with new questions.
         loop, load: "closed" and requests at a time, or "open" and requests per second.
-        method, keep: what every request asked for.
+        method, keep, crops: what every request asked for; crops is "" where all of them are encoded.
         requests: sent.
         failed: of those.
         errors: how often for which reason.
@@ -46,6 +46,8 @@ class Figures:
         prefix_hits: of the prompt tokens that vLLM looked for in its prefix cache, the share it found.
         feature_hits: of the pictures that the worker looked at, the share whose features it still had.
         visual_tokens: that reached the language model, per request.
+        views_encoded: base views and crops that went through the vision tower, per request, where requests choose among
+            crops; None elsewhere.
     """
 
     pictures: str
@@ -53,6 +55,7 @@ class Figures:
     load: float
     method: str
     keep: float | int
+    crops: str
     requests: int
     failed: int
     errors: dict[str, int]
@@ -69,7 +72,13 @@ class Figures:
     prefix_hits: float | None
     feature_hits: float | None
     visual_tokens: float | None
+    views_encoded: float | None
     key: Arm = field(repr=False)
+
+    @property
+    def way(self) -> str:
+        """The method for people, with its crops where not all are encoded."""
+        return f"{self.method}, crops {self.crops}" if self.crops else self.method
 
     def as_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "key"}
@@ -89,7 +98,7 @@ class Report:
 
     def targets(self) -> list[Target]:
         """What should hold: no request fails; in closed loops throughput rises with every step of the budget, and with
-        pictures that the server has seen.
+        pictures that the server has seen; and it does not fall where fewer crops are encoded.
 
         A step is the median, over rounds, of one rate over the other: what slows both drops out.
         """
@@ -101,24 +110,25 @@ class Report:
                 other
                 for other in closed
                 if other.key.load == one.key.load and other.key.shared == one.key.shared
+                and (other.crops == one.crops or _all(other.keep))
                 and (other.method == one.method or _all(other.keep)) and _above(other.keep, one.keep)
             ]  # fmt: skip
             if below:
                 other = min(below, key=lambda two: _order(two.keep))
                 name = (
-                    f"{one.pictures}, {one.key.load}, {one.method}: requests/s at keep {label(one.keep)} over "
+                    f"{one.pictures}, {one.key.load}, {one.way}: requests/s at keep {label(one.keep)} over "
                     f"{label(other.keep)}"
                 )
                 found.append(Target(name, _ratio(self.blocks, one.key, other.key) or 0.0, 1.0, False))
+        keys = {one.key for one in closed}
         for one in closed:
-            if one.pictures != "fresh":
-                for other in closed:
-                    key = Arm(one.key.load, 0, one.method, one.keep)
-                    if other.key == key:
-                        name = (
-                            f"{one.key.load}, {one.method} {label(one.keep)}: requests/s, repeated over fresh pictures"
-                        )
-                        found.append(Target(name, _ratio(self.blocks, one.key, key) or 0.0, 1.0, False))
+            fresh, uncut = replace(one.key, shared=0), replace(one.key, crops="")
+            if one.pictures != "fresh" and fresh in keys:
+                name = f"{one.key.load}, {one.way} {label(one.keep)}: requests/s, repeated over fresh pictures"
+                found.append(Target(name, _ratio(self.blocks, one.key, fresh) or 0.0, 1.0, False))
+            if one.crops and uncut in keys:
+                name = f"{one.pictures}, {one.key.load}, {one.way} {label(one.keep)}: requests/s over all crops"
+                found.append(Target(name, _ratio(self.blocks, one.key, uncut) or 0.0, 1.0, False))
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,7 +150,7 @@ def _figures(arm: Arm, arms: Sequence[Arm], blocks: Sequence[Block]) -> Figures:
     answered = [one for one in exchanges if one.error is None]
     seconds = sum(block.seconds for block in own)
     alike = [one for one in arms if (one.load, one.shared) == (arm.load, arm.shared)]
-    largest = max(alike, key=lambda one: _order(one.keep))
+    largest = max(alike, key=lambda one: (_order(one.keep), not one.crops))
 
     def counted(name: str) -> float | None:
         if not all(name in block.counted for block in own):
@@ -159,6 +169,7 @@ def _figures(arm: Arm, arms: Sequence[Arm], blocks: Sequence[Block]) -> Figures:
         load=arm.load.value,
         method=arm.method,
         keep=arm.keep,
+        crops=arm.crops,
         requests=len(exchanges),
         failed=len(exchanges) - len(answered),
         errors=dict(Counter(one.error for one in exchanges if one.error is not None).most_common()),
@@ -178,6 +189,7 @@ def _figures(arm: Arm, arms: Sequence[Arm], blocks: Sequence[Block]) -> Figures:
             _sum(counted("foveate_feature_cache_hits_total"), counted("foveate_feature_cache_misses_total")),
         ),
         visual_tokens=_part(kept, images),
+        views_encoded=_part(counted("foveate_views_encoded_total"), images) if arm.crops else None,
         key=arm,
     )
 
@@ -227,8 +239,10 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
     """One row per arm."""
     several = len({one.method for one in report.figures}) > 1
     timed = any(one.processor_ms is not None for one in report.figures)
+    cut = any(one.crops for one in report.figures)
     heads = [
-        "pictures", "load", *(["method"] if several else []), "keep", "visual tokens", "requests/s", "gain",
+        "pictures", "load", *(["method"] if several else []), "keep",
+        *(["crops", "views encoded"] if cut else []), "visual tokens", "requests/s", "gain",
         *(["processor, ms"] if timed else []),
         "first token, ms: p50", "p90", "p99", "between tokens, ms: p50", "p90", "p99",
         "encoder, %", "selection, %", "LLM, %", "prefix hits, %", "feature hits, %", "requests", "failed",
@@ -238,7 +252,8 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 one.pictures, str(Load(one.key.load.kind, one.load)), *([one.method] if several else []),
-                label(one.keep), _text(one.visual_tokens, ".0f"), _text(one.rate, ".2f"),
+                label(one.keep), *([one.crops or "all", _text(one.views_encoded, ".1f")] if cut else []),
+                _text(one.visual_tokens, ".0f"), _text(one.rate, ".2f"),
                 _text(one.gain, ".2f"), *([_text(one.processor_ms, ".0f")] if timed else []),
                 *_texts(one.ttft_ms, ".0f"), *_texts(one.gap_ms, ".1f"),
                 _percent(one.encoder_share), _percent(one.select_share), _percent(one.language_share),
@@ -300,20 +315,18 @@ def plot(report: Report, title: str) -> Figure:
         panels.append(("processor time per request, ms", lambda one: one.processor_ms))
     figure = Figure(figsize=(2.4 + 4 * len(panels), 4.0), layout="constrained")
     keeps = sorted({one.keep for one in report.figures}, key=_order, reverse=True)
-    lines = list(dict.fromkeys((one.pictures, one.key.load, one.method) for one in report.figures))
-    several = len({one.method for one in report.figures}) > 1
+    lines = list(dict.fromkeys((one.pictures, one.key.load, one.way) for one in report.figures))
+    several = len({one.way for one in report.figures}) > 1
     for number, (what, value) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
         loads = list(dict.fromkeys(load for _, load, _ in lines))
-        for pictures, load, method in lines:
-            own = [
-                one for one in report.figures if (one.pictures, one.key.load, one.method) == (pictures, load, method)
-            ]
+        for pictures, load, way in lines:
+            own = [one for one in report.figures if (one.pictures, one.key.load, one.way) == (pictures, load, way)]
             points = [(keeps.index(one.keep), value(one)) for one in own]
             axes.plot(
                 [place for place, height in points if height is not None],
                 [height for _, height in points if height is not None],
-                label=f"{load}, {pictures}{f', {method}' if several else ''}",
+                label=f"{load}, {pictures}{f', {way}' if several else ''}",
                 color=f"C{loads.index(load)}", linestyle="-" if pictures == "fresh" else "--",
                 marker="o" if load.kind == "closed" else "^", markersize=4, linewidth=1.8,
             )  # fmt: skip

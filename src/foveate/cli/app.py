@@ -33,6 +33,17 @@ QuestionColumn = Annotated[str, typer.Option("--question-column", help="Field or
 AnswersColumn = Annotated[str, typer.Option("--answers-column", help="Field or column of the answer or answers.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of a data set that has several.")]
 Suffix = Annotated[str, typer.Option("--suffix", help="Text put after every question; \\n is a line break.")]
+PIXELS = "0.25 scales each picture's number of pixels, 200000 is the most it may have, auto looks at it first"
+AskPixels = Annotated[
+    str | None, typer.Option("--pixels", help=f"Resize pictures before the model sees them: {PIXELS}.")
+]
+Crops = Annotated[
+    str | None,
+    typer.Option(
+        help="Encode only the crops that the question points at, in models that cut pictures into crops: 0.5 of them, "
+        "2 of them, auto (as many as hold most of the mass), all. Options stand behind: 0.5:by=text."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")]
 AnswerTokens = Annotated[
     int | None,
@@ -95,12 +106,14 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Timings behind each median of --compare.")] = 3,
     dtype: Dtype = "auto",
+    pixels: AskPixels = None,
+    crops: Crops = None,
 ) -> None:
     """Ask a question about image files, with part of their visual tokens."""
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
-    given = max_new_tokens, repeats, dtype, again, margin
+    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops
     run(Request(images, question, model, method, keep, show, compare, as_json, *given))
 
 
@@ -120,7 +133,8 @@ def evaluate(
         typer.Option(
             help="Comma-separated names, or all (those before the LLM). Options stand behind a name: "
             "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
-            "--keep is its second budget then."
+            "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost. "
+            "crops:amount=0.5:cdpruner encodes half of the crops."
         ),
     ] = "all",
     keep: Annotated[
@@ -161,6 +175,14 @@ def evaluate(
     model: Model = None,
     as_json: Json = False,
     dtype: Dtype = "auto",
+    pixels: AskPixels = None,
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated amounts of crops that are encoded, such as 1,0.5,auto,0.5:by=random: every method is "
+            "run under each. 1 is all of them, 0 the base view alone; models that cut pictures into crops."
+        ),
+    ] = None,
 ) -> None:
     """Measure accuracy with all tokens and under every method, with 95 % intervals; resumable.
 
@@ -174,7 +196,7 @@ def evaluate(
         count = (80 if quick else 300) if suite == "scenes" else 400
     keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    given = analysis, engine, vllm_options or []
+    given = analysis, engine, vllm_options or [], pixels, crops
     run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 
@@ -282,7 +304,12 @@ def bench(
         str | None,
         typer.Option(help="A checkpoint's shape with random weights, e.g. llava-next-7b; with --tap, several."),
     ] = None,
-    methods: Annotated[str, typer.Option(help="Comma-separated names, or all.")] = "adafv",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated names, or all; resize: beside them, smaller pictures that cost no more tokens."
+        ),
+    ] = "adafv",
     keep: Annotated[
         str | None,
         typer.Option(help="Comma-separated budgets, fractions or tokens; default 1,0.5,0.25,0.1,0.05."),
@@ -317,6 +344,9 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and plot; default build/bench.")] = None,
     as_json: Json = False,
+    crops: Annotated[
+        str | None, typer.Option(help="Comma-separated choices of crops beside all of them, such as 0.5,1,auto.")
+    ] = None,
 ) -> None:
     """Measure time to the first token, decoding, memory, KV cache and FLOPs against stock and the bound."""
     from foveate.cli import bench
@@ -327,13 +357,13 @@ def bench(
     if serve:
         from foveate.cli import bench_serve
 
-        run = partial(bench_serve.run, bench_serve.Serving(url, concurrency, rate, requests, vllm_options or []))
+        run = partial(bench_serve.run, bench_serve.Serving(url, concurrency, rate, requests, vllm_options or [], crops))
     elif url or concurrency or rate or requests or vllm_options:
         raise ValueError("--url, --concurrency, --rate, --requests and vLLM's options go with --serve")
     run(
         Request(
             tap, selection, quick, check, model, shape, methods, keep, batch_size, image, llm_layers, vision_layers,
-            device, dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json,
+            device, dtype, attention, clock, repeats, max_new_tokens, baseline, accuracy, out, as_json, crops,
         )
     )  # fmt: skip
 
@@ -358,12 +388,23 @@ def serve(
     image_cache: Annotated[
         int, typer.Option(min=0, help="Memory for pictures that requests name by a UUID, MiB.")
     ] = 256,
+    crops: Annotated[
+        str | None,
+        typer.Option(help="Of each picture's crops, how many are encoded: 0.5, 2 or auto. Default: all of them."),
+    ] = None,
+    pixels: Annotated[
+        str | None,
+        typer.Option(
+            help="Resize pictures before the model sees them, unless a request says otherwise: 0.25 scales each one's "
+            "number of pixels, 200000 is the most it may have."
+        ),
+    ] = None,
 ) -> None:
     """Serve a model with vLLM, OpenAI-compatible, its images pruned. Further options are vLLM's own."""
     from foveate.cli.serve import Request, run
 
     rest = list(context.args)
-    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache))
+    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache, crops, pixels))
 
 
 @app.command()

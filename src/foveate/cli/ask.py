@@ -14,8 +14,11 @@ from foveate import show
 from foveate.asking_again import AskAgain
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
 from foveate.compare import Comparison, compare
+from foveate.crops import Crops, encoded_tokens
 from foveate.images import load_image
 from foveate.inputs import question_prompt
+from foveate.models import family_for
+from foveate.pixels import Pixels, resized, warn_fixed
 from foveate.pruners import Method, get_pruner
 from foveate.pruners.registry import AUTO
 from foveate.session import Session, look
@@ -40,6 +43,8 @@ class Request:
     dtype: str
     again: str | None = None
     margin: float | None = None
+    pixels: str | None = None
+    crops: str | None = None
 
     @property
     def unsure(self) -> float:
@@ -54,6 +59,7 @@ def run(request: Request) -> None:
         ValueError, FileNotFoundError: bad input, each with what to do.
     """
     pruner, pictures = _check(request)
+    pixels = None if request.pixels is None else Pixels.parse(request.pixels)
     model, processor = load_model(request.model, request.dtype)
     unknown = unknown_words(processor.tokenizer, request.question)
     if unknown:
@@ -63,22 +69,29 @@ def run(request: Request) -> None:
         )
     if request.compare:
         assert isinstance(pruner, Method)  # _check has refused another
+        seen = pictures
+        if pixels is not None:
+            warn_fixed(family_for(model))
+            seen = resized(pictures, pixels, model, processor)
         with progress_bar("measuring") as progress:
             compared = compare(
                 model,
                 processor,
-                pictures,
+                seen,
                 question_prompt(processor, request.question, len(pictures), model),
                 pruner,
                 max_new_tokens=request.max_new_tokens,
                 repeats=request.repeats,
+                crops=request.crops,
                 progress=progress,
             )
-        _finish(request, pictures, compared.selections, _of_comparison(compared), compared)
+        _finish(request, pictures, seen, compared.selections, _of_comparison(compared), compared)
     else:
         with working("looking"):
-            session = look(model, processor, pictures)
-        _finish(request, pictures, *_answer(session, request, pruner), None)
+            session = look(
+                model, processor, pictures, pixels=None if pixels is None else pixels.value, crops=request.crops
+            )
+        _finish(request, pictures, session.pictures, *_answer(session, request, pruner), None)
 
 
 def _answer(
@@ -144,6 +157,9 @@ def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
         pruner = AskAgain(pruner, get_pruner(request.method, keep=parse_keep(request.again)), request.unsure)
     if request.keep == "1":
         note("--keep 1 keeps a single token per image; 1.0 keeps all of them")
+    Crops.of(request.crops)
+    if request.crops == "1":
+        note("--crops 1 encodes a single crop of each image; all encodes all of them")
     if request.show is not None:
         show.check_path(request.show)
     return pruner, [load_image(path) for path in request.images]
@@ -163,6 +179,7 @@ def _method(request: Request) -> str:
 def _finish(
     request: Request,
     pictures: Sequence[Image],
+    seen: Sequence[Image],
     selections: Sequence[Selection],
     result: dict[str, Any],
     compared: Comparison | None,
@@ -188,25 +205,39 @@ def _finish(
             }
             for path, picture, selection in zip(request.images, pictures, selections, strict=True)
         ]
+        if request.crops is not None:
+            for told, selection in zip(images, selections, strict=True):
+                told |= _encoded(selection)
         head = {
             "question": request.question,
             "model": request.model or "bundled",
             "method": _method(request),
             "keep": _keep(request),
+            **({} if request.crops is None else {"crops": request.crops}),
         }
+        if request.pixels is not None:
+            head["pixels"] = Pixels.parse(request.pixels).value
+            for told, small in zip(images, seen, strict=True):
+                told |= {"seen_width": small.width, "seen_height": small.height}
         shown = {"show": str(request.show)} if request.show else {}
         print_json({**head, **result, "images": images, **shown})
         return
+    if request.pixels is not None:
+        note("pictures seen at " + ", ".join(f"{small.width}x{small.height} pixels" for small in seen))
     if compared is not None:
         stdout().print(_table(compared))
         note(
             f"times are medians of {compared.repeats} after a warm-up; prefill is vision tower, selection and first "
             f"token, total is {compared.full.new_tokens} and {compared.kept.new_tokens} new tokens"
         )
+        for line in _crops(request, selections):
+            note(line)
     else:
         stdout().print(result["answer"] or "(the model gave an empty answer)", markup=False, soft_wrap=True)
         kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
-        note(f"{kept} of {total} visual tokens kept by {_method(request)}, prompt of {result['prompt_tokens']} tokens")
+        encoded = "".join(f", {told}" for told in _crops(request, selections))
+        prompt = f"prompt of {result['prompt_tokens']} tokens"
+        note(f"{kept} of {total} visual tokens kept by {_method(request)}{encoded}, {prompt}")
         if request.again is not None:
             again, than = ("asked again", "below") if result["asked_again"] else ("not asked again", "not below")
             note(
@@ -217,6 +248,26 @@ def _finish(
         note(f"what was kept: {request.show}")
 
 
+def _crops(request: Request, selections: Sequence[Selection]) -> list[str]:
+    """What was encoded, for people; nothing where all was to be."""
+    if request.crops is None:
+        return []
+    told = [_encoded(selection) for selection in selections]
+    crops, of, tokens = (sum(one[name] for one in told) for name in ("crops_encoded", "crops", "encoded"))
+    return [f"{crops} of {of} crops encoded ({tokens} tokens with the base view{'s' * (len(told) > 1)})"]
+
+
+def _encoded(selection: Selection) -> dict[str, Any]:
+    """``encoded_views`` are numbered as in ``Geometry``: 0 is the base view, crops follow."""
+    views = selection.encoded_views
+    return {
+        "encoded": encoded_tokens(selection),
+        "encoded_views": list(views),
+        "crops_encoded": len(views) - 1,
+        "crops": len(selection.geometry.grids) - 1,
+    }
+
+
 def _table(compared: Comparison) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "all tokens", "kept", "ratio"):
@@ -224,6 +275,7 @@ def _table(compared: Comparison) -> Table:
     full, kept = compared.full, compared.kept
     table.add_row("answer", full.answer or "(empty)", kept.answer or "(empty)", "")
     for name, one, two, form in (
+        *([("tokens encoded", full.encoded_tokens, kept.encoded_tokens, "d")] if compared.crops else []),
         ("visual tokens", full.visual_tokens, kept.visual_tokens, "d"),
         ("prompt, tokens", full.prompt_tokens, kept.prompt_tokens, "d"),
         ("KV cache, MiB", full.kv_cache_mib, kept.kv_cache_mib, ".2f"),

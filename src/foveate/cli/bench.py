@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import typer
 
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, working
 from foveate.cli.evaluate import parse_methods, split_list
+from foveate.crops import Crops
+from foveate.resizing import NAME
 
 MISSED = 1
 QUESTION = "What color is the card of the cat?"
@@ -46,6 +50,7 @@ class Request:
     accuracy: Path | None
     out: Path
     as_json: bool
+    crops: str | None = None
 
 
 def run(request: Request) -> None:
@@ -66,6 +71,8 @@ def run(request: Request) -> None:
         torch.device(request.device)
     except RuntimeError:
         raise ValueError(f"unknown device {request.device!r}: give cpu, cuda or cuda:1") from None
+    if request.crops is not None and (request.tap or request.selection):
+        raise ValueError("--crops says what is encoded on the way to the first token: not with --tap or --selection")
     if request.selection:
         from foveate.cli import bench_selection
 
@@ -78,7 +85,7 @@ def _run_tap(request: Request) -> None:
     import torch
 
     from foveate.benchmarks import report, tap
-    from foveate.benchmarks.measure import machine
+    from foveate.benchmarks.measure import machine, release
 
     if request.accuracy is not None:
         raise ValueError(
@@ -105,6 +112,7 @@ def _run_tap(request: Request) -> None:
                     picture=parse_picture(request), progress=progress,
                 )
             )  # fmt: skip
+        release(device)
         # All of them take long on a CPU: what is done is on record at once.
         found = {**facts, "encoders": [cost.as_dict() for cost in costs]}
         table = report.tap_table(costs)
@@ -124,22 +132,30 @@ def _run_prefill(request: Request) -> None:
 
     if request.model is not None and request.shape is not None:
         raise ValueError("--model and --shape are two ways to say what is measured: give one")
-    methods = parse_methods(request.methods)
+    methods = parse_methods(request.methods, resizing=True)
+    resizes = NAME in methods
+    methods = [name for name in methods if name != NAME]
     typed = request.keep or ("1,0.25,0.1" if request.quick else "1,0.5,0.25,0.1,0.05")
     keeps = [parse_keep(keep, one_is_all=True) for keep in split_list(typed)]
-    model, inputs, facts = _subject(request)
+    crops = [one for text in split_list(request.crops or "all") if (one := Crops.of(text)) is not None]
+    model, inputs, facts, smaller = _subject(request)
     accuracies = None if request.accuracy is None else accuracy.read(request.accuracy, model)
     repeats = request.repeats or (7 if request.quick else 15)
     with progress_bar("measuring") as progress:
         measured = prefill.measure(
             model, inputs, methods=methods, keeps=keeps, new_tokens=request.max_new_tokens, repeats=repeats,
-            clock=request.clock, with_baseline=request.with_baseline, progress=progress,
+            clock=request.clock, with_baseline=request.with_baseline, crops=crops, progress=progress,
+            smaller=smaller if resizes else None,
         )  # fmt: skip
     facts |= {**machine(torch.device(request.device)), "clock": request.clock, "repeats": repeats}
     found = {**facts, **measured.as_dict()}
     if accuracies is not None:
         found["accuracy"] = accuracies.as_dict(measured)
-    tables = [("", report.results_table(measured, accuracies)), ("", report.targets_table(measured))]
+    tables = [
+        ("", report.results_table(measured, accuracies)),
+        ("", report.stages_table(measured)),
+        ("", report.targets_table(measured)),
+    ]
     title = f"{facts['subject']}, first token and memory"
     page = report.markdown(title, facts, [table for _, table in tables], command_line())
     name = re.sub(r"[^a-z0-9.-]+", "-", Path(str(facts["subject"])).name.lower())
@@ -149,9 +165,13 @@ def _run_prefill(request: Request) -> None:
     check(request, missed)
 
 
-def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The model, its inputs, and what they are."""
+def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any], Callable[[float | int], Any]]:
+    """The model, its inputs, what they are, and the inputs of smaller pictures by their budget."""
+    from foveate.models import family_for
+    from foveate.resizing import Counts, Resize
+
     facts: dict[str, Any]
+    make: Callable[[tuple[int, int]], dict[str, Any]]
     if request.shape is not None and request.shape != "bundled":
         shape = _shape(request.shape)
         if shape.encoder_only:
@@ -161,7 +181,7 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
                 llm_layers=request.llm_layers, vision_layers=request.vision_layers, dtype=the_dtype(request),
                 device=request.device, attention=request.attention,
             )  # fmt: skip
-        inputs = shape.inputs(model, request.batch_size, parse_picture(request))
+        make = partial(shape.inputs, model, request.batch_size)
         height, width = parse_picture(request) or shape.picture
         facts = {
             "subject": request.shape,
@@ -173,6 +193,7 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         if request.llm_layers is not None or request.vision_layers is not None:
             raise ValueError("--llm-layers and --vision-layers cut shapes; a checkpoint is measured whole")
         from foveate.inputs import process, question_prompt
+        from foveate.pixels import resized_to
 
         source = None if request.shape == "bundled" else request.model
         model, processor = load_model(source, request.dtype)
@@ -180,15 +201,30 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         model.set_attn_implementation(request.attention)
         height, width = parse_picture(request) or (224, 224)
         prompts = [question_prompt(processor, QUESTION, 1, model)] * request.batch_size
-        inputs = process(processor, model, prompts, [_noise(height, width)])
+        picture = _noise(height, width)
+
+        def make(size: tuple[int, int]) -> dict[str, Any]:
+            return process(processor, model, prompts, [resized_to(picture, size[::-1])])
+
         facts = {"subject": request.model or "bundled"}
-    visual = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
+    family = family_for(model)
+
+    def visual_in(made: dict[str, Any]) -> int:
+        return int((made["input_ids"][0] == family.image_token_id).sum())
+
+    # Sizes of pictures are (width, height) with Pillow, (height, width) here.
+    counts = Counts(lambda size: visual_in(make(size[::-1])), lambda size: family.newlines(size[::-1]))
+
+    def smaller(keep: float | int) -> dict[str, Any]:
+        return make(Resize(keep).size((width, height), counts)[::-1])
+
+    inputs = make((height, width))
     facts |= {
         "dtype": str(model.dtype).removeprefix("torch."), "attention": request.attention,
         "batch": request.batch_size, "picture": f"{height}x{width}",
-        "prompt": f"{inputs['input_ids'].shape[1]} tokens, {visual} visual",
+        "prompt": f"{inputs['input_ids'].shape[1]} tokens, {visual_in(inputs)} visual",
     }  # fmt: skip
-    return model, inputs, facts
+    return model, inputs, facts, smaller
 
 
 def _noise(height: int, width: int) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from foveate.cli.bench import Request, check, command_line, parse_picture, show
 from foveate.cli.console import parse_keep, progress_bar, working
 from foveate.cli.evaluate import parse_methods, split_list
+from foveate.crops import Crops
 
 QUICK_LOAD, LOAD = "8", "1,4,8,16,32"
 KEEPS = "1,0.25,0.1,0.05"
@@ -29,6 +30,7 @@ class Serving:
     rate: str | None
     requests: int | None
     vllm_options: Sequence[str]
+    crops: str | None = None
 
 
 def run(serving: Serving, request: Request) -> None:
@@ -122,8 +124,16 @@ def _arms(request: Request, serving: Serving) -> list[Any]:
     loads = [Load("closed", _number(one, "--concurrency")) for one in split_list(typed)] + loads if typed else loads
     methods = parse_methods(request.methods)
     keeps = [parse_keep(keep, one_is_all=True) for keep in split_list(request.keep or KEEPS)]
-    ways = [(methods[0], keep) for keep in keeps if keep == 1 and isinstance(keep, float)]  # all tokens: once
-    ways += [(method, keep) for method in methods for keep in keeps if not (keep == 1 and isinstance(keep, float))]
+    crops = [Crops.of(one) for one in split_list(serving.crops or "all")]
+    # All tokens: once, and of all crops.
+    ways = [(methods[0], keep, "") for keep in keeps if keep == 1 and isinstance(keep, float)]
+    ways += [
+        (method, keep, str(some or ""))
+        for method in methods
+        for keep in keeps
+        for some in crops
+        if not (keep == 1 and isinstance(keep, float))
+    ]
     return [Arm(load, shared, *way) for load in loads for shared in (0, SHARED) for way in ways]
 
 

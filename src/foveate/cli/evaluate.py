@@ -13,9 +13,11 @@ from rich.table import Table
 
 from foveate.asking_again import is_spelled
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
+from foveate.crops import Crops
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
 from foveate.evaluation.analysis import read_salience
+from foveate.evaluation.cropped import Spelled, counterparts, is_cropped, spread
 from foveate.evaluation.engines import Engine
 from foveate.evaluation.processes import Processes, from_environment
 from foveate.evaluation.runner import (
@@ -32,7 +34,9 @@ from foveate.evaluation.runner import (
 from foveate.evaluation.scenes import write_scenes
 from foveate.evaluation.scenes.files import Split
 from foveate.evaluation.suites import Source, Suite, check_split
+from foveate.pixels import Pixels
 from foveate.pruners import METHODS, get_pruner, known_methods
+from foveate.resizing import is_resize
 
 PLOTTED = ("overall", "small in clutter")
 COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
@@ -61,6 +65,8 @@ class Request:
     analysis: Path | None
     engine: str
     vllm_options: Sequence[str]
+    pixels: str | None = None
+    crops: str | None = None
 
 
 def draw(out: Path, count: int, seed: int, split: str) -> Path:
@@ -74,17 +80,27 @@ def draw(out: Path, count: int, seed: int, split: str) -> Path:
         return write_scenes(out, count, seed, cast(Split, split), lambda done: progress(done, count))
 
 
-def parse_methods(text: str, *, varying: bool = False) -> list[str]:
+def parse_methods(text: str, *, varying: bool = False, resizing: bool = False, cropping: bool = False) -> list[str]:
     """Names of methods, options behind them; ``all`` stands for those before the LLM. Raises ValueError for others.
 
     Args:
         text: comma-separated.
         varying: whether there may be some among them that spend different numbers of tokens on different questions.
+        resizing: whether ``resize``, the baseline without any, may be among them.
+        cropping: whether there may be some under which only some crops are encoded; with all crops, they are plain.
     """
     known_methods()  # those of installed packages are among all
     names = [name for part in split_list(text) for name in (METHODS if part == ALL else [part])]
-    for name in names:
+    for place, name in enumerate(names):
+        if is_cropped(name):
+            if not cropping:
+                get_pruner(name)  # which says why it is none
+            names[place] = str(Spelled.read(name))
         factory(name)
+        if is_resize(name):
+            if not resizing:
+                get_pruner(name)  # which says why it is none
+            continue
         if not varying and get_pruner(name, keep=1.0).adaptive:  # get_pruner says why ask-again is none
             raise ValueError(
                 f"{name} chooses its own number of tokens, and a given one is measured here: leave it out; "
@@ -129,10 +145,12 @@ def run(request: Request) -> None:
         ValueError: bad input, or an output folder made with other settings.
     """
     processes = from_environment()
-    methods = _runnable(request, parse_methods(request.methods, varying=True), processes)
+    pixels = None if request.pixels is None else Pixels.parse(request.pixels)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
-    for name in filter(is_spelled, methods):
-        if not budgets_of(factory(name), keeps):
+    methods = _runnable(request, _spread(request, keeps), processes)
+    for name in methods:
+        again = is_spelled(Spelled.read(name).method if is_cropped(name) else name)
+        if again and not budgets_of(factory(name), keeps):
             raise ValueError(f"{name}: --keep is the second budget, and none of {request.keep} exceeds the first")
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
@@ -141,7 +159,7 @@ def run(request: Request) -> None:
     salience = None if request.analysis is None else read_salience(request.analysis)
     suite = open_suite(request.source, out, processes)
     asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
-    with closing(_engine(request, methods)) as engine, progress_bar(asking) as progress:
+    with closing(_engine(request, methods, pixels)) as engine, progress_bar(asking) as progress:
         rows = evaluate(
             engine, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
             max_new_tokens=answer_tokens(request.source, request.max_new_tokens), batch=request.batch_size,
@@ -151,6 +169,7 @@ def run(request: Request) -> None:
         return
     report = _report(suite, rows, methods, salience)
     title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
+    title += "" if pixels is None else f", pixels {pixels.value}"
     plotted, columns = (PLOTTED, WRITTEN) if suite.is_scenes else (report.groups[:3], report.groups)
     files = saving.save(report, out, plotted, columns, title)
     try:
@@ -172,6 +191,21 @@ def run(request: Request) -> None:
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
+def _spread(request: Request, keeps: Sequence[float | int]) -> list[str]:
+    """The methods, each under every amount of crops.
+
+    Raises:
+        ValueError: unknown methods, impossible amounts.
+    """
+    methods = parse_methods(request.methods, varying=True, resizing=True, cropping=True)
+    if request.crops is None:
+        return methods
+    amounts = [None if text == "1" else Crops.of(text) for text in split_list(request.crops)]
+    whole = any(repr(keep) == "1.0" for keep in keeps)
+    plain = [name for name in methods if not is_resize(name)]
+    return list(dict.fromkeys([*spread(plain, amounts, whole=whole), *filter(is_resize, methods)]))
+
+
 def _runnable(request: Request, methods: list[str], processes: Processes) -> list[str]:
     """The methods that the engine runs: all that are named; of ``all`` those that it can, which is told.
 
@@ -189,26 +223,28 @@ def _runnable(request: Request, methods: list[str], processes: Processes) -> lis
             "--engine vllm has processes of its own: without accelerate launch, and with vLLM's options after --, such "
             "as --tensor-parallel-size 2"
         )
-    from foveate.evaluation.vllm_engine import overrides, servable
+    from foveate.evaluation.vllm_engine import check_pixels, overrides, servable
 
     if "all" in split_list(request.methods):
         left_out = [name for name in methods if not servable(name)]
         methods = [name for name in methods if name not in left_out]
         note(f"left out under --engine vllm, which gives no picture its own seed: {', '.join(left_out)}")
+    check_pixels(None if request.pixels is None else Pixels.parse(request.pixels).value)
     overrides(methods)  # what it refuses, it refuses before pictures are drawn
     return methods
 
 
-def _engine(request: Request, methods: list[str]) -> Engine:
+def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engine:
+    wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
-        return Transformers(*load_model(request.model, request.dtype))
+        return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # or its log would drown the tables
     with working("starting vLLM"):
         try:
-            return Vllm.start(request.model or "bundled", methods, request.dtype, request.vllm_options)
+            return Vllm.start(request.model or "bundled", methods, request.dtype, request.vllm_options, wanted)
         except RuntimeError as error:
             if "foveate was tested" in str(error):
                 raise ValueError(str(error)) from None
@@ -223,8 +259,9 @@ def _report(
         (first, other)
         for place, first in enumerate(REFERENCES)
         for other in methods
-        if first in methods and other not in REFERENCES[: place + 1]
+        if first in methods and other not in REFERENCES[: place + 1] and not is_cropped(other)
     ]
+    pairs += [(name, other) for name in methods for other in counterparts(name, methods)]
     if suite.is_scenes:
         groups = reporting.scenes_groups()
         if salience is not None:
@@ -246,14 +283,16 @@ def _label(keep: float | int) -> str:
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
-    """One table: ``tokens`` and ``ms`` are means per question, ``of all tokens`` the first column's part of what all
+    """One table: ``tokens`` and ``ms`` are means per question, ``encoded`` the part of the pictures' tokens that the
+    vision tower encoded, ``of all tokens`` the first column's part of what all
     tokens reach, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
     table = Table(title=f"{what} [95 % interval]", title_justify="left", box=None, pad_edge=False)
     extras = tuple(report.metric.extras)
     named = map(reporting.group_title, columns)
-    for name in ("method", "keep", "tokens", "ms", *named, "of all tokens", *extras):
+    encoded = ["encoded"] if report.cropped else []
+    for name in ("method", "keep", *encoded, "tokens", "ms", *named, "of all tokens", *extras):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
@@ -262,7 +301,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
             for c in cells
         ]
         more = [f"{100 * cells[0].extras[name]:.1f}" for name in extras]
-        spent = f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
+        spent = *(f"{100 * run.share_encoded:.0f} %" for _ in encoded), f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
         table.add_row(
             reporting.method_title(run.method),
             _label(run.keep),
@@ -273,7 +312,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         )
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()
-    table.add_row("[dim]questions[/]", "", "", "", *counts, "")
+    table.add_row("[dim]questions[/]", *[""] * (3 + len(encoded)), *counts, "")
     return table
 
 
@@ -285,13 +324,13 @@ def _paired(report: reporting.Report) -> Table:
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )
     for pair in report.pairs:
-        if pair.first not in REFERENCES or pair.group not in ("pooled", "all"):
+        if not (pair.first in REFERENCES or is_cropped(pair.first)) or pair.group not in ("pooled", "all"):
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(
             reporting.group_title(pair.group),
             _label(pair.keep),
-            pair.first,
+            reporting.method_title(pair.first),
             reporting.method_title(pair.second),
             f"{100 * d.value:+.1f} [dim]{100 * d.low:+.1f} to {100 * d.high:+.1f}[/]",
             f"{d.first_only}:{d.second_only}",

@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.cli.console import parse_keep
 from foveate.cli.evaluate import split_list
+from foveate.pixels import Pixels
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Request:
     option: Sequence[str]
     feature_cache: int
     image_cache: int
+    crops: str | None = None
+    pixels: str | None = None
 
 
 def run(request: Request) -> None:
@@ -43,6 +46,8 @@ def run(request: Request) -> None:
         "methods": split_list(request.methods) if request.methods else [],
         "feature_cache_mib": request.feature_cache,
         "image_cache_mib": request.image_cache,
+        "crops": request.crops,
+        **({} if request.pixels is None else {"pixels": Pixels.parse(request.pixels).value}),
         **parse_options(request.option),
     }
     try:

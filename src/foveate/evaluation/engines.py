@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from foveate.asking_again import AskAgain
+from foveate.evaluation.cropped import Cropped
 from foveate.pruners import Method
+from foveate.resizing import Resize
 
 
 class Item(Protocol):
@@ -21,13 +23,17 @@ class Item(Protocol):
     def answers(self) -> Sequence[str]: ...
 
 
+Answered = tuple[str, int, int, int | None]
+"""An answer; patch tokens kept, that there were, and that were encoded, None for all (see ``runner.Row``)."""
+
+
 class Asker(Protocol):
     """Answers the questions of one piece of an evaluation."""
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
-    ) -> tuple[list[tuple[str, int, int]], float]:
-        """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
+        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
+    ) -> tuple[list[Answered], float]:
+        """What each item was answered, and the milliseconds that each of them took."""
 
 
 class Engine(Protocol):
@@ -39,8 +45,11 @@ class Engine(Protocol):
     def facts(self) -> dict[str, Any]:
         """What answers depend on: the model's fingerprint, dtype, device; recorded, and compared when resuming."""
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
         """Raises ValueError where a method, made for two pictures, cannot run here."""
+
+    def require_sizes(self, resize: Resize, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raises ValueError where pictures of one of these sizes, (width, height), cannot be made small enough."""
 
     def asker(self, folder: Path, across: bool) -> Asker:
         """One for the next piece.

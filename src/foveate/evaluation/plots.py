@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from foveate.evaluation.report import Report, group_title
+from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
 from foveate.evaluation.statistics import Estimate
 
@@ -74,10 +74,10 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
                 [100 * (estimate.value - estimate.low) for _, estimate in points],
                 [100 * (estimate.high - estimate.value) for _, estimate in points],
             ],
-            label=method, color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8, elinewidth=1, capsize=2,
-            zorder=3 if method in ("adafv", "cover") else 2,
+            label=method_title(method), color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8,
+            elinewidth=1, capsize=2, zorder=3 if method in ("adafv", "cover") else 2,
         )  # fmt: skip
-    whole = _whole(report, group)
+    whole = whole_of(report, group)
     if whole is not None:
         axes.axhline(100 * whole.value, color="#333333", linestyle="--", linewidth=1, label="all tokens", zorder=1)
         axes.axhspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
@@ -87,7 +87,7 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
         axes.xaxis.minorticks_off()
     axes.set_xlabel("visual tokens kept, %")
     axes.set_ylabel("accuracy, %")
-    _finish(axes, group, whole)
+    finish(axes, group, whole)
 
 
 def _draw_rows(axes: Axes, report: Report, group: str, methods: Sequence[str]) -> None:
@@ -114,24 +114,24 @@ def _draw_rows(axes: Axes, report: Report, group: str, methods: Sequence[str]) -
             label=f"keep {keep}", color=colours(0.85 * place / max(1, len(keeps) - 1)), marker="o", markersize=4,
             linestyle="", elinewidth=1,
         )  # fmt: skip
-    whole = _whole(report, group)
+    whole = whole_of(report, group)
     if whole is not None:
         axes.axvline(100 * whole.value, color="#333333", linestyle="--", linewidth=1, label="all tokens", zorder=1)
         axes.axvspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
-    axes.set_yticks(range(len(ranked)), ranked, fontsize=8)
+    axes.set_yticks(range(len(ranked)), [method_title(method) for method in ranked], fontsize=8)
     axes.set_ylim(-0.7, len(ranked) - 0.3)
     axes.set_xlabel("accuracy, %")
-    _finish(axes, group, whole)
+    finish(axes, group, whole)
 
 
-def _whole(report: Report, group: str) -> Estimate | None:
+def whole_of(report: Report, group: str) -> Estimate | None:
     """What all tokens reach."""
     cells = (cell.estimate for cell in report.cells if cell.method == ALL and cell.group == group)
     found = next(cells, None)
     return found if found is not None and found.count else None
 
 
-def _finish(axes: Axes, group: str, whole: Estimate | None) -> None:
+def finish(axes: Axes, group: str, whole: Estimate | None) -> None:
     title = group_title(group)
     axes.set_title(f"{title}, n = {whole.count}" if whole else title, fontsize=10, loc="left")
     axes.grid(alpha=0.25)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.evaluation.cropped import Spelled, is_cropped
 from foveate.evaluation.metrics import EXACT, Metric
 from foveate.evaluation.runner import ALL, Row
 from foveate.evaluation.statistics import (
@@ -95,7 +96,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Run:
-    """What a method at a budget sent and took: means over its answers, tokens and milliseconds."""
+    """What a method at a budget sent and took: means over its answers, tokens and milliseconds; ``encoded`` are the
+    patch tokens that the vision tower encoded."""
 
     method: str
     keep: float | int
@@ -103,13 +105,20 @@ class Run:
     total: float
     latency_ms: float
     count: int
+    encoded: float
+
+    @property
+    def share_encoded(self) -> float:
+        """Of the patch tokens there were, the part that was encoded."""
+        return self.encoded / self.total
 
 
 NOTE = (
     "accuracy: the metric's figure, with 95 % intervals: {intervals}. "
     "paired: first minus second on the same questions, 95 % bootstrap over pictures; p_value: two-sided, {test}; "
     "p_corrected: Holm's correction for all comparisons of the first method on that group. latency_ms: from picture to "
-    "answer, vision tower included, per question; questions asked as one batch share its time."
+    "answer, vision tower included, per question; questions asked as one batch share its time. encoded: patch tokens "
+    "that the vision tower encoded."
 )
 WILSON = "Wilson's of proportions, combined by variance recovery for means of groups"
 BOOTSTRAP = "percentiles of 2000 bootstrap samples of pictures"
@@ -132,6 +141,11 @@ class Report:
             if (cell.method, repr(cell.keep), cell.group) == (method, repr(keep), group):
                 return cell
         raise KeyError(f"no figure for {method} at keep {keep} on {group}")
+
+    @property
+    def cropped(self) -> bool:
+        """Whether some run left crops out."""
+        return any(is_cropped(run.method) for run in self.runs)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN becomes None."""
@@ -178,7 +192,9 @@ def group_title(name: str) -> str:
 
 
 def method_title(name: str) -> str:
-    """What tables call a method: that of the run with all tokens is no name."""
+    """What tables call a method: that of the run with all tokens is no name, and crops stand behind."""
+    if is_cropped(name):
+        return Spelled.read(name).title
     return "all tokens" if name == ALL else name
 
 
@@ -350,6 +366,7 @@ def _run(rows: Sequence[Row]) -> Run:
         mean(row.total for row in rows),
         mean(row.latency_ms for row in rows),
         len(rows),
+        mean(row.tokens_encoded for row in rows),
     )
 
 

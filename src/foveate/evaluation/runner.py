@@ -5,6 +5,7 @@ Several processes (``accelerate launch``) share the work: each has its own file 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,15 +20,23 @@ from PIL.Image import Image
 
 from foveate import __version__
 from foveate.asking_again import AskAgain, Spelled, is_spelled
-from foveate.evaluation.engines import Asker, Engine, Item
+from foveate.crops import Crops, encoded_tokens
+from foveate.evaluation.cropped import Cropped, is_cropped
+from foveate.evaluation.cropped import Spelled as SpelledCrops
+from foveate.evaluation.engines import Answered, Asker, Engine, Item
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
-from foveate.images import load_image
+from foveate.images import load_image, size_of
 from foveate.inputs import question_prompt
+from foveate.inside import check_inside
+from foveate.models import family_for
+from foveate.options import Options
+from foveate.pixels import Pixels, resized, resized_to, warn_fixed
 from foveate.pruners import InsidePruner, Method, get_pruner, takes
 from foveate.pruners.uniform import Uniform
-from foveate.session import Answer, look
-from foveate.tokens import Keep
+from foveate.resizing import Counts, Resize, is_resize
+from foveate.session import Answer, Session, look
+from foveate.tokens import Keep, Selection
 from foveate.turns import adds_special_tokens
 
 ROWS_FILE = "rows.jsonl"
@@ -54,9 +63,13 @@ class Row:
         question: as asked.
         answer: the model's.
         kept, total: patch tokens of the picture that reached the LLM, and that there were. Of methods inside the LLM,
-            what its layers held on average, row ends included. Of ``ask-again``, those of all its passes.
+            what its layers held on average, row ends included. Of ``ask-again``, those of all its passes. Of
+            ``resize``, those of the smaller picture, and of the picture as it was.
         latency_ms: from picture to answer: processor, vision tower, selection and generation. Questions that were asked
-            as one batch share its time alike; a vision tower that ran once for several questions counts for each.
+            as one batch share its time alike; a vision tower that ran once for several questions counts for each. Under
+            ``crops``, so does the base view, and a crop for every question that it was encoded for, at the mean time of
+            one; across pictures, questions share the tower's time as all else.
+        encoded: patch tokens of the picture that the vision tower encoded; None: all of them.
     """
 
     item: str
@@ -67,6 +80,12 @@ class Row:
     kept: int
     total: int
     latency_ms: float
+    encoded: int | None = None
+
+    @property
+    def tokens_encoded(self) -> int:
+        """``encoded`` as a number."""
+        return self.total if self.encoded is None else self.encoded
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -74,8 +93,9 @@ class Row:
         return self.item, self.method, repr(self.keep)
 
 
-Factory = Callable[[float | int, int], Method | AskAgain]
-"""Makes a method's pruner, or a way of asking again, for a budget and a picture's number."""
+Factory = Callable[[float | int, int], Method | AskAgain | Resize | Cropped]
+"""Makes a method's pruner, a way of asking again, either under crops, or the baseline without any, for a budget and a
+picture's number."""
 
 
 def factory(name: str) -> Factory:
@@ -83,15 +103,26 @@ def factory(name: str) -> Factory:
     picture's number, so that its luck differs from picture to picture and is the same in every run.
 
     Args:
-        name: as for ``foveate.pruners.parse_method``, options behind it included; or as for ``Spelled``.
+        name: as for ``foveate.pruners.parse_method``, options behind it included; or as for ``Spelled``, of
+            ``asking_again`` and of ``cropped``; or ``resize``.
 
     Raises:
         ValueError: no such method or option, or a value that the method refuses.
     """
+    if is_cropped(name):
+        cropped = SpelledCrops.read(name)
+        if cropped.method == ALL:
+            return lambda keep, picture: Cropped(cropped.of(picture), Uniform(keep=1.0), whole=True)
+        held = factory(cropped.method)
+        if cropped.crops is None:
+            return held
+        return lambda keep, picture: Cropped(cropped.of(picture), cast("Method | AskAgain", held(keep, picture)))
     if is_spelled(name):
         spelled = Spelled.read(name)
         lucky = takes(spelled.method, "seed")
         return lambda keep, picture: spelled.asking(keep, picture if lucky else None)
+    if is_resize(name):
+        return lambda keep, picture: Resize(keep)
     seeded = takes(name, "seed")
 
     def make(keep: float | int, picture: int) -> Method:
@@ -105,13 +136,19 @@ def budgets_of(make: Factory, budgets: Sequence[float | int]) -> list[float | in
     """Those of some budgets that a method is run at: all but ``1.0``, which is the run with all tokens.
 
     Where the budget is a limit, ``1.0`` is run too: ``auto`` without one, and ``ask-again``, whose second pass has all
-    tokens then. Of ``ask-again``, they are those that exceed its first.
+    tokens then. Of ``ask-again``, they are those that exceed its first. Of all tokens of what was encoded, it is
+    ``1.0``.
     """
     made = make(1.0, 0)
+    if isinstance(made, Cropped):
+        if made.whole:
+            return [1.0]
+        made = made.method
     if isinstance(made, AskAgain):
         first = Keep(made.first.keep)
         return [value for value in budgets if Keep(value).exceeds(first)]
-    return [value for value in budgets if made.adaptive or repr(value) != "1.0"]
+    limit = isinstance(made, Method) and made.adaptive
+    return [value for value in budgets if limit or repr(value) != "1.0"]
 
 
 def evaluate(
@@ -185,7 +222,11 @@ def evaluate(
         for value in own[:1]:
             made = [factories[name](value, picture) for picture in (0, 1)]
             engine.require(name, made)
-            by_picture = by_picture or any(isinstance(one, AskAgain) for one in made)
+            for value in own if isinstance(made[0], Resize) else ():
+                engine.require_sizes(Resize(value), sorted({size_of(folder / item.image) for item in items}))
+            by_picture = by_picture or any(
+                isinstance(_held(one)[0], AskAgain) for one in made if not isinstance(one, Resize)
+            )
     across = batch > 1 and not by_picture and (engine.mixes or len(items) < FEW * len(pieces))
     if across:
         pieces = list(_chunks([place for places in pieces for place in places], batch))
@@ -234,8 +275,9 @@ def evaluate(
                             kept=kept,
                             total=of,
                             latency_ms=round(milliseconds, 3),
+                            encoded=encoded,
                         )
-                        for place, (answer, kept, of) in zip(chunk, answers, strict=True)
+                        for place, (answer, kept, of, encoded) in zip(chunk, answers, strict=True)
                     ]
                     file.write("".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in fresh))
                     file.flush()
@@ -250,76 +292,179 @@ def evaluate(
 
 
 class Transformers:
-    """A stock transformers model of a known family, and its processor."""
+    """A stock transformers model of a known family, and its processor.
+
+    Args:
+        model, processor: the two.
+        pixels: how large pictures are when the processor sees them, see ``Pixels``; default as they are.
+    """
 
     mixes = False
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, pixels: float | int | str | None = None) -> None:
         self.model, self.processor = model, processor
+        self.pixels = None if pixels is None else Pixels(pixels)
+        if pixels is not None:
+            warn_fixed(family_for(model))
+
+    @functools.cached_property
+    def counts(self) -> Counts:
+        """How many tokens the model makes of pictures."""
+        return Counts.of(self.model, self.processor)
 
     def facts(self) -> dict[str, Any]:
         return {
             "model": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
+            **({} if self.pixels is None else {"pixels": self.pixels.value}),
         }
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
-        """Every method runs here."""
+    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
+        """Every method runs here, under crops those before the LLM of a model that has crops."""
+        for one in pruners:
+            if isinstance(one, Cropped):
+                family, options = family_for(self.model), Options(crops=one.crops)
+                options.check(family)
+                for held in (one.method.first, one.method.then) if isinstance(one.method, AskAgain) else [one.method]:
+                    check_inside(family, held, options)
+
+    def require_sizes(self, resize: Resize, sizes: Sequence[tuple[int, int]]) -> None:
+        if self.pixels is None or not self.pixels.is_auto:  # which is seen when a picture's turn has come
+            for size in sizes:
+                resize.size(size if self.pixels is None else self.pixels.size(*size), self.counts)
 
     def asker(self, folder: Path, across: bool) -> Asker:
-        return (_Across if across else _OnePicture)(self.model, self.processor, folder)
+        return (_Across if across else _OnePicture)(self, folder)
+
+    def resized(self, picture: Image) -> Image:
+        """A picture as the processor sees it."""
+        return picture if self.pixels is None else resized(picture, self.pixels, self.model, self.processor)
 
     def close(self) -> None:
         """Nothing was started."""
 
 
 class _OnePicture:
-    """Asks batches of questions about one picture, at which the vision tower looks once."""
+    """Asks batches of questions about one picture, at which the vision tower looks once; under ``resize`` once at each
+    size, and under crops once for every choice of them, so that no run is spared the time that another has paid for."""
 
-    def __init__(self, model: Any, processor: Any, folder: Path) -> None:
-        self.model, self.processor, self.folder = model, processor, folder
-        self.session: Any = None
-        self.looking = 0.0
+    def __init__(self, engine: Transformers, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+        self.picture: Any = None
+        self.resizing = 0.0
+        self.looks: dict[tuple[Resize | None, Crops | None], _Look] = {}
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
-    ) -> tuple[list[tuple[str, int, int]], float]:
-        """(answer, tokens kept, tokens there were) for each item, and the milliseconds that each of them took."""
-        if self.session is None:
-            picture = load_image(self.folder / items[0].image)
-            start = _now(self.model)
-            self.session = look(self.model, self.processor, picture)
-            self.looking = _now(self.model) - start
-        start = _now(self.model)
-        answers = self.session.ask_many(
-            [item.question for item in items], pruner, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
+    ) -> tuple[list[Answered], float]:
+        """See ``Asker``."""
+        engine = self.engine
+        if self.picture is None:
+            given = load_image(self.folder / items[0].image)
+            start = _now(engine.model)
+            self.picture = engine.resized(given)
+            self.resizing = _now(engine.model) - start
+        resize = pruner if isinstance(pruner, Resize) else None
+        method, crops = _held(Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner)
+        seen = self._look(resize, crops)
+        before, start = seen.encoding, _now(engine.model)
+        answers = seen.session.ask_many(
+            [item.question for item in items], method, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
         )
-        seconds = self.looking + (_now(self.model) - start) / len(items)
-        counted = _count_passes(pruner, answers) if isinstance(pruner, AskAgain) else count_kept(pruner)
-        return [(answer.text, *counts) for answer, counts in zip(answers, counted, strict=True)], seconds * 1e3
+        asking = _now(engine.model) - start - (seen.encoding - before)
+        chosen = [answer.selections[0] for answer in answers]
+        seconds = self.resizing + seen.seconds + seen.for_crops(chosen) + asking / len(items)
+        counted = _count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
+        if resize is not None:
+            counted = [(kept, engine.counts.patches(self.picture.size)) for kept, _ in counted]
+        told = zip(answers, counted, _count_encoded(chosen), strict=True)
+        return [(answer.text, *counts, encoded) for answer, counts, encoded in told], seconds * 1e3
+
+    def _look(self, resize: Resize | None, crops: Crops | None) -> _Look:
+        """A session; the seconds in which a size was searched for do not count."""
+        if (resize, crops) not in self.looks:
+            engine = self.engine
+            size = self.picture.size if resize is None else resize.size(self.picture.size, engine.counts)
+            self.looks[resize, crops] = _Look(engine.model, engine.processor, self.picture, size, crops)
+        return self.looks[resize, crops]
+
+
+class _Look:
+    """A session about one picture, and what it took.
+
+    ``seconds`` went by until the first question could be asked, and ``encoding`` since then, for the crops that
+    questions asked for.
+    """
+
+    def __init__(self, model: Any, processor: Any, picture: Image, size: tuple[int, int], crops: Crops | None) -> None:
+        start = _now(model)
+        self.session: Session = look(model, processor, resized_to(picture, size), crops=crops)
+        self.seconds = _now(model) - start
+        self.encoding = 0.0
+        if crops is None:
+            return
+        views = self.session.views
+        encode = views.encode
+
+        def timed(store: Any) -> Any:
+            start = _now(model)
+            images = encode(store)
+            self.encoding += _now(model) - start
+            return images
+
+        views.encode = timed
+
+    def for_crops(self, chosen: Sequence[Selection]) -> float:
+        """Seconds that the crops of one question took, were they encoded for it alone: mean over these questions."""
+        crops = len(self.session.views.store.known) - 1
+        if not self.encoding or not crops:
+            return 0.0
+        return self.encoding / crops * sum(len(one.encoded_views) - 1 for one in chosen) / len(chosen)
 
 
 class _Across:
     """Asks batches of questions about a picture each, through the model's own ``generate``."""
 
-    def __init__(self, model: Any, processor: Any, folder: Path) -> None:
-        self.model, self.processor, self.folder = model, processor, folder
+    def __init__(self, engine: Transformers, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
-    ) -> tuple[list[tuple[str, int, int]], float]:
+        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
+    ) -> tuple[list[Answered], float]:
         """As for one picture."""
-        assert isinstance(pruner, Method)  # with AskAgain no batch goes across pictures
-        pictures = [[load_image(self.folder / item.image)] for item in items]
-        prompts = [question_prompt(self.processor, item.question, 1, self.model) for item in items]
-        start = _now(self.model)
+        engine = self.engine
+        method, crops = _held(Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner)
+        assert isinstance(method, Method)  # with AskAgain no batch goes across pictures
+        given = [load_image(self.folder / item.image) for item in items]
+        prompts = [question_prompt(engine.processor, item.question, 1, engine.model) for item in items]
+        start = _now(engine.model)
+        pictures = [engine.resized(picture) for picture in given]
+        seconds, totals = _now(engine.model) - start, []
+        if isinstance(pruner, Resize):
+            sizes = [pruner.size(picture.size, engine.counts) for picture in pictures]
+            totals = [engine.counts.patches(picture.size) for picture in pictures]
+        start = _now(engine.model)
+        if totals:
+            pictures = [resized_to(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
         texts = generate(
-            self.model, self.processor, prompts, pictures, pruner,
+            engine.model, engine.processor, prompts, [[picture] for picture in pictures], method, {"crops": crops},
             max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
         )  # fmt: skip
-        seconds = (_now(self.model) - start) / len(items)
-        return [(text, *counts) for text, counts in zip(texts, count_kept(pruner), strict=True)], seconds * 1e3
+        seconds = (seconds + _now(engine.model) - start) / len(items)
+        counted = count_kept(method)
+        if totals:
+            counted = [(kept, total) for (kept, _), total in zip(counted, totals, strict=True)]
+        told = zip(texts, counted, _count_encoded(method.selections), strict=True)
+        return [(text, *counts, encoded) for text, counts, encoded in told], seconds * 1e3
+
+
+def _held(pruner: Method | AskAgain | Cropped) -> tuple[Method | AskAgain, Crops | None]:
+    return (pruner.method, pruner.crops) if isinstance(pruner, Cropped) else (pruner, None)
+
+
+def _count_encoded(selections: Sequence[Selection]) -> list[int | None]:
+    return [None if one.encoded is None else encoded_tokens(one) for one in selections]
 
 
 def generate(
@@ -408,6 +553,7 @@ def write_parquet(rows: Sequence[Row], items: Sequence[Item], metric: Metric, pa
             "score": [metric.score(row.answer, item.answers) for row, item in zip(rows, asked, strict=True)],
             "kept": [row.kept for row in rows],
             "total": [row.total for row in rows],
+            "encoded": [row.tokens_encoded for row in rows],
             "latency_ms": [row.latency_ms for row in rows],
         }
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.evaluation.plots import plot
+from foveate.evaluation.plots_of_crops import over_crops
 from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
 
@@ -21,7 +22,9 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
     """
     groups = [name for name in groups if name in report.groups]
     extras = list(report.metric.extras)
-    heads = ["method", "keep", "tokens", *(group_title(name) for name in groups), *extras, "of all tokens", "ms"]
+    encoded = ["encoded, %"] if report.cropped else []
+    figures = [*(group_title(name) for name in groups), *extras, "of all tokens", "ms"]
+    heads = ["method", "keep", *encoded, "tokens", *figures]
     lines = [f"# {title}", ""] if title else []
     lines += ["Accuracy in %, with 95 % intervals; tokens and milliseconds per question.", ""]
     lines += [_line(heads), _line(["---"] * len(heads))]
@@ -41,9 +44,8 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         name = _code(run.method)
         more = [f"{100 * cells[0].extras[extra]:.1f}" for extra in extras]
         relative = "" if run.method == ALL else f"{100 * cells[0].relative:.1f}"
-        lines.append(
-            _line([name, f"{run.keep:g}", f"{run.kept:.0f}", *shown, *more, relative, f"{run.latency_ms:.0f}"])
-        )
+        spent = [*(f"{100 * run.share_encoded:.0f}" for _ in encoded), f"{run.kept:.0f}"]
+        lines.append(_line([name, f"{run.keep:g}", *spent, *shown, *more, relative, f"{run.latency_ms:.0f}"]))
     if not report.pairs:
         return "\n".join(lines) + "\n"
     heads = ["group", "keep", "first", "second", "difference", "won : lost", "p", "p, Holm"]
@@ -77,7 +79,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def save(report: Report, out: Path, plotted: Sequence[str], columns: Sequence[str], title: str = "") -> list[Path]:
-    """Writes ``report.json``, ``report.md`` and, where matplotlib is installed, ``accuracy.png`` into a folder.
+    """Writes ``report.json``, ``report.md`` and, where matplotlib is installed, ``accuracy.png`` into a folder; where a
+    method was run under several choices of crops, ``crops.png`` as well.
 
     Args:
         report: of an evaluation.
@@ -98,4 +101,8 @@ def save(report: Report, out: Path, plotted: Sequence[str], columns: Sequence[st
         return files
     files.append(out / "accuracy.png")
     figure.savefig(files[2], dpi=150)
+    crops = over_crops(report, plotted, title)
+    if crops is not None:
+        files.append(out / "crops.png")
+        crops.savefig(files[3], dpi=150)
     return files

@@ -11,10 +11,13 @@ from typing import Any
 from PIL.Image import Image
 
 from foveate.asking_again import AskAgain
-from foveate.evaluation.engines import Asker, Item
+from foveate.evaluation.cropped import Cropped, is_cropped
+from foveate.evaluation.engines import Answered, Asker, Item
 from foveate.images import load_image
 from foveate.inputs import question_prompt
+from foveate.pixels import Pixels, resized
 from foveate.pruners import Method, get_pruner, replaced
+from foveate.resizing import Resize, is_resize
 from foveate.serving import Policy, options
 from foveate.serving.policy import CONFIG_KEY
 from foveate.tokens import Keep
@@ -22,6 +25,9 @@ from foveate.turns import adds_special_tokens
 
 HEAD = 1 << 20
 """Bytes of every weights file that go into a model's fingerprint."""
+RESIZE = "resize: vLLM's own processor is not asked what it makes of other sizes: use --engine transformers"
+CROPS = "here vLLM encodes every crop of a picture before a request's question is read: use --engine transformers"
+"""Why crops are not chosen by question."""
 
 
 class Vllm:
@@ -32,12 +38,22 @@ class Vllm:
         processor: the model's; its chat template and tokenizer write the prompts.
         policy: what ``llm`` was started with.
         fingerprint: of the model.
+        pixels: how large pictures are when they are sent, see ``Pixels``; default as they are.
     """
 
     mixes = True
 
-    def __init__(self, llm: Any, processor: Any, policy: Policy, fingerprint: str) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        processor: Any,
+        policy: Policy,
+        fingerprint: str,
+        pixels: float | int | str | None = None,
+    ) -> None:
         from foveate.serving.family import family_of
+
+        self.pixels = None if pixels is None else Pixels(pixels)
 
         self.llm, self.processor, self.policy, self.fingerprint = llm, processor, policy, fingerprint
         self.family = family_of(llm.llm_engine.vllm_config.model_config.hf_config)
@@ -45,7 +61,14 @@ class Vllm:
         self._names: dict[str, str] = {}
 
     @classmethod
-    def start(cls, model: str, methods: Sequence[str], dtype: str, vllm_options: Sequence[str] = ()) -> Vllm:
+    def start(
+        cls,
+        model: str,
+        methods: Sequence[str],
+        dtype: str,
+        vllm_options: Sequence[str] = (),
+        pixels: float | int | str | None = None,
+    ) -> Vllm:
         """Starts an engine.
 
         Args:
@@ -53,6 +76,7 @@ class Vllm:
             methods: all that will be asked for.
             dtype: as for ``foveate.loading.load``.
             vllm_options: vLLM's own, as typed.
+            pixels: see the class.
 
         Raises:
             ModuleNotFoundError: vLLM is not installed.
@@ -63,6 +87,7 @@ class Vllm:
         from foveate.serving.server import require_vllm
 
         wanted = overrides(methods)
+        check_pixels(pixels)
         require_vllm()
         import vllm
         from transformers import AutoProcessor
@@ -87,7 +112,8 @@ class Vllm:
             raise ValueError("--hf-overrides is where the methods are named: foveate eval sets it itself")
         given.hf_overrides = wanted
         processor = AutoProcessor.from_pretrained(model, local_files_only=Path(model).is_dir())
-        return cls(vllm.LLM.from_engine_args(given), processor, Policy(**wanted[CONFIG_KEY]), fingerprint_of(model))
+        policy = Policy(**wanted[CONFIG_KEY])
+        return cls(vllm.LLM.from_engine_args(given), processor, policy, fingerprint_of(model), pixels)
 
     def facts(self) -> dict[str, Any]:
         import vllm
@@ -98,12 +124,17 @@ class Vllm:
             "model": self.fingerprint,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "device": config.device_config.device_type,
+            **({} if self.pixels is None else {"pixels": self.pixels.value}),
         }
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain]) -> None:
+    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
         for pruner in pruners:
+            if isinstance(pruner, Cropped):
+                raise ValueError(f"{method}: {CROPS}")
             if isinstance(pruner, AskAgain):
                 raise ValueError(f"{method}: a request to vLLM is asked once: use --engine transformers")
+            if isinstance(pruner, Resize):
+                raise ValueError(RESIZE)
             name = method if method in self.policy.names else pruner.name
             served = self.policy.pruner(name, pruner.keep) if name in self.policy.names else None
             if served == pruner:
@@ -113,6 +144,9 @@ class Vllm:
                     f"{method}: a request to vLLM carries a method's name and its budget alone, and this engine runs "
                     f"{served!r} where the evaluation wants {pruner!r}: use --engine transformers"
                 )
+
+    def require_sizes(self, resize: Resize, sizes: Sequence[tuple[int, int]]) -> None:
+        raise ValueError(RESIZE)
 
     def asker(self, folder: Path, across: bool) -> Asker:
         return _Asker(self, folder)
@@ -167,8 +201,8 @@ class _Asker:
         self.engine, self.folder = engine, folder
 
     def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain, max_new_tokens: int
-    ) -> tuple[list[tuple[str, int, int]], float]:
+        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
+    ) -> tuple[list[Answered], float]:
         """See ``Asker``."""
         assert isinstance(pruner, Method)  # ``require`` has refused others
         engine = self.engine
@@ -176,11 +210,13 @@ class _Asker:
         pictures = [load_image(path) for path in paths]
         prompts = [question_prompt(engine.processor, item.question, 1) for item in items]
         start = time.perf_counter()
+        if engine.pixels is not None:
+            pictures = resized(pictures, engine.pixels)
         outputs = engine.generate(
             [(prompt, picture, pruner) for prompt, picture in zip(prompts, pictures, strict=True)], max_new_tokens
         )
         seconds = (time.perf_counter() - start) / len(items)
-        answers = []
+        answers: list[Answered] = []
         for path, prompt, picture, output in zip(paths, prompts, pictures, outputs, strict=True):
             total = engine.total(path, prompt, picture, output if _is_all(pruner) else None)
             kept = Keep(pruner.keep).budget(total)
@@ -189,7 +225,7 @@ class _Asker:
                 raise RuntimeError(f"{path.name}: vLLM saw {seen} visual tokens, not {kept} of {total}")
             ids = output.outputs[0].token_ids
             text = engine.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
-            answers.append((text.strip(), kept, total))
+            answers.append((text.strip(), kept, total, None))
         return answers, seconds * 1e3
 
 
@@ -209,9 +245,22 @@ def overrides(methods: Sequence[str]) -> dict[str, Any]:
     return options(first, methods=others)
 
 
+def check_pixels(pixels: float | int | str | None) -> None:
+    """Raises ValueError for pictures' sizes that only a model in this process could say."""
+    if pixels is not None and Pixels(pixels).is_auto:
+        raise ValueError(
+            "--pixels auto looks at pictures with the first block of the encoder, which runs in vLLM's own process: "
+            "give a scale such as 0.5, or use --engine transformers"
+        )
+
+
 def servable(name: str) -> bool:
     """Whether a method does without luck, which requests to vLLM have no way to say. Raises ValueError for one that is
-    unknown or prunes inside the LLM."""
+    unknown, prunes inside the LLM, encodes some crops only, or is ``resize``."""
+    if is_resize(name):
+        raise ValueError(RESIZE)
+    if is_cropped(name):
+        raise ValueError(f"{name}: {CROPS}")
     Policy(name)
     return "seed" not in get_pruner(name).options
 

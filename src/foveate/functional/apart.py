@@ -18,6 +18,7 @@ from foveate.functional.common import (
     require_vectors,
     require_weights,
 )
+from foveate.functional.steps import may_look, repeat, rows_of
 
 
 def effective_rank(visual: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def salient_and_apart(
     The token of rank ``i`` by saliency, counted from 1, has the threshold ``min(step * i, limit)``. The first is kept,
     and of the others go those whose distance ``1 - cos`` to it is below its threshold; then the next one that is left,
     and so on until K are kept. Where fewer than K are left in the end, the most salient of those that went fill up.
-    O(K N D) time, O(N D) memory.
+    O(K N D) time, O(N D) memory; on an accelerator with N <= 8192 O(N^2 D) and O(N^2).
 
     Args:
         visual: (N, D) tokens of one image.
@@ -92,16 +93,24 @@ def salient_and_apart(
             return everything(saliency), threshold
         # From here on a token is its rank.
         unit = unit.index_select(0, order)
-        left = torch.ones(tokens, dtype=torch.bool, device=unit.device)
-        chosen = torch.zeros_like(left)
-        for _ in range(budget):
-            if left.device.type == "cpu" and not bool(left.any()):
-                break
+        left = torch.ones(tokens, dtype=torch.uint8, device=unit.device)
+        chosen = torch.zeros(budget, dtype=torch.int64, device=unit.device)
+
+        def stays(some: Tensor, likeness: Tensor) -> Tensor:
+            """uint8: 1 where a token is far enough from each of some that are chosen, and none of them itself."""
+            far = likeness.neg_().add_(1) >= growing.index_select(0, some).unsqueeze(-1)
+            return far.to(torch.uint8).scatter_(1, some.unsqueeze(-1), 0)
+
+        stays_beside = rows_of(unit, stays)
+
+        def choose(token: Tensor) -> bool:
+            if may_look(left) and not bool(left.any()):
+                return True
             # The first that is left; when none is, the first of all, which is chosen already.
-            token = left.to(torch.uint8).argmax(dim=0, keepdim=True)
-            apart = 1 - unit @ unit.index_select(0, token)[0]
-            left &= apart >= growing.index_select(0, token)
-            left.index_fill_(0, token, False)
-            chosen.index_fill_(0, token, True)
-    filled = (~chosen).to(torch.uint8).sort(stable=True).indices[:budget]
+            torch.argmax(left, dim=0, keepdim=True, out=token)
+            left.bitwise_and_(stays_beside(token))
+            return False
+
+        done = repeat(choose, budget, chosen)
+    filled = torch.ones_like(left).index_fill_(0, chosen[:done], 0).sort(stable=True).indices[:budget]
     return order.index_select(0, filled).sort().values, threshold

@@ -25,12 +25,13 @@ def require_finite(**tensors: Tensor) -> None:
         ValueError: NaN or infinity; the message names the tensors.
     """
     # NaN is both the smallest and the largest, and looking for these makes no copy as isfinite does.
-    ends = {name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items() if tensor.numel()}
-    if not ends:
+    names = [name for name, tensor in tensors.items() if tensor.numel()]
+    if not names:
         return
-    device = next(iter(ends.values())).device
-    finite = torch.stack([torch.isfinite(pair).all().to(device) for pair in ends.values()]).tolist()
-    broken = [name for name, fine in zip(ends, finite, strict=True) if not fine]
+    device = tensors[names[0]].device
+    ends = torch.stack([end.to(device) for name in names for end in tensors[name].aminmax()])
+    finite = torch.isfinite(ends).tolist()
+    broken = [name for name, *fine in zip(names, finite[::2], finite[1::2], strict=True) if not all(fine)]
     if broken:
         raise ValueError(f"NaN or infinity in {', '.join(broken)}: nothing can be ranked by it")
 

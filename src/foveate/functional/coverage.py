@@ -23,6 +23,7 @@ from foveate.functional.common import (
     shape_of,
 )
 from foveate.functional.mixture import top_k
+from foveate.functional.steps import may_look, repeat
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
 _CACHED = 1 << 19  # the same on a CPU, whose cache it stays in: 2 MiB, and twice as much in float64
@@ -63,22 +64,26 @@ def saliency_coverage(visual: Tensor, saliency: Tensor, budget: int, alpha: floa
         require_length(tokens, saliency=saliency)
         require_not_negative("it weighs the coverage", saliency=saliency)
         likeness = unit @ unit.T
-    covered = unit.new_zeros(tokens)
-    gain = coverage_gain(likeness, covered)
+    coverage = Coverage(likeness, unit.new_zeros(tokens))
+    gain = coverage.gain
     alone = (gain / tokens).float()
     if tokens <= budget:
         return everything(saliency), alone
-    weight = saliency.float() ** alpha
-    taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device)
-    chosen: list[Tensor] = []
-    while len(chosen) < budget:
-        token = (gain * weight).masked_fill(taken, -math.inf).argmax(dim=0, keepdim=True)
-        taken.index_fill_(0, token, True)
-        chosen.append(token)
-        before, covered = covered, torch.maximum(covered, likeness.index_select(0, token)[0])
-        if len(chosen) < budget:
-            gain = coverage_gain(likeness, covered, before, gain)
-    return torch.cat(chosen).sort().values, alone
+    weight = (saliency.float() ** alpha).to(gain.dtype)
+    bar = torch.zeros_like(gain)  # -infinity for those taken
+    order = torch.zeros(budget, dtype=torch.int64, device=unit.device)
+
+    def choose(token: Tensor) -> None:
+        torch.argmax(torch.addcmul(bar, gain, weight), dim=0, keepdim=True, out=token)
+        bar.index_fill_(0, token, -math.inf)
+
+    def step(token: Tensor) -> None:
+        choose(token)
+        coverage.add(token)
+
+    repeat(step, budget - 1, order[:-1])
+    choose(order[-1:])
+    return order.sort().values, alone
 
 
 def holistic_context(
@@ -151,6 +156,63 @@ def holistic_context(
     rank = rank_in_group(descending(score)[1], crop, count)
     quotient = worth.index_select(0, crop).to(accumulator(crop.device)) / (2 * rank + 1)
     return top_k(quotient, budget), score
+
+
+class Coverage:
+    """What tokens add to a coverage that grows, in steps for :func:`foveate.functional.steps.repeat`.
+
+    Args:
+        likeness: (N, N).
+        covered: (N,) at first; it is written into.
+    """
+
+    def __init__(self, likeness: Tensor, covered: Tensor) -> None:
+        self.likeness, self.covered = likeness, covered
+        self.gain = coverage_gain(likeness, covered)
+        """(N,) float64, as :func:`coverage_gain`; it is written into."""
+        self._reach = Reach(likeness) if Reach.fits(likeness) else None
+
+    def add(self, token: Tensor) -> None:
+        """Tokens are covered by a (1,) token too."""
+        row, before = self.likeness.index_select(0, token)[0], self.covered
+        if self._reach is not None:
+            torch.maximum(before, row, out=self.covered)
+            self._reach.gain(self.covered, token, self.gain)
+            return
+        covered = torch.maximum(before, row)
+        self.gain.copy_(coverage_gain(self.likeness, covered, before, self.gain))
+        self.covered.copy_(covered)
+
+
+class Reach:
+    """How much is covered with each of N columns more: ``sum_i max(L_ij, covered_i)``.
+
+    A step of it goes through the whole table twice and launches little, as suits an accelerator. What a column adds
+    is what it reaches beyond a column that is in the coverage: nothing is exactly nothing, since columns are summed up
+    in one order, in float64.
+
+    Args:
+        cells: (R, N) float32.
+    """
+
+    def __init__(self, cells: Tensor) -> None:
+        self._blocks = torch.split(cells, max(1, _BLOCK // cells.shape[1]))
+        self._room = torch.empty_like(self._blocks[0])
+
+    @staticmethod
+    def fits(cells: Tensor) -> bool:
+        return not may_look(cells) and cells.dtype == torch.float32 and accumulator(cells.device) == torch.float64
+
+    def gain(self, covered: Tensor, token: Tensor, into: Tensor) -> None:
+        """(N,) float64 what each column adds to a coverage (R,) that the column ``token``, (1,), is part of."""
+        total, start = None, 0
+        for block in self._blocks:
+            least = covered[start : start + len(block)].unsqueeze(-1)
+            cells = torch.maximum(block, least, out=self._room[: len(block)])
+            part = cells.sum(dim=0, dtype=into.dtype)
+            total, start = part if total is None else total.add_(part), start + len(block)
+        assert total is not None
+        torch.sub(total, total.index_select(0, token), out=into)
 
 
 def coverage_gain(

@@ -48,7 +48,7 @@ def mass_in_boxes(scores: Tensor, boxes: Tensor, regions: Tensor) -> Tensor:
     return torch.where(whole > LEAST, mass / whole.clamp(min=LEAST), torch.full_like(mass, 1 / len(mass)))
 
 
-def mixed_masses(saliency: Tensor, text_to_image: Tensor) -> Tensor:
+def mixed_masses(saliency: Tensor, relevance: Tensor) -> Tensor:
     """The masses of crops by saliency and by the text, mixed anew for every picture and question. O(C).
 
     Each side weighs as much as it distinguishes between crops: by its distance (Kullback-Leibler) from saying nothing,
@@ -57,7 +57,7 @@ def mixed_masses(saliency: Tensor, text_to_image: Tensor) -> Tensor:
 
     Args:
         saliency: (C,) shares that sum to 1, as ``mass_in_boxes`` gives them.
-        text_to_image: (C,) likewise.
+        relevance: (C,) likewise, of what the text points at.
 
     Returns:
         (C,) float32, summing to 1.
@@ -65,8 +65,8 @@ def mixed_masses(saliency: Tensor, text_to_image: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: as for ``mass_in_boxes``; shapes that differ.
     """
-    require_length(len(saliency), saliency=saliency, text_to_image=text_to_image)
-    both = torch.stack([saliency.float(), text_to_image.float()])
+    require_length(len(saliency), saliency=saliency, relevance=relevance)
+    both = torch.stack([saliency.float(), relevance.float()])
     told = (torch.xlogy(both, both).sum(dim=1) + math.log(len(saliency))).clamp(min=0)
     whole = told.sum()
     weights = torch.where(whole > LEAST, told / whole.clamp(min=LEAST), torch.full_like(told, 0.5))

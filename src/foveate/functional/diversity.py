@@ -1,13 +1,16 @@
 """Tokens as unlike one another as can be: pure functions of one image's tokens.
 
 They take one image at a time, (N, D) without batch dimensions. Where a method is greedy by nature there is a loop over
-the budget, whose steps are tensor operations that nothing waits for. Similarity is the cosine, in float32. On the CPU
-what is not finite is refused; on an accelerator the scores that come with the choice show it.
+the budget, whose steps are tensor operations that nothing waits for (:func:`foveate.functional.steps.repeat`): a CUDA
+device replays them, several in one launch, and what they read of the cosines is made before, where N <= 8192.
+Similarity is the cosine, in float32. On the CPU what is not finite is refused; on an accelerator the scores that come
+with the choice show it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from foveate.functional.common import (
     require_length,
     require_not_negative,
 )
+from foveate.functional.steps import is_tabled, may_look, repeat, rows_of
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
 _NO_DISTANCE = 1e-6
@@ -34,8 +38,9 @@ def max_min_diversity(visual: Tensor, budget: int, weight: Tensor | None = None)
 
     Distance is ``1 - cos``. The first token is the one whose nearest other token is farthest away; then, ``K - 1``
     times, the one whose nearest *chosen* token is (the paper's algorithm 1). O(N^2 D) time for the first and O(K N D)
-    for the others, O(N D) memory. With a weight the first token is the same, and the others are those of the largest
-    weight times distance to the nearest chosen token (Cen-Prune, arXiv 2608.30263, equation 7).
+    for the others, O(N D) memory; on an accelerator with N <= 8192 O(K N) for the others and O(N^2) memory. With a
+    weight the first token is the same, and the others are those of the largest weight times distance to the nearest
+    chosen token (Cen-Prune, arXiv 2608.30263, equation 7).
 
     Args:
         visual: (N, D) tokens of one image.
@@ -58,25 +63,40 @@ def max_min_diversity(visual: Tensor, budget: int, weight: Tensor | None = None)
         if weight is not None:
             require_length(tokens, weight=weight)
             require_not_negative("it multiplies distances", weight=weight)
-        height = max(1, _BLOCK // tokens)
-        closest = torch.cat([_closest_other(unit, start, height) for start in range(0, tokens, height)])
+        cosines, closest = _closest_other(unit)
         distance = (1 - closest).clamp(min=0)
         if tokens <= budget:
             return everything(closest), distance
-        taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device)
-        chosen: list[Tensor] = []
-        for _ in range(budget):
-            if weight is None or not chosen:
-                token = closest.masked_fill(taken, math.inf).argmin(dim=0, keepdim=True)
-            else:
-                away = 1 - closest
-                away = torch.where(away > _NO_DISTANCE, away, 0.0) * weight.float()
-                token = away.masked_fill(taken, -math.inf).argmax(dim=0, keepdim=True)
-            likeness = unit @ unit.index_select(0, token)[0]
-            closest = torch.maximum(closest, likeness) if chosen else likeness
-            taken.index_fill_(0, token, True)
-            chosen.append(token)
-    return torch.cat(chosen).sort().values, distance
+        share = None if weight is None else weight.float()
+
+        def away(chosen: Tensor, likeness: Tensor) -> Tensor:
+            """Of every token from each of those chosen; a weighted distance grows as the distance does."""
+            apart = likeness.neg_()
+            if share is not None:
+                apart = torch.threshold_(apart.add_(1), _NO_DISTANCE, 0.0).mul_(share)
+            return apart.scatter_(1, chosen.unsqueeze(-1), -math.inf)
+
+        first = closest.argmin(dim=0, keepdim=True)
+        away_from = rows_of(unit, away, cosines)
+        others = farthest_first(away_from(first).clone(), away_from, budget - 1)
+    return torch.cat([first, others]).sort().values, distance
+
+
+def farthest_first(nearest: Tensor, away_from: Callable[[Tensor], Tensor], number: int) -> Tensor:
+    """Tokens each of which is the farthest from its nearest among those chosen before it: (``number``,) int64.
+
+    Args:
+        nearest: (N,) each token's distance to the nearest one chosen, -infinity for these; it is written into.
+        away_from: takes a (1,) token, returns (N,) every token's distance to it, -infinity for itself.
+    """
+    order = torch.zeros(number, dtype=torch.int64, device=nearest.device)
+
+    def step(token: Tensor) -> None:
+        torch.argmax(nearest, dim=0, keepdim=True, out=token)
+        torch.minimum(nearest, away_from(token), out=nearest)
+
+    repeat(step, number, order)
+    return order
 
 
 def conditional_dpp(visual: Tensor, relevance: Tensor, budget: int) -> Tensor:
@@ -84,7 +104,8 @@ def conditional_dpp(visual: Tensor, relevance: Tensor, budget: int) -> Tensor:
 
     The kernel is ``diag(r) L diag(r)`` with ``L`` the cosines between tokens and ``r`` their relevance. Each step takes
     the token that makes the determinant of the chosen submatrix largest, by the incremental Cholesky factorisation of
-    Chen et al. (arXiv 1709.05135). O(K N (D + K)) time, O(N (D + K)) memory; the kernel is never built.
+    Chen et al. (arXiv 1709.05135). O(K N (D + K)) time, O(N (D + K)) memory; the kernel is built on an accelerator
+    with N <= 8192 only, O(N^2 (D + K)) and O(N^2).
 
     A token that lies in the span of the chosen ones (up to 1 % of its length) makes the determinant zero. Such tokens
     come last, the most relevant first, so that the budget is exact beyond the kernel's rank too.
@@ -111,23 +132,29 @@ def conditional_dpp(visual: Tensor, relevance: Tensor, budget: int) -> Tensor:
         weight = relevance.float()
         gain = unit.square().sum(dim=-1) * weight.square()  # squared lengths outside the span of the chosen
         within = _WITHIN * gain
-        last = weight - weight.amax() - 1
-        taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device)
+        # What ranks the tokens outside the span, and then those in it; -infinity once they are chosen.
+        both = torch.stack([gain, weight - weight.amax() - 1])
+        gain, last = both[0], both[1]
         factor = unit.new_zeros(budget, tokens)
-        chosen = []
-        for step in range(budget):
-            score = torch.where(gain > within, gain, last).masked_fill(taken, -math.inf)
-            token = score.argmax(dim=0, keepdim=True)
-            kernel = (unit @ unit.index_select(0, token)[0]) * weight * weight.index_select(0, token)
-            done = factor[:step]
-            rest = kernel - done.index_select(1, token).squeeze(1) @ done
-            length = gain.index_select(0, token)
-            new = length > within.index_select(0, token)
-            factor[step] = torch.where(new, rest / torch.where(new, length, 1.0).sqrt(), 0.0)
-            gain = gain - factor[step].square()
-            taken.index_fill_(0, token, True)
-            chosen.append(token)
-    return torch.cat(chosen).sort().values
+        order = torch.zeros(budget, dtype=torch.int64, device=unit.device)
+        done = torch.zeros_like(order[:1])  # how many are chosen
+        kernel_of = rows_of(unit, lambda some, rows: rows.mul_(weight).mul_(weight.index_select(0, some).unsqueeze(-1)))
+
+        def step(token: Tensor) -> None:
+            score = torch.where(gain > within, gain, last)
+            torch.argmax(score, dim=0, keepdim=True, out=token)
+            before = factor[: int(done)] if may_look(done) else factor  # rows to come are zero
+            rest = kernel_of(token) - before.index_select(1, token).squeeze(1) @ before
+            # Below 0 in the span, where the token adds nothing: what is divided by infinity.
+            length = torch.threshold_(score.index_select(0, token), 0.0, math.inf)
+            row = rest.div_(length.sqrt_())
+            factor.index_copy_(0, done, row.unsqueeze(0))
+            gain.sub_(row.square())
+            both.index_fill_(1, token, -math.inf)
+            done.add_(1)
+
+        repeat(step, budget, order)
+    return order.sort().values
 
 
 def least_duplicated(visual: Tensor, budget: int, pivots: int = 8) -> tuple[Tensor, Tensor]:
@@ -171,8 +198,19 @@ def least_duplicated(visual: Tensor, budget: int, pivots: int = 8) -> tuple[Tens
     return torch.cat(chosen).sort().values, norm
 
 
-def _closest_other(unit: Tensor, start: int, height: int) -> Tensor:
-    """The largest cosine of tokens ``start`` to ``start + height`` to any other token; -1 where there is none."""
-    likeness = unit[start : start + height] @ unit.T
-    likeness.diagonal(offset=start).fill_(-1.0)
-    return likeness.amax(dim=-1)
+def _closest_other(unit: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The cosines of all pairs where they are worth holding, and each token's to the most similar other one.
+
+    Of a token to itself it is -1.
+    """
+    tokens = len(unit)
+    table = unit.new_empty(tokens, tokens) if is_tabled(unit) else None
+    height, closest = max(1, _BLOCK // tokens), []
+    for start in range(0, tokens, height):
+        some = slice(start, start + height)
+        likeness = unit[some] @ unit.T
+        likeness.diagonal(offset=start).fill_(-1.0)
+        closest.append(likeness.amax(dim=-1))
+        if table is not None:
+            table[some] = likeness
+    return table, torch.cat(closest)

@@ -3,8 +3,9 @@
 ``F(S) = sum over rows i of w_i max over j in S of L_ij`` is monotone and submodular, so the greedy choice reaches at
 least ``1 - 1/e`` of the best (Nemhauser, Wolsey, Fisher 1978). What the rows and the likeness ``L`` are differs between
 methods; how it is solved does not. The loop is over the budget. On an accelerator its steps are tensor operations that
-nothing waits for; on a CPU, where values may be looked at, only the rows that the last token covers better are gone
-through again.
+nothing waits for and that go through the whole table (:class:`foveate.functional.coverage.Reach`), on a CUDA device
+replayed several in one launch; on a CPU, where values may be looked at, only the rows that the last token covers better
+are gone through again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from foveate.functional.common import (
     shape_of,
     unit_rows,
 )
+from foveate.functional.coverage import Reach
+from foveate.functional.steps import may_look, repeat
 
 _BLOCK = 1 << 22  # cells of a table that are gone through at a time (16 MiB)
 _CACHED = 1 << 19  # the same on a CPU, whose cache they stay in
@@ -143,6 +146,11 @@ class _Table:
         """(R,) float32, of a (1,) int64."""
         return self.rows(token)[0] if self.mirrored else self.cells.index_select(1, token)[:, 0]
 
+    def weighted(self, weight: Tensor) -> _Table:
+        """Of float32 cells, each row times its weight. A table made here is written into, as nobody needs it."""
+        weight = weight.unsqueeze(-1)
+        return _Table(self.cells.mul_(weight) if self.mirrored else self.cells * weight)
+
 
 def _cosines(visual: Tensor, power: float, shifted: bool = False) -> _Table:
     """max(0, cos) ** power of all pairs of (N, D) tokens, block by block, each block of pairs once.
@@ -188,37 +196,59 @@ def _greedy(table: _Table, weight: Tensor, budget: int, enough: float = 1.0, lea
     device = weight.device
     covered = torch.zeros(rows, dtype=torch.float32, device=device)
     gain, most = _gain(table, covered, weight, ends=True)
-    alone = gain - gain.amax() - 1  # below every gain
+    alone = gain - gain.amax() - 1  # below every gain; -infinity once taken, when the gain is none either
     nothing = _NO_GAIN * most
-    if columns <= budget:
-        budget = columns
-    taken = torch.zeros(columns, dtype=torch.bool, device=device)
-    order: list[Tensor] = []
-    reached = [most.new_zeros(1)]
-    for step in range(budget):
-        score = torch.where(gain > nothing, gain, alone).masked_fill_(taken, -math.inf)
-        token = score.argmax(dim=0, keepdim=True)
-        taken.index_fill_(0, token, True)
-        order.append(token)
-        before, covered = covered, torch.maximum(covered, table.column(token))
-        reached.append(reached[-1] + gain.index_select(0, token))
-        if step + 1 == budget or (enough < 1 and step + 1 >= least and _reaches(reached[-1], most, enough)):
-            break
-        gain = _less(table, before, covered, weight, gain) if device.type == "cpu" else _gain(table, covered, weight)[0]
-    share = _share(torch.cat(reached[1:]), most)
-    if columns == len(order):
+    budget = min(budget, columns)
+    order = torch.zeros(budget, dtype=torch.int64, device=device)
+    gained = gain.new_zeros(budget)
+    reach = None
+    if Reach.fits(table.cells):
+        table = table.weighted(weight)
+        reach = Reach(table.cells)
+    may_end, number, reached = enough < 1 and may_look(covered), 0, most.new_zeros(1)
+
+    def choose(token: Tensor, adds: Tensor) -> bool:
+        nonlocal number, reached
+        if may_end:
+            if number >= max(1, least) and bool(_share(reached, most) >= enough):
+                return True
+            number += 1
+        torch.argmax(torch.where(gain > nothing, gain, alone), dim=0, keepdim=True, out=token)
+        torch.index_select(gain, 0, token, out=adds)
+        alone.index_fill_(0, token, -math.inf)
+        if may_end:
+            reached = reached + adds
+        return False
+
+    def step(token: Tensor, adds: Tensor) -> bool:
+        if choose(token, adds):
+            return True
+        column = table.column(token)
+        if reach is not None:
+            torch.maximum(covered, column, out=covered)
+            reach.gain(covered, token, gain)
+            return False
+        grown = torch.maximum(covered, column)
+        if may_look(covered):
+            gain.index_fill_(0, token, 0.0)
+            gain.copy_(_less(table, covered, grown, weight, gain))
+        else:
+            gain.copy_(_gain(table, grown, weight)[0])
+        covered.copy_(grown)
+        return False
+
+    done = repeat(step, budget - 1, order[:-1], gained[:-1])
+    if done == budget - 1 and not choose(order[-1:], gained[-1:]):
+        done = budget
+    share = _share(gained[:done].cumsum(0), most)
+    if columns == done:
         share[-1] = 1.0
-    return torch.cat(order), share
+    return order[:done], share
 
 
 def _share(covered: Tensor, most: Tensor) -> Tensor:
     """Part of what all columns cover, in float32."""
     return torch.where(most > 0, covered / torch.where(most > 0, most, 1.0), 1.0).clamp(max=1.0).float()
-
-
-def _reaches(covered: Tensor, most: Tensor, enough: float) -> bool:
-    """Whether that part is enough, where it can be seen without waiting."""
-    return covered.device.type == "cpu" and bool(_share(covered, most) >= enough)
 
 
 def _gain(table: _Table, covered: Tensor, weight: Tensor, ends: bool = False) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,9 @@ from foveate.functional.common import (
     require_length,
     require_weights,
 )
+from foveate.functional.diversity import farthest_first
 from foveate.functional.merge import Merge, merged
+from foveate.functional.steps import may_look, repeat, rows_of
 from foveate.functional.text import min_max
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
@@ -41,7 +43,7 @@ def focus_scan_refine(
     (equation 5). *Refine*: every dropped token has a nearest token of Scan; the ``floor(refine * S)`` dropped tokens
     most like theirs, S the size of Scan, go into it, which becomes the mean of all it holds by their priorities. Tokens
     of Focus stay as they are, and so does one of Scan where all that it holds have no priority. O(K N D) time, O(N D)
-    memory.
+    memory; on an accelerator O(N^2 D), and with N <= 8192 O(N^2) memory.
 
     Args:
         visual: (N, D) tokens of one image.
@@ -80,34 +82,74 @@ def focus_scan_refine(
         if tokens <= budget:
             return here, Merge.picking(here, tokens), priority.float(), focus
 
-        # Where values may be looked at, Focus is taken at once; else step by step, as nothing waits for its size.
-        done = int(focus) if _may_look(focus) else 1
-        chosen = order[:done]
-        taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device).index_fill_(0, chosen, True)
-        aims = unit.index_select(0, chosen).T
-        closest = torch.cat([(rows @ aims).amax(dim=-1) for rows in torch.split(unit, max(1, _BLOCK // done))])
-        likest, anchor = torch.full_like(closest, -math.inf), torch.full_like(here, tokens)
-        picked = [chosen]
-        for step in range(done, budget):
-            scanning = step >= focus
-            farthest = closest.masked_fill(taken, math.inf).argmin(dim=0, keepdim=True)
-            token = torch.where(scanning, farthest, order[step])
-            likeness = unit @ unit.index_select(0, token)[0]
-            closest = torch.maximum(closest, likeness)
-            taken.index_fill_(0, token, True)
-            picked.append(token)
-            nearer = (likeness > likest) | ((likeness == likest) & (token < anchor))
-            nearer = nearer & scanning
-            likest, anchor = torch.where(nearer, likeness, likest), torch.where(nearer, token, anchor)
-    kept = torch.cat(picked).sort().values
+        scan = _scan_by_steps if may_look(focus) else _scan_at_once
+        kept, likest, anchor = scan(unit, order, focus, budget)
+    taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device).index_fill_(0, kept, True)
+    kept = kept.sort().values
     rank = ranks(descending(likest.masked_fill(taken, -math.inf))[1])
     joins = (rank < ((budget - focus) * refine + 1e-9).floor()) & ~taken
     return kept, _weighted(kept, torch.where(joins, anchor, tokens), priority.float()), priority.float(), focus
 
 
-def _may_look(value: Tensor) -> bool:
-    """Whether reading it makes nobody wait."""
-    return value.device.type == "cpu"
+def _scan_by_steps(unit: Tensor, order: Tensor, focus: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Focus and Scan, O(K N D), where the size of Focus may be looked at.
+
+    Args:
+        unit: (N, D) directions.
+        order: (N,) int64, by priority.
+        focus: 0-d int64, how many of them are Focus.
+        budget: K.
+
+    Returns:
+        the chosen, (K,) int64; every token's cosine to its nearest token of Scan, and which that is, (N,) each.
+    """
+    done = int(focus)
+    chosen = order[:done]
+    aims = unit.index_select(0, chosen).T
+    closest = torch.cat([(rows @ aims).amax(dim=-1) for rows in torch.split(unit, max(1, _BLOCK // done))])
+    closest.index_fill_(0, chosen, math.inf)
+    likest, anchor = torch.full_like(closest, -math.inf), torch.full_like(order, len(order))
+    scanned = torch.zeros(budget - done, dtype=torch.int64, device=unit.device)
+
+    def step(token: Tensor) -> None:
+        torch.argmin(closest, dim=0, keepdim=True, out=token)
+        likeness = unit @ unit.index_select(0, token)[0]
+        torch.maximum(closest, likeness, out=closest).index_fill_(0, token, math.inf)
+        nearer = (likeness > likest) | ((likeness == likest) & (token < anchor))
+        likest.copy_(torch.where(nearer, likeness, likest))
+        anchor.copy_(torch.where(nearer, token, anchor))
+
+    repeat(step, budget - done, scanned)
+    return torch.cat([chosen, scanned]), likest, anchor
+
+
+def _scan_at_once(unit: Tensor, order: Tensor, focus: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without looking, O(N^2 D): Scan goes on for as long as it could, and the first of it count."""
+    tokens = len(unit)
+    here = torch.arange(tokens, device=unit.device)
+    focused = ranks(order) < focus
+    nearest = _nearest(unit, focused)[0].neg_().masked_fill_(focused, -math.inf)
+    away_from = rows_of(unit, lambda some, rows: rows.neg_().scatter_(1, some.unsqueeze(-1), -math.inf))
+    found = farthest_first(nearest, away_from, budget - 1)
+    place = here[:budget]
+    scanning = place >= focus
+    # Focus has one token at least, and Scan's s-th, from 0, is in place focus + s. Of no Scan nothing is read.
+    later = (place - focus).clamp_(min=0, max=max(0, budget - 2))
+    scanned = found.index_select(0, later) if budget > 1 else order[:1]
+    chosen = torch.where(scanning, scanned, order[:budget])
+    marks = torch.zeros(tokens + 1, dtype=torch.bool, device=unit.device)
+    marks.index_fill_(0, torch.where(scanning, chosen, tokens), True)
+    return chosen, *_nearest(unit, marks[:tokens])
+
+
+def _nearest(unit: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) every token's largest cosine to those of a (N,) bool, and the earliest of that cosine."""
+    closest, which = [], []
+    for rows in torch.split(unit, max(1, _BLOCK // len(unit))):
+        likeness = (rows @ unit.T).masked_fill_(~among, -math.inf)
+        closest.append(likeness.amax(dim=-1))
+        which.append(likeness.argmax(dim=-1))
+    return torch.cat(closest), torch.cat(which)
 
 
 def _weighted(kept: Tensor, anchor: Tensor, priority: Tensor) -> Merge:

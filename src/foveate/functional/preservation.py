@@ -18,7 +18,8 @@ from foveate.functional.common import (
     require_not_negative,
     require_weights,
 )
-from foveate.functional.coverage import coverage_gain
+from foveate.functional.coverage import Coverage, coverage_gain
+from foveate.functional.steps import repeat
 
 SCALES = ("range", "mean")
 _ROUNDING = 1e-6
@@ -75,32 +76,42 @@ def optimal_preservation(
     scaled = _by_mean if scale == "mean" else _by_range
     relevance = saliency.to(accumulator(saliency.device))
     token = descending(saliency)[1][:1]
-    covered = likeness.index_select(0, token)[0]
-    gain = coverage_gain(likeness, covered)
+    if budget == 1:
+        return token, alone
+    growing = Coverage(likeness, likeness.index_select(0, token)[0])
     taken = torch.zeros(tokens, dtype=torch.bool, device=unit.device).index_fill_(0, token, True)
-    chosen = [token]
-    while len(chosen) < budget:
-        apart = (1 - covered.to(gain.dtype)).clamp(min=0)
-        score = scaled(relevance, taken, 0.0)
-        score = score + diversity * scaled(apart, taken, _ROUNDING)
-        score = score + coverage * scaled(gain, taken, _ROUNDING * tokens)
-        token = score.masked_fill(taken, -math.inf).argmax(dim=0, keepdim=True)
-        taken.index_fill_(0, token, True)
-        chosen.append(token)
-        before, covered = covered, torch.maximum(covered, likeness.index_select(0, token)[0])
-        if len(chosen) < budget:
-            gain = coverage_gain(likeness, covered, before, gain)
-    return torch.cat(chosen).sort().values, alone
+    one = relevance.new_ones(1)
+    nothing = torch.cat([one * 0.0, one * _ROUNDING, one * (_ROUNDING * tokens)]).unsqueeze(-1)
+    share = torch.cat([one, one * diversity, one * coverage]).unsqueeze(-1)
+    order = torch.zeros(budget - 1, dtype=torch.int64, device=unit.device)
+
+    def choose(chosen: Tensor) -> None:
+        apart = torch.sub(one, growing.covered).clamp_(min=0)
+        parts = scaled(torch.stack([relevance, apart, growing.gain]), taken, nothing).mul_(share)
+        score = (parts[0] + parts[1]).add_(parts[2])
+        torch.argmax(score.masked_fill_(taken, -math.inf), dim=0, keepdim=True, out=chosen)
+        taken.index_fill_(0, chosen, True)
+
+    def step(chosen: Tensor) -> None:
+        choose(chosen)
+        growing.add(chosen)
+
+    repeat(step, budget - 2, order[:-1])
+    choose(order[-1:])
+    return torch.cat([token, order]).sort().values, alone
 
 
-def _by_mean(values: Tensor, taken: Tensor, nothing: float) -> Tensor:
+# Of (3, N) values, each row with its (3, 1) ``nothing``; what is divided by infinity is 0.
+
+
+def _by_mean(values: Tensor, taken: Tensor, nothing: Tensor) -> Tensor:
     """Divided by the mean of those not taken; 0 where that is ``nothing``."""
-    mean = values.masked_fill(taken, 0.0).sum() / (~taken).sum()
-    return torch.where(mean > nothing, values / torch.where(mean > nothing, mean, 1.0), 0.0)
+    mean = values.masked_fill(taken, 0.0).sum(dim=1, keepdim=True) / (~taken).sum()
+    return values / torch.where(mean > nothing, mean, math.inf)
 
 
-def _by_range(values: Tensor, taken: Tensor, nothing: float) -> Tensor:
+def _by_range(values: Tensor, taken: Tensor, nothing: Tensor) -> Tensor:
     """From 0 to 1 over those not taken; 0 where they differ by ``nothing``."""
-    low = values.masked_fill(taken, math.inf).amin()
-    extent = values.masked_fill(taken, -math.inf).amax() - low
-    return torch.where(extent > nothing, (values - low) / torch.where(extent > nothing, extent, 1.0), 0.0)
+    low = values.masked_fill(taken, math.inf).amin(dim=1, keepdim=True)
+    extent = values.masked_fill(taken, -math.inf).amax(dim=1, keepdim=True) - low
+    return (values - low) / torch.where(extent > nothing, extent, math.inf)

@@ -18,6 +18,7 @@ from foveate.functional.common import (
     require_weights,
     shape_of,
 )
+from foveate.functional.steps import may_look, repeat
 
 _NO_VARIANCE = 1e-6
 """Part of the largest component's variance that float32 cannot tell from none."""
@@ -144,15 +145,21 @@ def _survivors(likeness: Tensor, group: Tensor, groups: int, threshold: Tensor, 
     here = torch.arange(tokens, device=group.device)
     left = torch.ones(tokens, dtype=torch.bool, device=group.device)
     survives = torch.zeros_like(left)
-    for _ in range(rounds):
-        if left.device.type == "cpu" and not bool(left.any()):
-            break
-        best = group.new_full((groups,), tokens)
-        best = best.scatter_reduce(0, group, torch.where(left, here, tokens), "amin").index_select(0, group)
-        itself = here == best
-        cosine = likeness.take(here * tokens + best.clamp(max=tokens - 1)).to(threshold.dtype)
-        survives |= itself
-        left &= ~(itself | ((best < tokens) & (cosine > threshold)))
+    start = here * tokens
+
+    def step(best: Tensor) -> bool:
+        if may_look(left) and not bool(left.any()):
+            return True
+        best.fill_(tokens)
+        firsts = best[0].scatter_reduce_(0, group, torch.where(left, here, tokens), "amin")
+        first = firsts.index_select(0, group)
+        itself = here == first
+        cosine = likeness.take(start + first.clamp(max=tokens - 1)).to(threshold.dtype)
+        survives.logical_or_(itself)
+        left.logical_and_(~(itself | ((first < tokens) & (cosine > threshold))))
+        return False
+
+    repeat(step, rounds, group.new_empty(rounds, groups))
     return survives
 
 

@@ -106,6 +106,20 @@ class Family(ABC):
         """The same for ``video_inputs``; ``request.features`` is the model's own ``get_video_features``."""
         raise NotImplementedError(f"{type(self).__name__} names video_inputs and does not encode them")
 
+    @property
+    def first_block(self) -> nn.Module | None:
+        """The vision encoder's first block, whose tokens ``pixels="auto"`` reads; None where it is not known."""
+        return None
+
+    def first_tokens(self, output: Tensor) -> Tensor:
+        """(N, d): the patches in that block's output, (..., N, d)."""
+        return output.flatten(0, -2)
+
+    @property
+    def fixed_resolution(self) -> bool:
+        """Whether the processor makes the same square of every picture, so that its size decides nothing."""
+        return False
+
     def refuse(self, inputs: Mapping[str, Any]) -> None:
         """Raises ValueError for arguments of a call that cannot be honoured."""
         if not self.video_inputs and inputs.get("pixel_values_videos") is not None:

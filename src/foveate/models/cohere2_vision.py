@@ -29,7 +29,7 @@ class Cohere2Vision(TiledFamily):
         return int(self.config.downsample_factor)
 
     def recorder(self, inputs: Mapping[str, Any], request: Request) -> Recorder:
-        return self.tower.recorder(Reading(len(self.tower.layers) - 1, "full"), request)
+        return self.tower.recorder(Reading(len(self.tower.layers) - 1, "full", normed=True), request)
 
     def cuts(self, row: Tensor, per_tile: int) -> list[Cut]:
         """Images as ``_images`` finds them, every tile a run of its own."""

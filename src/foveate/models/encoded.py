@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,7 +106,6 @@ class EncodedImage:
             alive[-1] = False
             repeats = torch.where(self.slots == NEWLINE, alive[self.lines].long(), repeats)
         places = torch.repeat_interleave(torch.arange(self.placeholders, device="cpu"), repeats)
-        carries = patch[places].nonzero()[:, 0]
 
         def take(stream: Tensor) -> Tensor:
             taken = stream[places.to(stream.device)]
@@ -113,6 +113,7 @@ class EncodedImage:
                 return taken
             whole = len(self.tokens) == self.placeholders
             patches = stream if whole else stream[patch.nonzero()[:, 0].to(stream.device)]
+            carries = patch[places].nonzero()[:, 0]
             return taken.index_copy(0, carries.to(stream.device), selection.gather(patches))
 
         return Kept(take(self.stream), tuple(take(plane) for plane in self.planes), repeats)
@@ -250,10 +251,21 @@ def grid_geometry(
         device: where the tensors go.
         cropped: see ``Geometry``.
     """
+    cut = tuple((rows, columns) for rows, columns in grids)
+    found = tuple(tuple(box) for box in boxes.tolist())
+    with torch.inference_mode(False):  # it is kept, for whoever asks next
+        return _grid_geometry(cut, found, (image_size[0], image_size[1]), device, cropped)
+
+
+@functools.lru_cache(maxsize=32)
+def _grid_geometry(
+    grids: tuple[tuple[int, int], ...], boxes: tuple[tuple[float, ...], ...], image_size: tuple[int, int],
+    device: torch.device, cropped: bool,
+) -> Geometry:  # fmt: skip
     views, rows, columns, found = [], [], [], []
     for number, (height, width) in enumerate(grids):
         row, column = grid_places(height, width)
-        x0, y0, x1, y1 = boxes[number].tolist()
+        x0, y0, x1, y1 = boxes[number]
         scale = torch.tensor([(x1 - x0) / width, (y1 - y0) / height] * 2, dtype=torch.float64, device="cpu")
         corners = torch.stack([column, row, column + 1, row + 1], dim=1).double()
         found.append(corners * scale + scale.new_tensor([x0, y0] * 2))
@@ -266,6 +278,6 @@ def grid_geometry(
         torch.cat(columns).to(device),
         torch.cat(found).float().to(device),
         image_size,
-        tuple(grids),
+        grids,
         cropped,
     )

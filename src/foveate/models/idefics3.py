@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.attention import projecting, recording, tapped_config
 from foveate.models.base import Family
@@ -53,6 +53,11 @@ class Idefics3(Family):
         self.attention = self.base.vision_model.encoder.layers[-1].self_attn
         self.patch = int(self.config.vision_config.patch_size)
         self.factor = int(self.base.connector.scale_factor)
+
+    @property
+    def first_block(self) -> nn.Module:
+        block: nn.Module = self.base.vision_model.encoder.layers[0]
+        return block
 
     def instruments(self) -> Sequence[Patch]:
         connector = self.base.connector

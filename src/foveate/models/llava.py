@@ -26,6 +26,10 @@ class Llava(TowerFamily):
     def check(self) -> None:
         self.tower = Tower(self.base, self.config, {**TOWERS, **PIXTRAL})
 
+    @property
+    def fixed_resolution(self) -> bool:
+        return self.tower.kind not in PIXTRAL
+
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels = inputs["pixel_values"]
         if self.tower.kind in PIXTRAL:

@@ -14,6 +14,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from foveate.attention import Recorder, recording
 from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_sizes, read_tokens
+from foveate.models.memo import once
 from foveate.models.towers import TowerFamily
 from foveate.models.view_store import picking, putting
 from foveate.patches import Patch
@@ -35,6 +36,24 @@ class Canvas:
     grid: tuple[int, int]
     fitted: tuple[int, int]
     offset: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the patches of an image stand among its n placeholders, and lie in the picture.
+
+    Args:
+        patches: (N,) int64: which placeholders carry one.
+        order: (N,) int64 on the CPU: which of all views' patches it is.
+        geometry: of the N.
+        slots, lines: see ``EncodedImage``.
+    """
+
+    patches: Tensor
+    order: Tensor
+    geometry: Geometry
+    slots: Tensor
+    lines: Tensor
 
 
 class LlavaNext(TowerFamily):
@@ -126,19 +145,26 @@ class LlavaNext(TowerFamily):
     def _image(self, canvas: Canvas, stream: Tensor, full: Tensor | None, record: Recorder, start: int) -> EncodedImage:
         """One image; ``full`` are the projected patches of all its views for the released layout, else None."""
         device = stream.device
-        source = self._stream_sources(canvas)
-        patch = source >= 0
-        order = source[patch] if full is None else torch.arange(full.shape[0] * full.shape[1], device="cpu")
-        tokens = read_tokens(
-            record,
-            stream[patch.nonzero()[:, 0].to(device)] if full is None else full.flatten(0, 1),
-            self._geometry(canvas, order, device),
-            start + order,
-            full is not None,
-        )
+        places = self._places(canvas, device)
         if full is not None:
-            return EncodedImage(tokens, len(source))
-        return self._in_lines(tokens, stream, ~patch)
+            order = torch.arange(full.shape[0] * full.shape[1], device="cpu")
+            geometry = self._geometry(canvas, order, device)
+            return EncodedImage(read_tokens(record, full.flatten(0, 1), geometry, start + order), len(places.slots))
+        tokens = read_tokens(record, stream[places.patches], places.geometry, start + places.order, full_grid=False)
+        return EncodedImage(tokens, len(places.slots), places.slots, places.lines, stream)
+
+    def _places(self, canvas: Canvas, device: torch.device) -> Places:
+        """Where the patches of a picture that is cut like this stand and lie."""
+        vision, packing = self.config.vision_config, tuple(sorted(self.packing.items()))
+
+        def make() -> Places:
+            source = self._stream_sources(canvas)
+            patch = source >= 0
+            order = source[patch]
+            geometry = self._geometry(canvas, order, device)
+            return Places(patch.nonzero()[:, 0].to(device), order, geometry, *self._lines(~patch))
+
+        return once(self.base, (canvas, packing, vision.image_size, vision.patch_size, device), make)
 
     def newlines(self, image: tuple[int, int]) -> int:
         return int((self._stream_sources(self._canvas(image)) == NEWLINE).sum())
@@ -156,11 +182,15 @@ class LlavaNext(TowerFamily):
         return 1 + grid[0] * grid[1]
 
     def _in_lines(self, tokens: VisualTokens, stream: Tensor, newline: Tensor) -> EncodedImage:
-        """A line is a row of the canvas: it ends with its newline. The base view has none."""
+        """An image whose placeholders with ``newline`` carry no patch."""
+        return EncodedImage(tokens, len(newline), *self._lines(newline), stream)
+
+    def _lines(self, newline: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) slots and lines: a line is a row of the canvas and ends with its newline. The base view has none."""
         slots = torch.where(newline, NEWLINE, (~newline).cumsum(0) - 1)
         lines = newline.long().cumsum(0) - newline.long()
         lines[: self.tower.side**2] = -1
-        return EncodedImage(tokens, len(newline), slots, lines, stream)
+        return slots, lines
 
     def _stream_sources(self, canvas: Canvas) -> Tensor:
         """(n,) int64: for every placeholder its flat index over views x patches, or ``NEWLINE``.

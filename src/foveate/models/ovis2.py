@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.attention import Recorder, beside, projecting, tapped_config
 from foveate.models.base import look_up
@@ -32,6 +32,14 @@ class Ovis2(TiledFamily):
                 "Ovis2 writes five indicator tokens (image start, grid, column, row, image end); the config's "
                 f"visual_indicator_token_ids are {self.indicators}"
             )
+
+    @property
+    def first_block(self) -> nn.Module:
+        block: nn.Module = self.base.vision_tower.transformer.encoder.layers[0]
+        return block
+
+    def first_tokens(self, output: Tensor) -> Tensor:
+        return output.flatten(0, -2)
 
     @property
     def indicators(self) -> tuple[int, ...]:

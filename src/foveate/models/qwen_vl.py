@@ -42,6 +42,11 @@ class PackedVisionFamily(Family):
         self.side: int = self.base.visual.spatial_merge_size
 
     @property
+    def first_block(self) -> nn.Module:
+        block: nn.Module = self.blocks[0]
+        return block
+
+    @property
     def read_layer(self) -> int:
         """The layer whose attention is read: the last."""
         return len(self.blocks) - 1

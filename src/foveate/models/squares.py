@@ -40,6 +40,10 @@ class SquareFamily(TowerFamily):
 
     saliency = "mean received attention, last layer"
 
+    @property
+    def fixed_resolution(self) -> bool:
+        return True
+
     def check(self) -> None:
         self.tower = Tower(self.base, self.config, {"siglip_vision_model": "received"})
 
@@ -56,7 +60,7 @@ class SquareFamily(TowerFamily):
                 f"{self.title} takes pixel_values as one tensor (images, channels, {size}, {size}), "
                 f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
-        reading = Reading(len(self.tower.layers) - 1, "full")
+        reading = Reading(len(self.tower.layers) - 1, "full", normed=True)
         with recording(self.tower.recorder(reading, request)) as record:
             output = request.features(pixel_values=pixels, return_dict=True)
         sources = square_sources((self.tower.side,) * 2, self.factor)

@@ -29,12 +29,14 @@ class Reading:
         strategy: "default" (the first token, CLS, is left out) or "full".
         layers: how many hidden states the projector reads, one behind the other.
         deepest: which of them is the deepest.
+        normed: whether the encoder's last norm stands between that layer and the projector.
     """
 
     saliency_layer: int
     strategy: str
     layers: int = 1
     deepest: int = 0
+    normed: bool = False
 
 
 class Tower:
@@ -67,6 +69,10 @@ class Tower:
         tower = getattr(tower, "vision_model", tower)
         encoder = tower.transformer if self.kind == "pixtral" else tower.encoder
         self.layers: Sequence[Any] = encoder.layer if self.kind == "internvl_vision" else encoder.layers
+        self.norm: nn.Module | None = getattr(
+            tower, "layernorm" if self.kind == "internvl_vision" else "post_layernorm", None
+        )
+        self.head: nn.Module | None = getattr(tower, "head", None)
         named = "attention" if self.kind in ("pixtral", "internvl_vision") else "self_attn"
         self.attentions = [getattr(layer, named) for layer in self.layers]
         size, patch = config.vision_config.image_size, config.vision_config.patch_size
@@ -97,22 +103,33 @@ class Tower:
                 f"{NAMES[self.kind]} tower has none: stock transformers would lose the top-left patch of every view. "
                 "Set it to 'full' in the model's and the processor's config."
             )
-        return Reading(max(states) - 1, strategy, len(states), states.index(max(states)))
+        # A last hidden state is taken before the norm, unless the tower's config ties it to the output.
+        tied = getattr(self.config.vision_config, "tie_last_hidden_states", None) or (
+            self.kind == "internvl_vision" and layers == -1  # it takes the output itself
+        )
+        return Reading(
+            max(states) - 1, strategy, len(states), states.index(max(states)), bool(tied) and max(states) == depth
+        )
 
     def instruments(self) -> list[Patch]:
-        """A tapped config on every attention, a skippable forward on every layer, a projector that shows itself."""
+        """A tapped config on every attention, a skippable forward on all that may go unread, a projector shown."""
         patches = [Patch(self.projector, "forward", projecting(self.projector))]
-        patches += [Patch(layer, "forward", skippable(layer)) for layer in self.layers]
+        behind = [part for part in (self.norm, self.head) if part is not None]
+        patches += [Patch(part, "forward", skippable(part)) for part in (*self.layers, *behind)]
         patches += [Patch(attention, "config", tapped_config(attention)) for attention in self.attentions]
         return patches
 
     def recorder(self, reading: Reading, request: Request, segments: Sequence[int] | None = None) -> Recorder:
-        """A recorder that taps the read layer and skips those after it, whose output nobody reads."""
+        """A recorder that taps the read layer and skips what comes after it and is not read.
+
+        That is the layers behind it, the head that pools what nobody asks for, and the norm where it is not on the way.
+        """
+        behind = (None if reading.normed else self.norm, self.head)
         return recorder_for(
             request,
             self.read,
             self.attentions[reading.saliency_layer],
-            skip=self.layers[reading.saliency_layer + 1 :],
+            skip=[*self.layers[reading.saliency_layer + 1 :], *(part for part in behind if part is not None)],
             project=self.projector,
             patches=partial(self._patches, reading),
             segments=segments,
@@ -149,3 +166,11 @@ class TowerFamily(Family):
 
     def instruments(self) -> Sequence[Patch]:
         return self.tower.instruments()
+
+    @property
+    def first_block(self) -> nn.Module:
+        block: nn.Module = self.tower.layers[0]
+        return block
+
+    def first_tokens(self, output: Tensor) -> Tensor:
+        return (output[:, 1:] if self.tower.read == "cls" else output).flatten(0, -2)

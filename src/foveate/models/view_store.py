@@ -166,7 +166,7 @@ class Views:
         prompt: Tensor | None,
         known: Mapping[int, Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self._encode = encode
+        self.encode = encode
         self._lock = threading.Lock()
         self.pictures: Sequence[tuple[int, ...]] = family.views_of(inputs, prompt)
         self.store = ViewStore(sum(map(len, self.pictures)))
@@ -198,7 +198,7 @@ class Views:
             missing = sorted(numbers - self.store.known)
             if missing or not self.images:
                 self.store.wanted = tuple(missing)
-                self.images = self._encode(self.store)
+                self.images = self.encode(self.store)
                 self.store.known.update(missing)  # only now: what fails half way is encoded again
             return self.images
 

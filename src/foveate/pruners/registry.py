@@ -36,6 +36,15 @@ LACKING = {
         "transformers, `foveate ask --again`, and session.ask(question, foveate.AskAgain(...)); what runs the model "
         "once per question (`with pruner(model)`, pipelines, bench, a server) cannot ask again"
     ),
+    "resize": (
+        "it is no method but a baseline without any: a smaller picture of which the model makes fewer tokens, for "
+        "`foveate eval` and `foveate bench` with a model or a shape; to resize pictures yourself, see `pixels=` and "
+        "foveate.resized"
+    ),
+    "crops": (
+        "it is no method but which crops are encoded under one, for `foveate eval` with transformers; elsewhere crops "
+        "stand beside the method, as in `foveate ask --method cover --crops 0.5` and pruner(model, crops=0.5)"
+    ),
 }
 """Methods that people ask for by name, and what stands in their way."""
 

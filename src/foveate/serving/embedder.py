@@ -23,6 +23,7 @@ from foveate.serving.features import FeatureCache
 from foveate.serving.image_request import FIELDS, ImageRequest, unpack
 from foveate.serving.metrics import Counters, logger
 from foveate.serving.policy import Policy
+from foveate.serving.routed import Features, RoutedPictures
 from foveate.serving.towers import Batches
 from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
 
@@ -52,7 +53,7 @@ class ImageEmbedder:
         self.cache = FeatureCache(policy.feature_cache_mib << 20, device)
         self.counters = Counters.of_worker(policy, device, hooks.rank())
         self._indices: LRUCache[str, Tensor] = LRUCache(SELECTIONS)
-        if policy.reads_saliency or policy.reads_keys:
+        if policy.reads_saliency or policy.reads_keys or self.family.crops:  # any request may choose among crops
             attention = hooks.vision_attention(self.batches.attention(model))
             attention.register_forward_pre_hook(_record, with_kwargs=True)
         if policy.reads_encoded:
@@ -94,10 +95,14 @@ class ImageEmbedder:
         plain = {name: value for name, value in given.items() if name not in FIELDS}
         texts = self._embedded([one.text for one in requests])
         kept: dict[int, tuple[Tensor, Selection]] = {}
-        for places, image in self._images(stock, plain, requests):
+        whole = [place for place, one in enumerate(requests) if one.crops is None]
+        for places, image in self._images(stock, plain, requests, whole):
             with self.counters.timed("select_seconds"):
                 for place in places:
                     kept[place] = self._choose(image, requests[place], texts[place])
+        for place, image in self._routed(plain, requests, texts):
+            with self.counters.timed("select_seconds"):
+                kept[place] = self._choose(image, requests[place], texts[place])
         for place in range(len(requests)):
             yield kept[place]
 
@@ -113,11 +118,11 @@ class ImageEmbedder:
             logger.error("foveate: %s; the tokens of this image were taken evenly", error)
             selection = Uniform(keep=request.keep.value).select(image.tokens)
         selection = dataclasses.replace(selection, indices=hooks.from_first_rank(selection.indices))
-        if len(selection) == len(image.tokens):
+        if len(selection) == len(image.tokens) and image.whole is None:
             assert image.stream is not None
             return torch.cat([image.stream, *image.planes], dim=-1), selection
         planes = (image.tokens.features, *image.planes)
-        return torch.cat([selection.gather(plane) for plane in planes], dim=-1), selection
+        return torch.cat([selection.gather(plane) for plane in planes], dim=-1), image.in_whole(selection)
 
     def _embedded(self, texts: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
         """(T, D) input embeddings of every text, looked up at once."""
@@ -128,12 +133,16 @@ class ImageEmbedder:
         return rows.split([len(text) for text in texts])
 
     def _images(
-        self, stock: Callable[..., Any], plain: Mapping[str, Any], requests: Sequence[ImageRequest]
+        self,
+        stock: Callable[..., Any],
+        plain: Mapping[str, Any],
+        requests: Sequence[ImageRequest],
+        asked: Sequence[int],
     ) -> Iterator[tuple[list[int], EncodedImage]]:
-        """Every image once, with the places in the batch that ask about it."""
+        """Every image once, of some ``asked`` places of the batch, with those that ask about it."""
         fresh: dict[Any, list[int]] = {}
-        for place, one in enumerate(requests):
-            fresh.setdefault(one.picture or place, []).append(place)
+        for place in asked:
+            fresh.setdefault(requests[place].picture or place, []).append(place)
         for key, places in list(fresh.items()):
             image = self._cached(key) if requests[places[0]].picture else None
             hits = len(places) - (image is None)
@@ -141,21 +150,46 @@ class ImageEmbedder:
             if image is not None:
                 del fresh[key]
                 yield places, image
+        for some in self._chunks(plain, fresh):
+            with self.counters.timed("encode_seconds"):
+                images = self._encode(stock, plain, [fresh[one][0] for one in some])
+            for one, image in zip(some, images, strict=True):
+                if requests[fresh[one][0]].picture:
+                    self._put(one, image)
+                yield fresh[one], image
+
+    def _chunks(self, plain: Mapping[str, Any], fresh: Mapping[Any, Sequence[int]]) -> Iterator[list[Any]]:
+        """Pictures that the tower takes at once."""
+        if not fresh:
+            return
         sizes = self.batches.sizes(plain)
         pending: list[Any] = []
         waiting = 0
-        for key in [*fresh, None]:  # None: the end
-            size = 0 if key is None else sizes[fresh[key][0]]
-            if pending and (key is None or waiting + size > self.most):
-                with self.counters.timed("encode_seconds"):
-                    images = self._encode(stock, plain, [fresh[one][0] for one in pending])
-                for one, image in zip(pending, images, strict=True):
-                    if requests[fresh[one][0]].picture:
-                        self._put(one, image)
-                    yield fresh[one], image
+        for key, places in fresh.items():
+            size = sizes[places[0]]
+            if pending and waiting + size > self.most:
+                yield pending
                 pending, waiting = [], 0
             pending.append(key)
             waiting += size
+        yield pending
+
+    def _routed(
+        self, plain: Mapping[str, Any], requests: Sequence[ImageRequest], texts: Sequence[Tensor]
+    ) -> Iterator[tuple[int, EncodedImage]]:
+        """Every image that wants some of its crops encoded, by its place in the batch: base views first, at once, then
+        at once what the questions ask for and nobody has asked for before."""
+        fresh: dict[Any, list[int]] = {}
+        for place, one in enumerate(requests):
+            if one.crops is not None:
+                fresh.setdefault(one.picture or place, []).append(place)
+        for some in self._chunks(plain, fresh):
+            keys = [key if requests[fresh[key][0]].picture else None for key in some]
+            with self.counters.timed("encode_seconds"):
+                pictures = RoutedPictures(self, self.batches.take(plain, [fresh[key][0] for key in some]), keys)
+                asked = [(number, place) for number, key in enumerate(some) for place in fresh[key]]
+                images = pictures.choose([(number, requests[place], texts[place]) for number, place in asked])
+            yield from zip((place for _, place in asked), images, strict=True)
 
     def _encode(self, stock: Callable[..., Any], plain: Mapping[str, Any], places: Sequence[int]) -> list[EncodedImage]:
         """Has vLLM's tower encode some images of a batch."""
@@ -167,7 +201,7 @@ class ImageEmbedder:
             levels = streams[0].shape[-1] // self.width
             parts = [stream.split(self.width, dim=-1) for stream in streams]
             first = self.batches.outputs([part[0] for part in parts])
-            return _Features(first, [[part[n] for part in parts] for n in range(1, levels)])
+            return Features(first, [[part[n] for part in parts] for n in range(1, levels)])
 
         policy = self.policy
         request = Request(features, policy.reads_saliency, policy.reads_keys, policy.reads_encoded, prompt=prompt)
@@ -218,14 +252,6 @@ def _placed(geometry: Geometry, values: Sequence[Any]) -> Geometry:
     """A geometry with other tensors."""
     named: dict[str, Any] = dict(zip(_PLACES, values, strict=True))
     return dataclasses.replace(geometry, **named)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Features:
-    """What a transformers model's ``get_image_features`` returns, as far as the adapters read it."""
-
-    pooler_output: Any
-    deepstack_features: Any
 
 
 def _record(attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,29 @@ def batch_of(item: Any, device: torch.device) -> dict[str, Any]:
     from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
     return next(group_and_batch_mm_kwargs([("image", item)], device=device))[2]
+
+
+def features_of_views(model: Any, pixels: Tensor) -> Tensor:
+    """(views, tokens, D): what vLLM's tower and projector make of (views, channels, height, width) pixels."""
+    if hasattr(model, "extract_feature"):  # InternVL
+        found: Tensor = model.extract_feature(pixels)
+    else:
+        found = model.multi_modal_projector(model._image_pixels_to_features(model.vision_tower, pixels))
+    return found
+
+
+def packed_views(model: Any, image_size: Tensor, features: Tensor) -> Tensor:
+    """(n, D): an image's views as vLLM's LLaVA-NeXT and LLaVA-OneVision put them together.
+
+    Args:
+        model: one of the two.
+        image_size: (2,), height and width in pixels.
+        features: (views, tokens, D).
+    """
+    pack = model._merge_image_patch_embeddings
+    newline = {"image_newline": model.image_newline} if "image_newline" in inspect.signature(pack).parameters else {}
+    found: Tensor = pack(image_size, features, strategy="spatial_unpad", **newline)
+    return found
 
 
 def digest(**parts: Any) -> str:

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from foveate.crops import Crops
 from foveate.tokens import Keep
 
 TEXT = "foveate_text_ids"
 KEEP = "foveate_keep"
 METHOD = "foveate_method"
 PICTURE = "foveate_picture"
-FIELDS = (TEXT, KEEP, METHOD, PICTURE)
+CROPS = "foveate_crops"
+FIELDS = (TEXT, KEEP, METHOD, PICTURE, CROPS)
 DIGITS = 15
 """Hexadecimal digits of a hash that one int64 holds without its sign."""
 
@@ -24,17 +26,19 @@ class ImageRequest:
     """What a request asks of one image.
 
     Args:
-        text: ids of the text that guides the selection; empty for a method that reads none.
+        text: ids of the text that guides the selection; empty where nothing reads it.
         keep: what stays of the image.
         method: which of ``Policy.names``.
         picture: hexadecimal hash of the picture alone, by which its features are cached: the worker gets the first 30
             digits. Empty: they are not cached.
+        crops: which of its crops are encoded; None: all.
     """
 
     text: tuple[int, ...]
     keep: Keep
     method: int
     picture: str
+    crops: Crops | None = None
 
 
 def pack(requests: Sequence[ImageRequest]) -> dict[str, Any]:
@@ -46,15 +50,18 @@ def pack(requests: Sequence[ImageRequest]) -> dict[str, Any]:
         KEEP: torch.tensor(keeps, dtype=torch.float64, device="cpu"),
         METHOD: torch.tensor([one.method for one in requests], dtype=torch.int64, device="cpu"),
         PICTURE: torch.tensor(halves, dtype=torch.int64, device="cpu"),
+        CROPS: [torch.tensor(list(str(one.crops or "").encode()), dtype=torch.uint8, device="cpu") for one in requests],
     }
 
 
 def unpack(given: Mapping[str, Any]) -> list[ImageRequest]:
     """Reads what ``pack`` wrote, as vLLM batches it: stacked where the entries are alike, else listed."""
     found = []
-    for text, keep, method, picture in zip(*(given[name] for name in FIELDS), strict=True):
+    for text, keep, method, picture, crops in zip(*(given[name] for name in FIELDS), strict=True):
         value, counts = keep.tolist()
         halves = picture.tolist()
         name = "".join(f"{half:0{DIGITS}x}" for half in halves) if any(halves) else ""
-        found.append(ImageRequest(tuple(text.tolist()), Keep(int(value) if counts else value), int(method), name))
+        kept = Keep(int(value) if counts else value)
+        spelled = Crops.of(bytes(crops.tolist()).decode() or None)
+        found.append(ImageRequest(tuple(text.tolist()), kept, int(method), name, spelled))
     return found

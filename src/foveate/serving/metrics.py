@@ -27,6 +27,8 @@ WORKER = {
     "feature_cache_bytes": "Bytes of the feature cache in use.",
     "encode_seconds": "Seconds in the vision tower and projector.",
     "select_seconds": "Seconds in choosing tokens.",
+    "views_encoded": "Base views and crops that the vision tower encoded for requests that choose among crops.",
+    "views_cached": "Base views and crops that such requests found encoded already.",
     "language_seconds": "Seconds in the language model; 0 where CUDA graphs hide some of its steps.",
 }
 """Counters of a worker, in the order of its file, and what they say; only the bytes can fall."""
@@ -73,6 +75,10 @@ class Counters:
             self._logged = time.monotonic()
             told = ", ".join(f"{name} {value:.6g}" for name, value in zip(WORKER, self.values.tolist(), strict=True))
             logger.info("foveate: %s", told)
+
+    def count(self, name: str, more: int) -> None:
+        """Adds to one of the counters."""
+        self.values[list(WORKER).index(name)] += more
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from foveate.crops import Crops
+from foveate.pixels import LARGEST, Pixels
 from foveate.pruners import Pruner, Wrapper, get_pruner, replaced, takes
 from foveate.tokens import Keep
 
 CONFIG_KEY = "foveate"
 """The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
-FROM_REQUEST = ("keep", "method")
+FROM_REQUEST = ("keep", "method", "crops", "pixels")
+
+
+AS_IT_IS = Pixels(1.0)
+"""No resizing."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,14 @@ class Wish:
     Args:
         method: a method's name.
         keep: see ``Keep``.
+        crops: which of its crops are encoded; None: all.
+        pixels: how large each image is when the processor sees it, never ``"auto"``.
     """
 
     method: str
     keep: Keep
+    crops: Crops | None = None
+    pixels: Pixels = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,12 @@ class Policy:
         trust_request_mm_kwargs: whether requests may bring other ``mm_processor_kwargs`` than Foveate's own, and
             ``media_io_kwargs``: what vLLM's option of that name says. Default False.
         stats: folder of the counters that worker processes share with the API server; None: they log them.
+        crops: how many of a picture's crops are encoded when a request says nothing of it: a fraction, a number,
+            ``"auto"`` or a text as for ``foveate.Crops.of``. Default None: all.
         chat_template: the text of the template that prompts are written with, where it is not the checkpoint's own.
+        pixels: how large each picture is when the processor sees it, unless a request says otherwise; see
+            ``foveate.Pixels``, but for ``"auto"``. Requests may enlarge pictures up to this scale, and not at all where
+            it is 1 or less, or a number of pixels. Default 1.0.
 
     Raises:
         TypeError, ValueError: an unknown method or option, a method that prunes inside the LLM, ``keep`` above
@@ -64,12 +79,17 @@ class Policy:
     trust_request_mm_kwargs: bool = False
     stats: str | None = None
     chat_template: str | None = None
+    crops: float | int | str | None = None
+    pixels: float | int = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.methods, str):
             raise TypeError(f"methods must be a list of names, got {self.methods!r}")
         object.__setattr__(self, "keep", Keep(self.keep).value)
         object.__setattr__(self, "max_keep", Keep(self.max_keep).value)
+        crops = Crops.of(self.crops)
+        object.__setattr__(self, "crops", None if crops is None else str(crops))
+        object.__setattr__(self, "pixels", self.allowed_pixels(self.pixels, LARGEST).value)
         for name in ("feature_cache_mib", "image_cache_mib"):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -147,7 +167,7 @@ class Policy:
             raise ValueError(f'{CONFIG_KEY} must be an object such as {{"keep": 0.2}}, got {request!r}')
         unknown = [str(name) for name in request if name not in FROM_REQUEST]
         if unknown:
-            raise ValueError(f"a request may set {' and '.join(FROM_REQUEST)}, not {', '.join(unknown)}")
+            raise ValueError(f"a request may set keep and method, crops and pixels, not {', '.join(unknown)}")
         method = request.get("method", self.method)
         if method not in self.names:
             raise ValueError(f"method {method!r} is not served here; known: {', '.join(self.names)}")
@@ -156,7 +176,39 @@ class Policy:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. This server allows {self.range}") from None
         self.require_allowed(keep)
-        return Wish(method, keep)
+        try:
+            crops = Crops.of(request.get("crops", self.crops))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        most = max(1.0, self.pixels) if isinstance(self.pixels, float) else 1.0
+        return Wish(method, keep, crops, self.allowed_pixels(request.get("pixels", self.pixels), most))
+
+    @staticmethod
+    def allowed_pixels(given: object, most: float) -> Pixels:
+        """How large pictures shall be.
+
+        Args:
+            given: see ``Pixels``.
+            most: the largest scale.
+
+        Raises:
+            ValueError: not what ``Pixels`` takes, a larger scale, or ``"auto"``.
+        """
+        try:
+            pixels = Pixels(given)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        if pixels.is_auto:
+            raise ValueError(
+                'pixels="auto" looks at a picture with the encoder, and a server lays the prompt out before, in a '
+                "process without a model: give a scale such as 0.5, or a number of pixels"
+            )
+        if isinstance(pixels.value, float) and pixels.value > most:
+            raise ValueError(
+                f"pixels={pixels.value:g} is more than this server allows: a scale up to {most:g}, or a number of "
+                "pixels, which enlarges nothing. The server's own pixels= is what allows more"
+            )
+        return pixels
 
     @property
     def range(self) -> str:
@@ -222,6 +274,8 @@ def options(
     trust_request_mm_kwargs: bool = False,
     stats: str | None = None,
     chat_template: str | None = None,
+    crops: float | int | str | None = None,
+    pixels: float | int = 1.0,
     **method_options: Any,
 ) -> dict[str, Any]:
     """``hf_overrides`` that switch pruning on: ``vllm.LLM(model, hf_overrides=foveate.serving.options(keep=0.1))``.
@@ -229,13 +283,13 @@ def options(
     Args:
         method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
         method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats,
-            chat_template: see ``Policy``.
+            chat_template, crops, pixels: see ``Policy``.
 
     Raises:
         TypeError, ValueError: see ``Policy``.
     """
     policy = Policy(
         method, keep, max_keep, tuple(methods), method_options, feature_cache_mib, image_cache_mib,
-        trust_request_mm_kwargs, stats, chat_template,
+        trust_request_mm_kwargs, stats, chat_template, crops, pixels,
     )  # fmt: skip
     return {CONFIG_KEY: policy.as_dict()}

@@ -19,13 +19,14 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from foveate import __version__
 from foveate.models.base import Family
+from foveate.pixels import Pixels, resized
 from foveate.serving import hooks
 from foveate.serving.family import family_of
 from foveate.serving.image_request import FIELDS, ImageRequest, pack
 from foveate.serving.metrics import Metrics
 from foveate.serving.picture_cache import PictureCache
-from foveate.serving.policy import CONFIG_KEY, Policy, Wish
-from foveate.serving.requests import guiding_texts, refuse_unserved
+from foveate.serving.policy import AS_IT_IS, CONFIG_KEY, Policy, Wish
+from foveate.serving.requests import guiding_texts, refuse_unserved, require_encoded
 from foveate.tokens import Keep
 from foveate.turns import Turns, turns_of
 
@@ -125,16 +126,30 @@ class ProcessorMixin:
         count = len(images)
         if profile is not None:
             wish = Wish(wish.method, Keep(policy.max_keep))
+        crops = wish.crops
+        if crops is not None and not self.info.family.crops:
+            raise ValueError(
+                f"{self.info.family.title} does not cut a picture into crops beside a base view, so crops={crops} "
+                "cannot choose among them: leave it out"
+            )
         pruner = policy.pruner(wish.method, wish.keep.value)
-        if not pruner.reads_text:
+        if not pruner.reads_text and (crops is None or not crops.reads_text):
             texts: Sequence[tuple[int, ...]] = [()] * count
         elif profile is not None:
             texts = [(0,) * profile] * count
         else:
-            texts = guiding_texts(inputs.prompt, count, pruner, self.info.family, self.info.turns)
+            texts = guiding_texts(
+                inputs.prompt, count, pruner, self.info.family, self.info.turns, required=pruner.reads_text
+            )
         hashes = [""] * count if profile is not None else super()._get_mm_hashes(inputs)["image"]  # type: ignore[misc]
+        if profile is None and wish.pixels != AS_IT_IS:
+            # A UUID says nothing of the size, and features are cached by this name too.
+            hashes = [hooks.digest(image=base, pixels=wish.pixels.value) for base in hashes]
+            inputs = self._resized(inputs, wish.pixels)
         method = policy.names.index(wish.method)
-        requests = [ImageRequest(text, wish.keep, method, base) for text, base in zip(texts, hashes, strict=True)]
+        requests = [
+            ImageRequest(text, wish.keep, method, base, crops) for text, base in zip(texts, hashes, strict=True)
+        ]
         inputs = dataclasses.replace(
             inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, REQUESTS: requests}
         )
@@ -177,6 +192,14 @@ class ProcessorMixin:
         items = self.info.parse_mm_data({"image": pictures}, validate=False)
         return dataclasses.replace(inputs, mm_data_items=items), gone
 
+    def _resized(self: Any, inputs: Any, pixels: Pixels) -> Any:
+        """The same with every picture that is there at its size."""
+        images = inputs.mm_data_items["image"]
+        pictures = [images.get(place) for place in range(len(images))]
+        found = [None if picture is None else resized(picture, pixels) for picture in pictures]
+        items = self.info.parse_mm_data({"image": found}, validate=False)
+        return dataclasses.replace(inputs, mm_data_items=items)
+
     def _get_mm_hashes(self: Any, inputs: Any) -> Any:
         """One string is an image's identity in vLLM's processor cache, encoder cache and KV blocks."""
         requests: Sequence[ImageRequest] | None = inputs.hf_processor_mm_kwargs.get(REQUESTS)
@@ -187,7 +210,9 @@ class ProcessorMixin:
     def _identity(self: Any, request: ImageRequest) -> str:
         policy: Policy = self.info.foveate
         pruner = policy.pruner(policy.names[request.method], request.keep.value)
+        crops = {} if request.crops is None else {"crops": str(request.crops)}
         return hooks.digest(
+            **crops,
             foveate=__version__,
             image=request.picture,
             text=list(request.text),
@@ -247,6 +272,7 @@ class ProcessorMixin:
             keep = requests[place].keep
             self.info.foveate.require_allowed(keep, patches)
             kept = keep.budget(patches)
+            require_encoded(requests[place], self.info.family, (size.height, size.width), patches)
             kept = total if kept == patches else kept
             with self._lock:
                 self._sizes[self._identity(requests[place])] = total

@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.guiding import Guide, ImageSpan
 from foveate.models.base import Family
 from foveate.pruners import Pruner
+from foveate.serving.image_request import ImageRequest
 from foveate.serving.policy import CONFIG_KEY, Policy
 from foveate.turns import Turns
 
@@ -50,20 +51,21 @@ def refuse_unserved(inputs: Any, policy: Policy, media_io_kwargs: Any) -> None:
 
 
 def guiding_texts(
-    prompt: Sequence[int], images: int, pruner: Pruner, family: Family, turns: Turns
+    prompt: Sequence[int], images: int, pruner: Pruner, family: Family, turns: Turns, *, required: bool = True
 ) -> list[tuple[int, ...]]:
     """For every image of a prompt the ids of the text that guides its selection: ``foveate.guiding`` says which.
 
     Args:
         prompt: ids, one placeholder per image.
         images: how many there are.
-        pruner: a method that reads text.
+        pruner: the method.
         family: the model's adapter.
         turns: how the model's prompts write user turns.
+        required: whether an image without any is refused; it has an empty text else.
 
     Raises:
-        ValueError: the prompt has no text, none that the method's options leave, or placeholders for more or fewer
-            images.
+        ValueError: the prompt has placeholders for more or fewer images; or, where text is required, none, or none that
+            the method's options leave.
     """
     ids = torch.tensor([list(prompt)], dtype=torch.int64, device="cpu")
     spots = (ids[0] == family.image_token_id).nonzero()[:, 0]
@@ -80,12 +82,36 @@ def guiding_texts(
         guiding = guide.of(ImageSpan(0, spot[None]))
         words = guiding.ids if getattr(pruner, "special_tokens", True) else guiding.ids[~guiding.special]
         found.append(tuple(words.tolist()))
-    if not worded or not all(found):
+    if not required and not worded:
+        return [()] * images
+    if required and (not worded or not all(found)):
         raise ValueError(
             f"{pruner.name} reads the question, and there is no text for an image of this prompt: add one, or use a "
             "method that does not read it (saliency, uniform, random)"
         )
     return found
+
+
+def require_encoded(request: ImageRequest, family: Family, size: tuple[int, int], tokens: int) -> None:
+    """Raises ValueError where as many tokens as a prompt is laid out for may not have been encoded in the end.
+
+    Args:
+        request: what is asked of the image.
+        family: the model's adapter.
+        size: (height, width) of the image, pixels.
+        tokens: N, how many it has.
+    """
+    if request.crops is None:
+        return
+    kept = request.keep.budget(tokens)
+    base, *others = family.tokens_of_views(size, tokens)
+    count = request.crops.count(len(others))
+    least = base + sum(sorted(others)[: min(1, len(others)) if count is None else count])
+    if kept > least:
+        raise ValueError(
+            f"keep={request.keep.value} of an image of {tokens} tokens is {kept}, and with crops={request.crops} as "
+            f"few as {least} may be encoded: ask for fewer tokens, or for more crops"
+        )
 
 
 def _marks(ids: Tensor, family: Family) -> Tensor:

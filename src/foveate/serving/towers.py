@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.attention import Recorder
+from foveate.models.view_store import ViewStore
+from foveate.serving import hooks
+
 Arguments = Mapping[str, Any]
 
 
@@ -43,6 +47,20 @@ class Batches(ABC):
     def outputs(self, streams: Sequence[Tensor]) -> Any:
         """What ``encode`` takes for ``pooler_output``, made of (n, D) features of every image."""
         return streams
+
+    def views(self, given: Arguments) -> Tensor:
+        """(views, channels, height, width): the views of all images, as the adapter numbers them."""
+        raise NotImplementedError(f"{type(self).__name__} has no crops")
+
+    def of_views(self, model: Any, given: Arguments, record: Recorder, store: ViewStore) -> Any:
+        """What ``encode`` takes for ``pooler_output`` when only some views are encoded: those that ``store`` wants."""
+        raise NotImplementedError(f"{type(self).__name__} has no crops")
+
+    def encoded_views(self, model: Any, given: Arguments, store: ViewStore) -> Tensor:
+        """(wanted views, tokens, D) from vLLM's tower and projector, which do not run where none is wanted."""
+        if not store.wanted:
+            return store.nothing()
+        return hooks.features_of_views(model, store.pick(self.views(given)))
 
     @abstractmethod
     def attention(self, model: Any) -> Any:
@@ -93,6 +111,15 @@ class Views(Batches):
             views = sum(len(pixels) for pixels in given["pixel_values"])
             found["pixel_values"] = torch.empty(views, 0, 0, 0, device="cpu")
         return found, prompt
+
+    def views(self, given: Arguments) -> Tensor:
+        pixels = given["pixel_values"]
+        return pixels.flatten(0, 1) if torch.is_tensor(pixels) else torch.cat(list(pixels))
+
+    def of_views(self, model: Any, given: Arguments, record: Recorder, store: ViewStore) -> Any:
+        whole = store.put(record, self.encoded_views(model, given, store))
+        parts = whole.split([len(pixels) for pixels in given["pixel_values"]])
+        return [hooks.packed_views(model, size, part) for size, part in zip(given["image_sizes"], parts, strict=True)]
 
     def attention(self, model: Any) -> Any:
         layer = self.family.tower.reading({}).saliency_layer
@@ -154,6 +181,13 @@ class Tiles(Batches):
         for size in self.sizes(given):
             ids += [self.family.image_token_id] * size + [-1]
         return {"pixel_values": given["pixel_values"]}, torch.tensor([ids], device="cpu")
+
+    def views(self, given: Arguments) -> Tensor:
+        pixels: Tensor = given["pixel_values"]
+        return pixels
+
+    def of_views(self, model: Any, given: Arguments, record: Recorder, store: ViewStore) -> Any:
+        return self.encoded_views(model, given, store)  # the adapter puts them beside the others
 
     def outputs(self, streams: Sequence[Tensor]) -> Tensor:
         """(tiles of all images, tokens of one, D)."""

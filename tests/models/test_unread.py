@@ -1,0 +1,148 @@
+"""Nothing of an encoder runs whose output nobody reads: found out by spoiling every module's output in turn."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
+from transformers.utils.output_capturing import capture_outputs
+
+from tests.encoding import encode
+from tests.tiny import ROWS, Row, prompts
+from tests.tiny.rows import features_of
+
+
+def parts(model: Any) -> dict[str, nn.Module]:
+    """The modules that compute something themselves, by name."""
+    attention = nn.MultiheadAttention  # never calls its children
+    inner = {id(child) for module in model.modules() if isinstance(module, attention) for child in module.children()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if id(module) not in inner and (isinstance(module, attention) or not any(True for _ in module.children()))
+    }
+
+
+@contextmanager
+def through(modules: dict[str, nn.Module], seen: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Forwards whose output goes through ``seen``; what is skipped in their stead does not."""
+
+    def led(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: seen(name, forward(*args, **kwargs))
+
+    for name, module in modules.items():
+        module.forward = led(name, module.forward)
+    try:
+        yield
+    finally:
+        for module in modules.values():
+            del module.forward
+
+
+def spoilt(output: Any) -> Any:
+    if torch.is_tensor(output):
+        return torch.full_like(output, torch.nan) if output.is_floating_point() else output
+    return tuple(map(spoilt, output)) if isinstance(output, tuple) else output
+
+
+def count(calls: Counter[str], name: str, output: Any) -> Any:
+    calls[name] += 1
+    return output
+
+
+def flat(thing: Any) -> list[Tensor]:
+    if torch.is_tensor(thing) or thing is None:
+        return [] if thing is None else [thing]
+    return [tensor for one in thing for tensor in flat(one)]
+
+
+def read_by_the_model(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
+    """What stock models take of the features: nothing but these."""
+    output = features_of(model, inputs, kind)
+    names = ("pooler_output", "deepstack_features", "visual_indicator_features")
+    return [tensor for name in names for tensor in flat(getattr(output, name, None))]
+
+
+def with_head(model: Any) -> Any:
+    """The model, its SigLIP tower with the head that pools, as it has it unless its config says otherwise."""
+    tower = model.model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
+    torch.manual_seed(1)
+    tower.head, tower.use_head = SiglipMultiheadAttentionPoolingHead(tower.config).eval(), True
+    return model
+
+
+def reading(layer: int) -> Callable[[Any], Any]:
+    def changed(model: Any) -> Any:
+        model.config.vision_feature_layer = layer
+        return model
+
+    return changed
+
+
+def tied(model: Any) -> Any:
+    """The last hidden state is the tower's output, norm and all."""
+    model.model.vision_tower.config.tie_last_hidden_states = True
+    return reading(-1)(model)
+
+
+def same(model: Any) -> Any:
+    return model
+
+
+def _siglip(model: Any) -> bool:
+    return getattr(model.config.vision_config, "model_type", "") == "siglip_vision_model"
+
+
+# Not the generic adapter: it does not know what is read, and runs all that stock runs.
+KNOWN = {name: row for name, row in ROWS.items() if not name.startswith("generic")}
+CASES: dict[str, tuple[str, Callable[[Any], Any]]] = {name: (name, same) for name in KNOWN}
+CASES |= {f"{name}, head": (name, with_head) for name, row in KNOWN.items() if _siglip(row.make("sdpa"))}
+CASES |= {
+    f"{name}, {layer}": (name, reading(layer))
+    for name in ("internvl", "aya_vision", "mistral3", "llava-clip", "llava-siglip")
+    for layer in (-1, -2, 3)
+}
+if 'self.config, "tie_last_hidden_states"' in inspect.getsource(capture_outputs):  # newer than 5.5
+    CASES |= {f"{name}, tied": (name, tied) for name in ("llava-siglip", "llava_next-siglip", "aya_vision")}
+COMPLETE = {
+    "qwen2_vl", "qwen2_vl-video", "qwen2_5_vl", "qwen2_5_vl-video", "qwen3_vl", "qwen3_vl-video", "qwen3_vl_moe",
+    "glm4v", "glm4v_moe", "idefics3", "smolvlm", "smolvlm-uneven", "gemma3", "paligemma", "cohere2_vision", "ovis2",
+    "internvl", "internvl, -1", "mistral3, -1", "mistral3, 3",
+    "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
+}  # fmt: skip
+"""Those of which stock models read all that they compute."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_nobody_reads_does_not_run(case: str) -> None:
+    name, change = CASES[case]
+    row: Row = ROWS[name]
+    model = change(copy.deepcopy(row.make("sdpa")))
+    inputs = prompts(row, model, "mixed")
+    modules = parts(model)
+    called: Counter[str] = Counter()
+    with through(modules, partial(count, called)):
+        wanted = read_by_the_model(model, inputs, row.kind)
+    unread = set()
+    for part in called:
+        with through({part: modules[part]}, lambda name, output: spoilt(output)):
+            found = read_by_the_model(model, inputs, row.kind)
+        if all(map(torch.equal, found, wanted)):
+            unread.add(part)
+    ours: Counter[str] = Counter()
+    with through(modules, partial(count, ours)):
+        images = encode(model, inputs, row.kind)
+    assert (not unread) == (case in COMPLETE), sorted(unread)
+    assert ours == Counter({part: times for part, times in called.items() if part not in unread})
+    theirs = row.streams(model, inputs, row.kind)
+    assert all(torch.equal(image.stream, one) for image, one in zip(images, theirs, strict=True))
