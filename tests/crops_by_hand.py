@@ -62,14 +62,11 @@ def regions_of(geometry: Any) -> list[list[float]]:
     return found
 
 
-def attention_of(text: Tensor, tokens: Tensor) -> list[float]:
-    """By token, the most that any word pays to it: softmax over the tokens of 100 times the cosine."""
-    found = [0.0] * len(tokens)
-    for word in text:
-        cosines = [float(word @ token / (word.norm() * token.norm())) for token in tokens]
-        powers = [math.exp(100 * (one - max(cosines))) for one in cosines]
-        found = [max(one, power / sum(powers)) for one, power in zip(found, powers, strict=True)]
-    return found
+def relevance_of(text: Tensor, tokens: Tensor) -> list[float]:
+    """By token, its largest cosine to any word, from 0 to 1 over the tokens, squared."""
+    found = [max(float(word @ token / (word.norm() * token.norm())) for word in text) for token in tokens]
+    low, high = min(found), max(found)
+    return [((one - low) / (high - low)) ** 2 for one in found]
 
 
 def told(masses: Sequence[float]) -> float:
@@ -135,7 +132,7 @@ def chosen(
             boxes, regions = geometry.boxes[base].tolist(), regions_of(geometry)
             ids = words(inputs, rows[number], None if behind is None else behind[number])
             text = _double(name).get_input_embeddings()(torch.tensor(ids))
-            pointed = mass_of(attention_of(text, features[base]), boxes, regions)
+            pointed = mass_of(relevance_of(text, features[base]), boxes, regions)
             salient = mass_of(saliency[base].tolist(), boxes, regions)
             masses = {"both": mixed(salient, pointed), "text": pointed, "saliency": salient}[by]
             found.append(taken(masses, amount))

@@ -369,7 +369,7 @@ CROPPED = [
     ("beams", "mixed", 1.0, 0),
     ("sampling", "mixed", 0.4, 0.5),
 ]
-ALL_CROPS = [("greedy", 1.0), ("beams", 0.4), ("no_cache", 3)]
+ALL_CROPS = [("greedy", 1.0), ("beams", 0.4)]
 
 
 def test_every_tiling_family_has_its_row() -> None:

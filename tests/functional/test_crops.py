@@ -60,7 +60,7 @@ def masses(scores: list[float], boxes: list[list[int]], regions: list[list[int]]
     return mass_in_boxes(torch.tensor(scores), torch.tensor(boxes).float(), torch.tensor(regions).float())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scored_boxes(), regions_in_a_grid())
 def test_mass_is_what_the_pixels_hold(tokens: tuple[list[list[int]], list[float]], regions: list[list[int]]) -> None:
     boxes, scores = tokens
@@ -72,7 +72,7 @@ def test_mass_is_what_the_pixels_hold(tokens: tuple[list[list[int]], list[float]
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(scored_boxes(), regions_in_a_grid(), st.randoms(use_true_random=False))
 def test_order_does_not_matter(
     tokens: tuple[list[list[int]], list[float]], regions: list[list[int]], random: Any
@@ -158,7 +158,7 @@ def distance(masses: list[float]) -> float:
     return sum(mass * math.log(mass * len(masses)) for mass in masses if mass > 0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(some_shares, st.data())
 def test_the_mixture_weighs_by_what_each_side_tells(saliency: list[float], data: Any) -> None:
     size = len(saliency)
@@ -201,7 +201,7 @@ def test_mixture_refuses() -> None:
         mixed_masses(torch.ones(2).long(), torch.ones(2) / 2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(some_shares, st.floats(0.01, 1.0))
 def test_the_fewest_crops_that_hold_a_share(masses: list[float], share: float) -> None:
     """Of all subsets, one of so many holds the share, and none of fewer."""

@@ -174,10 +174,10 @@ def test_a_token_of_several_views_needs_them_all() -> None:
     """As where LLaVA-OneVision shrinks crops."""
     support = torch.nn.functional.one_hot(geometry().view, 3).bool()
     support[7, 2] = True  # lies in view 1, and is made of view 2 too
-    some = among(picture(support=support), (0, 1))
+    some = among(picture(support=lambda: support), (0, 1))
     assert some.places is not None and some.places.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert some.tokens.geometry.view.tolist() == [0, 0, 0, 0, 1, 1, 1]
-    assert among(picture(support=support), (0, 2)).tokens.geometry.view.tolist() == [0] * 4 + [1] * 4
+    assert among(picture(support=lambda: support), (0, 2)).tokens.geometry.view.tolist() == [0] * 4 + [1] * 4
 
 
 class Pictures:

@@ -58,7 +58,8 @@ class EncodedImage:
         stream: (n, D) what stock transformers puts into the placeholders; None as for ``slots``.
         planes: (n, D) each: what it adds to the same places after the LLM's first layers (DeepStack).
         kind: "image", or "video": its placeholders and the argument its pixels come in are other ones.
-        support: (N, views) bool on the CPU: which views each token is made of; None: the one it lies in.
+        support: gives (N, views) bool on the CPU: which views each token is made of; None: the one it lies in. Worked
+            out when it is asked for.
         whole: where all N tokens lie when only some of its views are encoded and ``tokens`` are fewer; else None.
         places: (M,) int64 on the CPU: which of the N the ``tokens`` are, ascending; None as for ``whole``.
     """
@@ -70,7 +71,7 @@ class EncodedImage:
     stream: Tensor | None = None
     planes: tuple[Tensor, ...] = ()
     kind: Kind = "image"
-    support: Tensor | None = None
+    support: Callable[[], Tensor] | None = None
     whole: Geometry | None = None
     places: Tensor | None = None
 

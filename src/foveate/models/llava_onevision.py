@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -120,10 +121,8 @@ class LlavaOnevision(LlavaNext):
             keys=packed(record.keys_of(sources, device)),
             encoded=packed(record.encoded_of(sources, device)),
         )
-        image = self._in_lines(tokens, stream, newline)
-        if record.views is None:
-            return image
-        return replace(image, support=self._support(canvas))
+        # Also where all views are encoded: a session's later question may ask for some of them.
+        return replace(self._in_lines(tokens, stream, newline), support=partial(self._support, canvas))
 
     def newlines(self, image: tuple[int, int]) -> int:
         """Of a picture that is cut into crops."""

@@ -108,7 +108,7 @@ def among(image: EncodedImage, views: Collection[int]) -> EncodedImage:
     seen = torch.zeros(count, dtype=torch.bool, device="cpu")
     seen[list(views)] = True
     view = place.view.cpu()
-    there = seen[view] if image.support is None else ~(image.support & ~seen).any(dim=1)
+    there = seen[view] if image.support is None else ~(image.support() & ~seen).any(dim=1)
     places = there.nonzero()[:, 0]
     here = places.to(tokens.features.device)
 
