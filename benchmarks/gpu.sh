@@ -43,7 +43,7 @@ bench() {  # bench NAME SECONDS OPTIONS...
 shape() {  # shape NAME SECONDS SHAPE OPTIONS...
     local name=$1 most=$2 of=$3
     shift 3
-    bench "$name" "$most" --shape "$of" --methods adafv,cdpruner,cover --keep 1,0.25,0.1,0.05 \
+    bench "$name" "$most" --shape "$of" --max-new-tokens 1 --repeats 7 --no-baseline \
         "$@" ${SHAPE_OPTIONS[@]+"${SHAPE_OPTIONS[@]}"}
 }
 
@@ -74,14 +74,14 @@ for file in $(grep -rl 'mark\.gpu' tests --include='test_*.py'); do
 done
 wait
 
-shape llava-next-7b 90 llava-next-7b --max-new-tokens 8 --repeats 5
-bench selection 60 --selection --methods all
-shape qwen2.5-vl-7b 60 qwen2.5-vl-7b --max-new-tokens 1 --repeats 7 --no-baseline
-shape internvl-8b 60 internvl-8b --max-new-tokens 1 --repeats 7 --no-baseline
-shape llava-1.5-7b 60 llava-1.5-7b --max-new-tokens 1 --repeats 7 --no-baseline
-shape llava-next-7b-batch-4 75 llava-next-7b --batch-size 4 --max-new-tokens 1 --repeats 5 --no-baseline
-bench bundled 45 --quick --methods adafv,cdpruner,cover
-if [ ${#SHAPE_OPTIONS[@]} -eq 0 ]; then bench tap 90 --tap; else bench tap 90 --tap --quick --shape llava-next-7b; fi
+bench selection 45 --selection --methods all
+shape llava-next-7b 75 llava-next-7b --methods adafv,cover --keep 1,0.25,0.1,0.05 --crops 0.5
+shape internvl-8b-12-tiles 60 internvl-8b --image 1344x1792 --methods adafv,cover --keep 1,0.1 --crops 0.5,0.25
+shape llava-next-7b-batch-4 60 llava-next-7b --batch-size 4 --methods adafv --keep 1,0.1 --crops 0.5
+shape qwen2.5-vl-7b 60 qwen2.5-vl-7b --methods adafv,cover --keep 1,0.1
+bench bundled 45 --quick --methods adafv,cover --crops 0.5
+shape llava-1.5-7b 45 llava-1.5-7b --methods adafv,cover --keep 1,0.25,0.1,0.05
+if [ ${#SHAPE_OPTIONS[@]} -eq 0 ]; then bench tap 60 --tap; else bench tap 90 --tap --quick --shape llava-next-7b; fi
 
 for log in "$PARTS"/*.log; do
     case $(basename "$log") in test_*) into=tests ;; *) into=bench ;; esac

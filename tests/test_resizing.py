@@ -131,6 +131,7 @@ def test_evaluation(name: str, few: bool, asked: list[Asked], tmp_path: Any) -> 
             row, pruned = by[str(place), "resize", keep], by[str(place), "saliency", keep]
             assert row.total == pruned.total == whole.total == whole.kept and row.latency_ms > 0
             assert 0 < row.kept <= pruned.kept == Keep(keep).budget(whole.total)
+            assert row.encoded == row.kept and pruned.encoded is None and whole.encoded is None
             with Image.open(tmp_path / item.image) as opened:
                 small = opened.resize(Resize(keep).size(opened.size, counts), Image.Resampling.LANCZOS)
             answer = foveate.look(model, processor, small).ask(item.question, max_new_tokens=3, do_sample=False)

@@ -171,15 +171,13 @@ def tapped_config(attention: Any) -> Any:
     It is the config's other face: both read and write the same attributes, so that switching the implementation
     (``model.set_attn_implementation``) reaches the tapped module too.
     """
-    for implementation in ("eager", *ALL_ATTENTION_FUNCTIONS.keys()):  # now: a compiled graph registers nothing
-        if implementation not in _tapped_names:
-            _tap_name(implementation)
-            _tapped_names.add(implementation)
-    config: Any = attention.config
-    kind: Any = type(config)
+    for implementation in {"eager", *ALL_ATTENTION_FUNCTIONS.keys()} - _seen:  # now: a compiled graph registers nothing
+        _tap_name(implementation)
+        _seen.add(implementation)
+    kind: Any = type(attention.config)
     tapped = object.__new__(_tapped_class(kind))
-    # Past what a config does for every attribute that is read, its own ``__dict__`` included.
-    object.__setattr__(tapped, "__dict__", object.__getattribute__(config, "__dict__"))
+    # Past what a config does whenever an attribute is read, even this one.
+    object.__setattr__(tapped, "__dict__", object.__getattribute__(attention.config, "__dict__"))
     return tapped
 
 
@@ -197,8 +195,7 @@ def _tapped_class(kind: Any) -> Any:
 
 _TAP = "_tap"
 _taps: dict[str, str] = {}
-_tapped_names: set[str] = set()
-"""The implementations that have a tap, or are one."""
+_seen: set[str] = set()  # implementations that have a tap, or are one
 
 
 def _tap_name(implementation: str) -> str:

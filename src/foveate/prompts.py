@@ -5,10 +5,12 @@ All of it is bookkeeping over token ids on the CPU: a few thousand integers, fet
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,6 +127,11 @@ class Plan:
         """S', tokens per row of the short prompt."""
         return self.index.shape[1]
 
+    @functools.cached_property
+    def padded(self) -> bool:
+        """Whether some position of the short prompt is padding."""
+        return bool((self.index.numpy() < 0).any())
+
     @property
     def dropped(self) -> int:
         """S - S'."""
@@ -133,6 +140,8 @@ class Plan:
     def shorten(self, values: Tensor, fill: Any) -> Tensor:
         """(..., B, S) to (..., B, S') on the device of ``values``; padding positions get ``fill``."""
         index = self.index.to(values.device)
+        if not self.padded:
+            return values.gather(-1, index.expand(*values.shape[:-2], *index.shape)).to(torch.result_type(values, fill))
         source = index.clamp(min=0).expand(*values.shape[:-2], *index.shape)
         return torch.where(index < 0, fill, values.gather(-1, source))
 
@@ -191,16 +200,12 @@ def whole_plan(prompt: Prompt) -> Plan:
 
 
 def _pack(repeats: Tensor, left: bool) -> Tensor:
-    columns = torch.arange(repeats.shape[1], device="cpu")
-    rows = [torch.repeat_interleave(columns, row) for row in repeats]
+    rows = [np.repeat(np.arange(repeats.shape[1]), row) for row in repeats.numpy()]
     width = max(len(row) for row in rows)
-    index = torch.full((len(rows), width), -1, dtype=torch.int64, device="cpu")
+    index = np.full((len(rows), width), -1, dtype=np.int64)
     for number, row in enumerate(rows):  # one step per prompt, not per token
-        if left:
-            index[number, width - len(row) :] = row
-        else:
-            index[number, : len(row)] = row
-    return index
+        index[number, slice(width - len(row), None) if left else slice(len(row))] = row
+    return torch.from_numpy(index)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,8 @@ class Row:
             as one batch share its time alike; a vision tower that ran once for several questions counts for each. Under
             ``crops``, so does the base view, and a crop for every question that it was encoded for, at the mean time of
             one; across pictures, questions share the tower's time as all else.
-        encoded: patch tokens of the picture that the vision tower encoded; None: all of them.
+        encoded: patch tokens of the picture that the vision tower encoded, of ``resize`` those of the smaller picture;
+            None: all of them.
     """
 
     item: str
@@ -378,7 +379,8 @@ class _OnePicture:
         counted = _count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
         if resize is not None:
             counted = [(kept, engine.counts.patches(self.picture.size)) for kept, _ in counted]
-        told = zip(answers, counted, _count_encoded(chosen), strict=True)
+        encoded = _count_encoded(chosen) if resize is None else [kept for kept, _ in counted]
+        told = zip(answers, counted, encoded, strict=True)
         return [(answer.text, *counts, encoded) for answer, counts, encoded in told], seconds * 1e3
 
     def _look(self, resize: Resize | None, crops: Crops | None) -> _Look:
@@ -455,7 +457,8 @@ class _Across:
         counted = count_kept(method)
         if totals:
             counted = [(kept, total) for (kept, _), total in zip(counted, totals, strict=True)]
-        told = zip(texts, counted, _count_encoded(method.selections), strict=True)
+        encoded = [kept for kept, _ in counted] if totals else _count_encoded(method.selections)
+        told = zip(texts, counted, encoded, strict=True)
         return [(text, *counts, encoded) for text, counts, encoded in told], seconds * 1e3
 
 

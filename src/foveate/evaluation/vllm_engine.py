@@ -26,7 +26,7 @@ from foveate.turns import adds_special_tokens
 HEAD = 1 << 20
 """Bytes of every weights file that go into a model's fingerprint."""
 RESIZE = "resize: vLLM's own processor is not asked what it makes of other sizes: use --engine transformers"
-CROPS = "here vLLM encodes every crop of a picture before a request's question is read: use --engine transformers"
+CROPS = "vLLM does not say which crops it encoded for a request, so their share is unknown: use --engine transformers"
 """Why crops are not chosen by question."""
 
 

@@ -107,11 +107,11 @@ def optimal_preservation(
 def _by_mean(values: Tensor, taken: Tensor, nothing: Tensor) -> Tensor:
     """Divided by the mean of those not taken; 0 where that is ``nothing``."""
     mean = values.masked_fill(taken, 0.0).sum(dim=1, keepdim=True) / (~taken).sum()
-    return values / torch.where(mean > nothing, mean, math.inf)
+    return values / mean.masked_fill_(mean <= nothing, math.inf)
 
 
 def _by_range(values: Tensor, taken: Tensor, nothing: Tensor) -> Tensor:
     """From 0 to 1 over those not taken; 0 where they differ by ``nothing``."""
     low = values.masked_fill(taken, math.inf).amin(dim=1, keepdim=True)
     extent = values.masked_fill(taken, -math.inf).amax(dim=1, keepdim=True) - low
-    return (values - low) / torch.where(extent > nothing, extent, math.inf)
+    return (values - low).div_(extent.masked_fill_(extent <= nothing, math.inf))

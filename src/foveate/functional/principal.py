@@ -151,7 +151,7 @@ def _survivors(likeness: Tensor, group: Tensor, groups: int, threshold: Tensor, 
         if may_look(left) and not bool(left.any()):
             return True
         best.fill_(tokens)
-        firsts = best[0].scatter_reduce_(0, group, torch.where(left, here, tokens), "amin")
+        firsts = best[0].scatter_reduce_(0, group, here.masked_fill(~left, tokens), "amin")
         first = firsts.index_select(0, group)
         itself = here == first
         cosine = likeness.take(start + first.clamp(max=tokens - 1)).to(threshold.dtype)

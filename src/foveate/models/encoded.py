@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,26 +99,28 @@ class EncodedImage:
         every = len(kept) == len(self.tokens) and self.whole is None
         if weights is None and every and len(torch.unique(kept)) == len(kept):
             return Kept(self.stream, self.planes, torch.ones_like(self.slots))
-        counts = torch.bincount(kept, minlength=len(self.tokens))
-        patch = self.slots >= 0
-        repeats = torch.where(patch, counts[self.slots.clamp(min=0)], (self.slots == STAYS).long())
+        slots = self.slots.numpy()
+        counts = np.bincount(kept.numpy(), minlength=len(self.tokens))
+        patch = slots >= 0
+        repeats = np.where(patch, counts[slots.clip(min=0)], slots == STAYS)
         if newlines == "rows" and self.lines is not None:
-            alive = torch.zeros(int(self.lines.max()) + 2, dtype=torch.bool, device="cpu")
-            alive[self.lines[patch & (repeats > 0)]] = True  # index -1 is the spare last entry
+            lines = self.lines.numpy()
+            alive = np.zeros(lines.max() + 2, dtype=bool)
+            alive[lines[patch & (repeats > 0)]] = True  # index -1 is the spare last entry
             alive[-1] = False
-            repeats = torch.where(self.slots == NEWLINE, alive[self.lines].long(), repeats)
-        places = torch.repeat_interleave(torch.arange(self.placeholders, device="cpu"), repeats)
+            repeats = np.where(slots == NEWLINE, alive[lines], repeats)
+        places = np.repeat(np.arange(self.placeholders), repeats)
 
         def take(stream: Tensor) -> Tensor:
-            taken = stream[places.to(stream.device)]
+            taken = stream[torch.from_numpy(places).to(stream.device)]
             if weights is None:
                 return taken
             whole = len(self.tokens) == self.placeholders
-            patches = stream if whole else stream[patch.nonzero()[:, 0].to(stream.device)]
-            carries = patch[places].nonzero()[:, 0]
+            patches = stream if whole else stream[torch.from_numpy(np.flatnonzero(patch)).to(stream.device)]
+            carries = torch.from_numpy(np.flatnonzero(patch[places]))
             return taken.index_copy(0, carries.to(stream.device), selection.gather(patches))
 
-        return Kept(take(self.stream), tuple(take(plane) for plane in self.planes), repeats)
+        return Kept(take(self.stream), tuple(take(plane) for plane in self.planes), torch.from_numpy(repeats))
 
     def in_whole(self, selection: Selection) -> Selection:
         """A choice among this image's tokens as one among those of the whole picture."""
