@@ -26,7 +26,7 @@ from tests import crops_by_hand, reference
 from tests.encoding import encode
 from tests.models import test_onevision
 from tests.test_matrix import GREEDY, NEW, TILING, WRAPPED, indices, new_tokens
-from tests.tiny import BATCHES, IMAGE, ROWS, prompts
+from tests.tiny import BATCHES, BOS, IMAGE, ROWS, VIDEO, prompts
 from tests.tiny.siglip import _tiles
 from tests.tiny.tiles import tiles_of
 
@@ -538,3 +538,58 @@ def test_stateless_calls_and_several_returns() -> None:
     found = foveate.generate(model, pruner, **inputs, **GREEDY, num_beams=2, num_return_sequences=2, crops=1)
     assert torch.equal(found.output, attached)
     assert [one.encoded_views for one in found.selections] == [one.encoded_views for one in pruner.selections]
+
+
+@test_onevision.needs_videos
+def test_a_picture_beside_a_video() -> None:
+    """All of a video's frames are encoded; the picture's crops are chosen."""
+    model = test_onevision.model()
+    pictures = prompts(ROWS["llava_onevision"], model, "one")
+    videos = test_onevision.video_pixels([[0]])
+    stream = len(encode(model, videos, "video")[0].stream)
+    count = int((pictures["input_ids"] == IMAGE).sum())
+    ids = torch.tensor([[BOS, 5, *[VIDEO] * stream, 6, *[IMAGE] * count, 7, 8]])
+    inputs = {**pictures, **videos, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    pruner = foveate.AdaFV(keep=0.4)
+    with pruner(model, crops=1):
+        model.generate(**inputs, **GREEDY)
+    film, picture = pruner.selections
+    assert film.encoded is None and len(film) == Keep(0.4).budget(stream - 1)
+    assert len(picture.encoded_views) == 2 < len(picture.geometry.grids)
+
+
+def test_prompt_lookup_is_greedy_decoding() -> None:
+    row = ROWS["internvl"]
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "several")
+    with foveate.AdaFV(keep=0.4)(model, crops=1):
+        alone = model.generate(**inputs, **GREEDY)
+        assert torch.equal(model.generate(**inputs, **GREEDY, prompt_lookup_num_tokens=3), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    row = ROWS["llava_onevision-crops"]
+    model = copy.deepcopy(row.make("sdpa")).to(dtype)
+    inputs = prompts(row, row.make("sdpa"), "mixed")
+    pruner = foveate.AdaFV(keep=0.4)
+    with pruner(model, crops=0.5):
+        model.generate(**{**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}, **GREEDY)
+    assert [len(one.encoded_views) for one in pruner.selections] == [2, 3, 3]
+
+
+def test_gradient_checkpointing() -> None:
+    """What backward runs once more are the tower's layers, on the views that were encoded."""
+    row = ROWS["llava_next-siglip"]
+    inputs = prompts(row, row.make("sdpa"), "mixed")
+    gradients = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(row.make("sdpa")).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with foveate.AdaFV(keep=0.4)(model, crops=0.5):
+            output = model(**inputs, labels=inputs["input_ids"], use_cache=False)
+        output.loss.backward()
+        gradients.append(row.read(model).q_proj.weight.grad)
+    assert bool(gradients[0].any())
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
