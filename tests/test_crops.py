@@ -70,6 +70,7 @@ def test_spelled_and_read_again(one: Crops) -> None:
         ("0.5:share=much", ValueError, "share must be a number"), ("0.5:seed=0.5", ValueError, "seed must be a number"),
         ("auto:share=0", ValueError, r"must be in \(0, 1\]"), ("auto:share=nan", ValueError, r"must be in \(0, 1\]"),
         ("auto:by=random", ValueError, "has none"), ("all:by=size", ValueError, "not known"),
+        ("0.5:by=text:by=random", ValueError, "by is given twice"),
     ],
 )  # fmt: skip
 def test_what_may_not(given: Any, error: type[Exception], message: str) -> None:

@@ -43,7 +43,8 @@ class Crops:
             view alone); or ``"auto"``: as many as hold ``share`` of the mass. ``1.0`` encodes all, as stock does.
             Default 0.5.
         by: ``"both"``, ``"text"`` or ``"saliency"`` alone, or ``"random"``, a control that depends on ``seed``, the
-            number of crops and the guiding text alone. Where a prompt has no text, saliency decides. Default ``"both"``.
+            number of crops and the guiding text alone. Where a prompt has no text, saliency decides. Default
+            ``"both"``.
         share: of the mass that the crops of ``"auto"`` hold, in (0, 1]. Default 0.8.
         seed: of ``"random"``, any int. Default 0.
 
@@ -241,6 +242,8 @@ def _spelled(given: str) -> Crops | float | int | str:
         name, equals, value = option.partition("=")
         if not equals or name not in known:
             raise ValueError(f"crops {given!r}: options are {', '.join(sorted(known))}, written as 0.5:by=text")
+        if name in read:
+            raise ValueError(f"crops {given!r}: {name} is given twice")
         try:
             read[name] = value if name == "by" else int(value) if name == "seed" else float(value)
         except ValueError:

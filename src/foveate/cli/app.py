@@ -345,7 +345,11 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and plot; default build/bench.")] = None,
     as_json: Json = False,
     crops: Annotated[
-        str | None, typer.Option(help="Comma-separated choices of crops beside all of them, such as 0.5,1,auto.")
+        str | None,
+        typer.Option(
+            help="Comma-separated choices of crops beside all of them, such as 0.5,2,auto. 1 is a single crop of each "
+            "picture."
+        ),
     ] = None,
 ) -> None:
     """Measure time to the first token, decoding, memory, KV cache and FLOPs against stock and the bound."""
