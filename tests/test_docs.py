@@ -10,10 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image, ImageDraw
 
 import foveate
+from foveate.cli.app import app
 from foveate.models import FAMILIES
+from foveate.serving.metrics import GAUGES, WORKER
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -89,6 +92,15 @@ def test_readme_lists_every_method_by_its_class() -> None:
 
 def test_readme_lists_every_family() -> None:
     assert table_column(ROOT / "README.md", "Model families", 1) == set(FAMILIES)
+
+
+def test_the_serving_page_lists_every_option_and_what_workers_count() -> None:
+    page = ROOT / "docs" / "serving.md"
+    options = typer.main.get_command(app).commands["serve"].params  # type: ignore[attr-defined]
+    given = {name for option in options for name in option.opts if name.startswith("--")}
+    assert {name.split()[0] for name in table_column(page, "Start", 0)} == given
+    counted = {name if name in GAUGES else f"{name}_total" for name in WORKER}
+    assert table_column(page, "Metrics", 0) >= {f"foveate_{name}" for name in counted}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
