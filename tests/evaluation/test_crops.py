@@ -339,6 +339,7 @@ def test_the_commands_refuse(folder: str, suite: Path, tmp_path: Path) -> None:
     asked = ["eval", "--suite", suite, "--model", folder, "--out", tmp_path / "out"]
     assert "and so does --crops" in refused(*asked, "--methods", "crops:cover", "--crops", "0.5")
     assert "must be a fraction" in refused(*asked, "--crops", "1,1.5")
+    assert "or name a method beside it" in refused(*asked, "--methods", "resize", "--keep", "0.9", "--crops", "1,0.5")
     assert "none of 0.1 exceeds" in refused(
         *asked, "--methods", "ask-again:first=0.2:cover", "--crops", "0.5", "--keep", "0.1"
     )

@@ -203,6 +203,11 @@ def _spread(request: Request, keeps: Sequence[float | int]) -> list[str]:
     amounts = [None if text == "1" else Crops.of(text) for text in split_list(request.crops)]
     whole = any(repr(keep) == "1.0" for keep in keeps)
     plain = [name for name in methods if not is_resize(name)]
+    if not plain and not whole and any(amounts):
+        raise ValueError(
+            "--crops: resize shows the model all crops of a smaller picture, and nothing else is run: leave --crops "
+            "out, or name a method beside it"
+        )
     return list(dict.fromkeys([*spread(plain, amounts, whole=whole), *filter(is_resize, methods)]))
 
 
