@@ -181,7 +181,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma-separated amounts of crops that are encoded, such as 1,0.5,auto,0.5:by=random: every method is "
-            "run under each. 1 is all of them, distinct too but identical ones once, 0 the base view alone; models that "
+            "run under each. 1 is all of them, distinct too (identical ones once), 0 the base view alone; models that "
             "cut pictures into crops."
         ),
     ] = None,
