@@ -83,8 +83,8 @@ def result_of(model: Any, inputs: dict[str, Tensor], pruner: Any, crops: Any) ->
 
 
 def equal(ours: list[VisualTokens], theirs: list[VisualTokens]) -> None:
-    """To the last bit, on one thread of a CPU; but for saliency, where a product of CLS's queries and all keys is rounded
-    one way or the other by how many views stand in it (with 6 heads it is, with 4 it is not)."""
+    """To the last bit, on one thread of a CPU. But for saliency: the product of CLS's query and all keys is rounded one
+    way or the other by how many views stand in it (with the 6 heads of the bundled model it is, with 4 it is not)."""
     for one, other in zip(ours, theirs, strict=True):
         for name in ("features", "keys", "encoded"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
