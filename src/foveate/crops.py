@@ -43,7 +43,7 @@ class Crops:
             view alone); or ``"auto"``: as many as hold ``share`` of the mass. ``1.0`` encodes all, as stock does.
             Default 0.5.
         by: ``"both"``, ``"text"`` or ``"saliency"`` alone, or ``"random"``, a control that depends on ``seed``, the
-            number of crops and the guiding text alone. Where a prompt has no text, saliency decides. Default ``"both"``.
+            number of crops and the guiding text alone. Without any text, saliency decides. Default ``"both"``.
         share: of the mass that the crops of ``"auto"`` hold, in (0, 1]. Default 0.8.
         seed: of ``"random"``, any int. Default 0.
 
