@@ -25,7 +25,7 @@ from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
 from tests import crops_by_hand, reference
 from tests.encoding import encode
 from tests.models import test_onevision
-from tests.test_matrix import GREEDY, NEW, TILING, WRAPPED, indices, new_tokens
+from tests.test_matrix import GREEDY, NEW, OLD, TILING, WRAPPED, indices, new_tokens
 from tests.tiny import BATCHES, BOS, IMAGE, ROWS, VIDEO, prompts
 from tests.tiny.siglip import _tiles
 from tests.tiny.tiles import tiles_of
@@ -561,6 +561,7 @@ def test_a_picture_beside_a_video() -> None:
     assert len(picture.encoded_views) == 2 < len(picture.geometry.grids)
 
 
+@pytest.mark.skipif(OLD, reason="this transformers looks for EOS tokens without asking whether there are any")
 def test_prompt_lookup_is_greedy_decoding() -> None:
     row = ROWS["internvl"]
     model = row.make("sdpa")

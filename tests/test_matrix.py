@@ -366,7 +366,6 @@ CROPPED = [
     ("no_cache", "mixed", 1.0, 0.5),
     ("static_cache", "mixed", 0.4, 1),
     ("beams", "several", 0.4, 0.5),
-    ("beams", "mixed", 1.0, 0),
     ("sampling", "mixed", 0.4, 0.5),
 ]
 ALL_CROPS = [("greedy", 1.0), ("beams", 0.4)]

@@ -45,8 +45,8 @@ class Crops:
         amount: a fraction of each picture's crops, in (0, 1], rounded up; an int >= 0, crops per picture (0: the base
             view alone); ``"auto"``: as many as hold ``share`` of the mass; or ``"distinct"``: all, in one run, of
             those with the same pixels one. ``1.0`` encodes all, as stock does. Default 0.5.
-        by: ``"both"``, ``"text"`` or ``"saliency"`` alone, or ``"random"``, a control that depends on ``seed`` and on
-            the question alone. Where a prompt has no text, saliency decides. Default ``"both"``.
+        by: ``"both"``, ``"text"`` or ``"saliency"`` alone, or ``"random"``, a control that depends on ``seed``, the
+            number of crops and the guiding text alone. Without any text, saliency decides. Default ``"both"``.
         share: of the mass that the crops of ``"auto"`` hold, in (0, 1]. Default 0.8.
         seed: of ``"random"``, any int. Default 0.
 

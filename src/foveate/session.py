@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,8 @@ class Session:
     ) -> None:
         self.model = model
         self.processor = processor
+        # A fast tokenizer that is told to pad while another thread is within it raises "Already borrowed".
+        self._tokenizing = threading.Lock()
         self.pictures = pictures
         self.layout = layout
         self.crops = crops
@@ -196,9 +199,10 @@ class Session:
     def _tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
         for prompt in prompts:
             self._count_marks(prompt)
-        if self._by_runs:
-            return self._write_runs(prompts)
-        inputs = process(self.processor, self.model, prompts, self.pictures)
+        with self._tokenizing:
+            if self._by_runs:
+                return self._write_runs(prompts)
+            inputs = process(self.processor, self.model, prompts, self.pictures)
         return {name: inputs[name] for name in PER_TOKEN if name in inputs}
 
     def _count_marks(self, prompt: str) -> list[str]:
