@@ -40,6 +40,7 @@ from tests.tiny.tiles import tiles_of
         ("0.25", Crops(0.25)), ("2", Crops(2)), (" 0.5:by=text ", Crops(0.5, by="text")), ("1e-1", Crops(0.1)),
         ("auto:share=0.6:by=saliency", Crops("auto", by="saliency", share=0.6)),
         ("1:by=random:seed=-7", Crops(1, by="random", seed=-7)), (Crops(3), Crops(3)),
+        ("distinct", Crops("distinct")), (Crops("distinct"), Crops("distinct")),
         (None, None), (1.0, None), ("1.0", None), ("all", None), (Crops(1.0), None), (np.float32(1.0), None),
     ],
 )  # fmt: skip
@@ -50,6 +51,7 @@ def test_what_may_be_written(given: Any, meant: Crops | None) -> None:
 @pytest.mark.parametrize("one", [
     Crops(0.5), Crops(1.0), Crops(1), Crops(0), Crops("auto"), Crops(0.123456789), Crops(1e-7), Crops(1 / 3, "text"),
     Crops("auto", "saliency", 0.55), Crops(4, "random", seed=12), Crops(0.5, share=1 / 3),
+    Crops("distinct"),
 ])  # fmt: skip
 def test_spelled_and_read_again(one: Crops) -> None:
     again = Crops.of(str(one))
@@ -68,6 +70,7 @@ def test_spelled_and_read_again(one: Crops) -> None:
         ("²", ValueError, "write a fraction"), ("0.5:by", ValueError, "options are by, seed, share"),
         ("0.5:amount=2", ValueError, "options are by"), ("0.5:by=size", ValueError, "not known; known: both"),
         ("0.5:share=much", ValueError, "share must be a number"), ("0.5:seed=0.5", ValueError, "seed must be a number"),
+        ("distinct:by=text", ValueError, "nothing to choose by"), ("Distinct", ValueError, "write a fraction"),
         ("auto:share=0", ValueError, r"must be in \(0, 1\]"), ("auto:share=nan", ValueError, r"must be in \(0, 1\]"),
         ("auto:by=random", ValueError, "has none"), ("all:by=size", ValueError, "not known"),
         ("0.5:by=text:by=random", ValueError, "by is given twice"),
@@ -92,7 +95,7 @@ def test_how_many(count: int) -> None:
         wanted = -(-tenths * count // 10)
         assert Crops(tenths / 10).count(count) == Crops(np.float32(tenths / 10)).count(count) == wanted
     assert [Crops(n).count(count) for n in (0, 1, 5, 99)] == [min(n, count) for n in (0, 1, 5, 99)]
-    assert Crops("auto").count(count) is None
+    assert Crops("auto").count(count) is None and Crops("distinct").count(count) == count
 
 
 def test_the_heaviest_are_chosen() -> None:

@@ -196,7 +196,8 @@ def attach(
             base view: a fraction, a number, ``"auto"``, or a ``foveate.Crops``, which says how they are chosen. The
             base view is encoded first, and the question and saliency choose among the crops; the vision tower then
             takes less time. ``keep`` still counts the whole picture's tokens, and where more are asked for than were
-            encoded, all that were encoded stay. Of videos, all frames are encoded. Default None: all crops.
+            encoded, all that were encoded stay. Of videos, all frames are encoded. Crops with the same pixels are
+            encoded once; ``"distinct"`` encodes all, but for that. Default None: all crops, as stock does.
 
     Raises:
         ValueError: unknown model family, unknown option, or a model that cannot be pruned faithfully.

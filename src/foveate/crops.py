@@ -26,6 +26,9 @@ from foveate.tokens import Geometry, Selection, TextTokens
 
 By = Literal["both", "text", "saliency", "random"]
 
+WORDS = ("auto", "distinct")
+"""Amounts that are no numbers."""
+
 
 @dataclass(frozen=True)
 class Crops:
@@ -40,11 +43,10 @@ class Crops:
 
     Args:
         amount: a fraction of each picture's crops, in (0, 1], rounded up; an int >= 0, crops per picture (0: the base
-            view alone); or ``"auto"``: as many as hold ``share`` of the mass. ``1.0`` encodes all, as stock does.
-            Default 0.5.
+            view alone); ``"auto"``: as many as hold ``share`` of the mass; or ``"distinct"``: all, in one run, of
+            those with the same pixels one. ``1.0`` encodes all, as stock does. Default 0.5.
         by: ``"both"``, ``"text"`` or ``"saliency"`` alone, or ``"random"``, a control that depends on ``seed``, the
-            number of crops and the guiding text alone. Where a prompt has no text, saliency decides. Default
-            ``"both"``.
+            number of crops and the guiding text alone. Without any text, saliency decides. Default ``"both"``.
         share: of the mass that the crops of ``"auto"`` hold, in (0, 1]. Default 0.8.
         seed: of ``"random"``, any int. Default 0.
 
@@ -60,9 +62,11 @@ class Crops:
 
     def __post_init__(self) -> None:
         amount = self.amount
-        if amount != "auto":
+        if not isinstance(amount, str) or amount not in WORDS:
             if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
-                raise TypeError(f'crops must be a fraction in (0, 1], an int >= 0 or "auto", got {amount!r}')
+                raise TypeError(
+                    f'crops must be a fraction in (0, 1], an int >= 0, "auto" or "distinct", got {amount!r}'
+                )
             whole = isinstance(amount, numbers.Integral)
             if not (amount >= 0 if whole else 0.0 < amount <= 1.0):  # NaN fails both comparisons
                 raise ValueError(f"crops={amount!r} must be a fraction of the crops in (0, 1], or an int >= 0 of them")
@@ -79,10 +83,13 @@ class Crops:
             raise TypeError(f"seed must be an int, got {self.seed!r}")
         if amount == "auto" and self.by == "random":
             raise ValueError('crops="auto" go by their mass, and by="random" has none: give a fraction or a number')
+        if amount == "distinct" and self.by != "both":
+            raise ValueError(f'crops="distinct" are all of them, with nothing to choose by: leave by={self.by!r} out')
 
     @classmethod
     def of(cls, given: Crops | float | int | str | None) -> Crops | None:
-        """What people write: a number, ``"auto"``, a text such as ``"0.5:by=random"``; None, as ``1.0``, for all crops.
+        """What people write: a number, ``"auto"``, ``"distinct"``, a text such as ``"0.5:by=random"``; None, as
+        ``1.0``, for all crops.
 
         Raises:
             TypeError, ValueError: none of these; the message says what may be written.
@@ -100,19 +107,24 @@ class Crops:
         return ":".join([str(self.amount), *(f"{name}={getattr(self, name)}" for name in others)])
 
     @property
+    def ranks(self) -> bool:
+        """Whether the base view goes first and says something of the crops; if not, all are encoded at once."""
+        return self.amount != "distinct"
+
+    @property
     def reads_saliency(self) -> bool:
         """Whether the base view's saliency may be read: where a prompt has no text, it decides."""
-        return self.by != "random"
+        return self.ranks and self.by != "random"
 
     @property
     def reads_text(self) -> bool:
         """Whether the question is read."""
-        return self.by != "saliency"
+        return self.ranks and self.by != "saliency"
 
     def count(self, crops: int) -> int | None:
         """How many of so many crops are encoded; None where the masses say it."""
         if isinstance(self.amount, str):
-            return None
+            return None if self.ranks else crops
         if isinstance(self.amount, int):
             return min(self.amount, crops)
         return min(max(1, math.ceil(self.amount * crops - 1e-9)), crops)
@@ -129,6 +141,8 @@ class Crops:
             (C,) float32, the heavier the sooner; None where it has no crops.
         """
         assert base.whole is not None
+        if not self.ranks:
+            return torch.zeros(len(base.whole.grids) - 1, device="cpu")
         regions = regions_of(base.whole)
         if not len(regions):
             return None
@@ -250,12 +264,13 @@ def _spelled(given: str) -> Crops | float | int | str:
             raise ValueError(f"crops {given!r}: {name} must be a number, got {value!r}") from None
     if amount == "all":
         return Crops(1.0, **read)
-    if amount != "auto":
+    if amount not in WORDS:
         try:
             number: float | int = int(amount) if amount.lstrip("+-").isdigit() else float(amount)
         except ValueError:
             raise ValueError(
-                f'crops {given!r}: write a fraction such as 0.5, a number of crops such as 2, "auto" or "all"'
+                f'crops {given!r}: write a fraction such as 0.5, a number of crops such as 2, "auto", "distinct" '
+                'or "all"'
             ) from None
         return Crops(number, **read)
-    return Crops("auto", **read)
+    return Crops(amount, **read)

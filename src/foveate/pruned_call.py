@@ -264,7 +264,8 @@ class PrunedCall(ABC, Generic[_Method]):
             elif self.options.routed is None:
                 images += self.family.encode(arguments, self._request(features, prompt))
             else:
-                self.views = Views(partial(self._encode_views, arguments, prompt), self.family, arguments, prompt)
+                encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.routed.ranks
+                self.views = Views(encode, self.family, arguments, prompt, at_once=at_once)
                 images += self.views.images
         return images
 

@@ -283,5 +283,9 @@ def look(
                 )
                 return site.family.encode(inputs, request)
 
-        views = Views.of(encode()) if options.routed is None else Views(encode, instrumented.family, inputs, prompt)
-    return Session(model, processor, pictures, views, inputs, layout, options.routed)
+        routed = options.routed
+        if routed is None:
+            views = Views.of(encode())
+        else:
+            views = Views(encode, instrumented.family, inputs, prompt, at_once=not routed.ranks)
+    return Session(model, processor, pictures, views, inputs, layout, routed)

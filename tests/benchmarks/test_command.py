@@ -37,7 +37,7 @@ def test_a_checkpoint_is_measured_and_written(folder: str, tmp_path: Path) -> No
     assert [one["kind"] for one in found["results"]] == ["stock", *ways, *ways, "baseline"]
     assert (found["batch"], found["picture"], found["clock"], found["repeats"]) == (2, "90x50", "process", 1)
     written = sorted(Path(file).suffix for file in found["files"])
-    assert written == [".json", ".md", ".png"]
+    assert written == [".json", ".md", ".png", ".png"]  # what was measured, and where the time goes
     saved = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
     assert saved == {name: value for name, value in found.items() if name != "files"}
     assert "| stock | 1 |" in next(tmp_path.glob("*.md")).read_text(encoding="utf-8")

@@ -102,6 +102,48 @@ def test_what_is_known_of_a_view_moves_to_another_store() -> None:
     assert torch.equal(record.rows[0].view(3, -1)[1], features_of([2])[0, :, 0] + 0.25)
 
 
+def test_what_is_alike_is_known_of_all() -> None:
+    store = ViewStore(5, (0, 1, 0, 1, 4))
+    assert store.missing([3, 2, 0]) == (0, 1) and store.missing(range(5)) == (0, 1, 4)
+    store.wanted = (1,)
+    assert torch.equal(store.pick(features_of(range(5))), features_of([1]))
+    record = recorded([1])
+    whole = store.put(record, features_of([1]))
+    assert store.known == set()  # not before it is done
+    store.done()
+    assert store.known == {1, 3} and store.missing(range(5)) == (0, 4) and store.missing([3, 1]) == ()
+    wanted = torch.zeros(5, PER_VIEW, WIDTH)
+    wanted[[1, 3]] = features_of([1])[0]
+    assert torch.equal(whole, wanted)
+    for name, kept in (("rows", wanted[..., 0] + 0.25), ("key_rows", wanted + 0.5), ("encoded_rows", wanted + 0.75)):
+        found = torch.cat(getattr(record, name)).view(kept.shape)
+        assert torch.equal(found[[1, 3]], kept[[1, 3]]) and not found[[0, 2, 4]].any()
+        assert all(torch.equal(store.taken_out(view)[name], kept[1].view_as(found[1])) for view in (1, 3))
+    store.wanted = (0, 4)
+    whole = store.put(recorded([0, 4]), features_of([0, 4]))
+    store.done()
+    assert torch.equal(whole, features_of([0, 1, 0, 1, 4])) and store.known == set(range(5))
+
+
+@pytest.mark.parametrize("known", [(2,), (2, 0), (0, 2)])
+def test_what_is_put_back_of_a_twin(known: Sequence[int]) -> None:
+    """The cache of a server may hold one of them, or both."""
+    store, other = ViewStore(3), ViewStore(4, (0, 1, 0, 1))
+    run(store, [2])
+    other.put_back({view: store.taken_out(2) for view in known})
+    assert other.known == {0, 2} and other.missing(range(4)) == (1,)
+    other.wanted = ()
+    assert torch.equal(other.put(Recorder(), other.nothing())[[0, 2]], features_of([2, 2]))
+
+
+def test_gradients_of_twins_add_up() -> None:
+    store = ViewStore(3, (0, 1, 0))
+    one = features_of([0]).requires_grad_()
+    store.wanted = (0,)
+    (store.put(Recorder(), one) * torch.tensor([2.0, 3.0, 5.0])[:, None, None]).sum().backward()
+    assert one.grad is not None and torch.equal(one.grad, torch.full_like(one, 7.0))
+
+
 def geometry(views: int = 3) -> Geometry:
     """Views of 2 x 2 tokens, of which the crops stand side by side."""
     view = torch.arange(views).repeat_interleave(4)
@@ -188,9 +230,13 @@ class Pictures:
     def __init__(self) -> None:
         self.runs: list[tuple[int, ...]] = []
         self.fails = 0
+        self.pixels = torch.arange(5.0)[:, None]
 
     def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> Sequence[tuple[int, ...]]:
         return self.views
+
+    def pixels_of(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        return (self.pixels,)
 
     def encode(self, store: ViewStore) -> list[EncodedImage]:
         time.sleep(0.01)  # so that threads get into each other's way
@@ -234,6 +280,39 @@ def test_base_views_first_and_nothing_twice() -> None:
     assert views.all() is views.images
     assert len(family.runs) == 3
     assert [len(base.tokens) for base in views.bases] == [PER_VIEW, PER_VIEW]
+
+
+def test_views_with_the_same_pixels_run_once() -> None:
+    """View 4 is as view 0, both crops, and view 3 as view 2, both base views."""
+    family = Pictures()
+    family.pixels = torch.tensor([0.0, 1.0, 2.0, 2.0, 0.0])[:, None]
+    views = family.made()
+    assert family.runs == [(2,)] and views.store.known == {2, 3}
+    assert torch.equal(views.bases[1].tokens.features, views.bases[0].tokens.features)
+    views.need([{0}, {1}])
+    assert family.runs == [(2,), (0,)] and views.store.known == {0, 2, 3, 4}
+    views.need([{1}, {1}])
+    views.all()
+    assert family.runs == [(2,), (0,), (1,)]
+
+
+def test_all_at_once() -> None:
+    family = Pictures()
+    family.pixels = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0])[:, None]
+    views = Views(family.encode, family, {}, None, at_once=True)  # type: ignore[arg-type]
+    assert family.runs == [(0, 1, 2, 3)]
+    views.need([{0, 1, 2}, {0, 1}])
+    assert len(family.runs) == 1
+    assert [len(base.tokens) for base in views.bases] == [PER_VIEW, PER_VIEW]
+
+
+def test_pixels_that_are_given_say_what_is_alike() -> None:
+    family = Pictures()
+    family.pixels = torch.zeros(5, 1)
+    given = (torch.zeros(5, 1), torch.tensor([0, 0, 1, 0, 0])[:, None])
+    views = Views(family.encode, family, {}, None, pixels=given)  # type: ignore[arg-type]
+    views.all()
+    assert family.runs == [(0, 2)]
 
 
 def test_a_run_that_fails_half_way_is_run_again() -> None:

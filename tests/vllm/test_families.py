@@ -44,7 +44,11 @@ PRUNING = serving.options(
 
 
 def picture(number: int, width: int, height: int) -> Image.Image:
-    """Soft blotches of random colours."""
+    """Soft blotches of random colours; 0 is a white page with one in its lower right corner."""
+    if number == 0:
+        page = Image.new("RGB", (width, height), "white")
+        page.paste(picture(1, width // 8, height // 8), (width - width // 8, height - height // 8))
+        return page
     cells = np.random.default_rng(number).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -357,6 +361,22 @@ def test_crops_are_encoded_once(cropped: Served) -> None:
     assert crops >= 2
     case = Case(pictures, (user("", SIGN + " " + CARD),))
     agree(*cropped.ask([case], {"keep": 0.1, "crops": "all"}), cropped.expected(case, "adafv", 0.1))  # type: ignore[call-arg]
+
+
+def test_crops_that_are_alike_are_encoded_once(cropped: Served) -> None:
+    page = Case(((0, 333, 333),), (user("", CARD),))
+    views = cropped.processor(images=page.images, text=page.text(cropped.processor), return_tensors="pt")[
+        "pixel_values"
+    ]
+    views = views.flatten(0, -4)
+    distinct = {view.numpy().tobytes() for view in views}
+    assert len(distinct) < len(views)
+    for keep in (0.25, 1.0):
+        cropped.engine.call(forget)
+        agree(*cropped.ask([page], {"keep": keep, "crops": "distinct"}), cropped.expected(page, "adafv", keep))  # type: ignore[call-arg]
+        assert cropped.engine.call(count_views) == (len(distinct), 0)
+    for one, case in zip(cropped.ask(list(CASES.values()), {"crops": "distinct"}), CASES.values(), strict=True):
+        agree(one, cropped.expected(case, "adafv", 0.25))
 
 
 def test_more_tokens_than_crops(cropped: Served) -> None:

@@ -372,7 +372,7 @@ def _crops_cases(
                 request = Request(site.features["image"], saliency=False, prompt=ids_on_cpu, views=store)
                 return site.family.encode(inputs, request)
 
-            Views(encode, site.family, inputs, ids_on_cpu).need(encoded)
+            Views(encode, site.family, inputs, ids_on_cpu, at_once=not crops.ranks).need(encoded)
 
     cases = []
     for keep in keeps:

@@ -14,49 +14,28 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from foveate.benchmarks.shapes import SHAPES, TEXT, Shape
+from foveate.benchmarks.shapes import shape_of as narrowed
 
 STARTING = 900.0
 """Seconds that a server has to start in."""
 STOPPING = 30.0
 TOLD = 15
 """Lines of a server's log that an error quotes."""
-WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "projection_dim")
 SERVED = ("llava", "llava_next")
 """Model types whose processor can be made of the bundled one's parts."""
 
 
 def shape_of(name: str) -> Shape:
-    """A shape by its name; ``llava-next-7b/4`` is one whose every width is a quarter, so that what the encoder and the
-    language model cost stays in proportion.
-
-    Raises:
-        ValueError: an unknown shape, one that cannot be served, or a divisor that does not go.
-    """
-    base, _, divisor = name.partition("/")
-    known = [name for name, shape in SHAPES.items() if shape.model_type in SERVED and not shape.encoder_only]
-    if base not in known:
-        raise ValueError(
-            f"unknown shape {name!r} for serving; known: bundled, {', '.join(known)}, and e.g. {known[0]}/4"
-        )
-    if not divisor:
-        return SHAPES[base]
-    if not divisor.isdecimal() or int(divisor) < 1:
-        raise ValueError(f"shape {name!r}: give the divisor of its widths as a number, such as {base}/4")
-    by, shape = int(divisor), SHAPES[base]
-
-    def narrow(part: Mapping[str, Any]) -> dict[str, Any]:
-        wrong = [key for key in WIDTHS if key in part and part[key] % by]
-        if wrong:
-            raise ValueError(f"shape {name!r}: {', '.join(wrong)} of {base} cannot be divided by {by}")
-        return {key: value // by if key in WIDTHS else value for key, value in part.items()}
-
-    return replace(shape, vision=narrow(shape.vision), text=narrow(shape.text))
+    """A shape that can be served, by its name; see ``foveate.benchmarks.shapes.shape_of``."""
+    return narrowed(
+        name, [one for one, shape in SHAPES.items() if shape.model_type in SERVED and not shape.encoder_only]
+    )
 
 
 def write_checkpoint(

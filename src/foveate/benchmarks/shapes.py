@@ -7,8 +7,8 @@ left out. A shape can be built with fewer layers than it has, and says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -431,3 +431,37 @@ SHAPES: dict[str, Shape] = {
     ),
 }  # fmt: skip
 """By the name that ``foveate bench --shape`` takes."""
+
+WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "projection_dim")
+
+
+def shape_of(name: str, known: Collection[str] = tuple(SHAPES)) -> Shape:
+    """A shape by its name; ``llava-next-7b/4`` is one whose every width is a quarter, so that what the encoder and the
+    language model cost stays in proportion.
+
+    Args:
+        name: as for ``foveate bench --shape``.
+        known: which shapes there are to choose from.
+
+    Raises:
+        ValueError: an unknown shape, or a divisor that does not go.
+    """
+    base, slash, divisor = name.partition("/")
+    if base not in known:
+        raise ValueError(
+            f"unknown shape {name!r}; known: bundled, {', '.join(known)}, and narrower ones such as "
+            f"{next(iter(known))}/4"
+        )
+    if not slash:
+        return SHAPES[base]
+    if not divisor.isdecimal() or int(divisor) < 1:
+        raise ValueError(f"shape {name!r}: give the divisor of its widths as a number, such as {base}/4")
+    by, shape = int(divisor), SHAPES[base]
+
+    def narrow(part: Mapping[str, Any]) -> dict[str, Any]:
+        wrong = [key for key in WIDTHS if key in part and part[key] % by]
+        if wrong:
+            raise ValueError(f"shape {name!r}: {', '.join(wrong)} of {base} cannot be divided by {by}")
+        return {key: value // by if key in WIDTHS else value for key, value in part.items()}
+
+    return replace(shape, vision=narrow(shape.vision), text=narrow(shape.text))

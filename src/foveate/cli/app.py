@@ -41,7 +41,8 @@ Crops = Annotated[
     str | None,
     typer.Option(
         help="Encode only the crops that the question points at, in models that cut pictures into crops: 0.5 of them, "
-        "2 of them, auto (as many as hold most of the mass), all. Options stand behind: 0.5:by=text."
+        "2 of them, auto (as many as hold most of the mass), all. Options stand behind: 0.5:by=text. Or distinct: all, "
+        "identical ones once."
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")]
@@ -180,7 +181,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma-separated amounts of crops that are encoded, such as 1,0.5,auto,0.5:by=random: every method is "
-            "run under each. 1 is all of them, 0 the base view alone; models that cut pictures into crops."
+            "run under each. 1 is all of them, distinct too (identical ones once), 0 the base view alone; models that "
+            "cut pictures into crops."
         ),
     ] = None,
 ) -> None:
@@ -347,8 +349,8 @@ def bench(
     crops: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated choices of crops beside all of them, such as 0.5,2,auto. 1 is a single crop of each "
-            "picture."
+            help="Comma-separated choices of crops beside all of them, such as 0.5,2,auto,distinct. 1 is a single crop "
+            "of each picture."
         ),
     ] = None,
 ) -> None:
@@ -394,7 +396,7 @@ def serve(
     ] = 256,
     crops: Annotated[
         str | None,
-        typer.Option(help="Of each picture's crops, how many are encoded: 0.5, 2 or auto. Default: all of them."),
+        typer.Option(help="Of each picture's crops, how many are encoded: 0.5, 2, auto or distinct. Default: all."),
     ] = None,
     pixels: Annotated[
         str | None,

@@ -235,11 +235,9 @@ def _noise(height: int, width: int) -> Any:
 
 
 def _shape(name: str) -> Any:
-    from foveate.benchmarks.shapes import SHAPES
+    from foveate.benchmarks.shapes import shape_of
 
-    if name not in SHAPES:
-        raise ValueError(f"unknown shape {name!r}; known: bundled, {', '.join(SHAPES)}")
-    return SHAPES[name]
+    return shape_of(name)
 
 
 def the_dtype(request: Request) -> Any:

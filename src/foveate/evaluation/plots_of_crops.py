@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 STYLES = {"both": "-", "random": "--", "text": ":", "saliency": "-."}
 """How the lines of crops are drawn that are chosen by one thing or the other."""
+LABELS_APART = 4
+"""Points of the axis that its labels keep apart."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ def _draw(
             label=f"{label}, {way}" if way else label, color=colour, linestyle=STYLES[line.way.by], marker="o",
             markersize=4, linewidth=1.6, elinewidth=1, capsize=2,
         )  # fmt: skip
-    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    apart: list[float] = []
+    for tick in sorted(ticks):
+        if not apart or tick - apart[-1] >= LABELS_APART:
+            apart.append(tick)
+    axes.set_xticks(apart, [f"{tick:g}" for tick in apart])
     axes.set_xlabel("encoded by the vision tower, % of the tokens")
     axes.set_ylabel("accuracy, %")

@@ -93,6 +93,10 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no crops")
 
+    def pixels_of(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """All that the encoder gets of every view, (views, ...) each, by the places of ``views_of``."""
+        raise NotImplementedError(f"{type(self).__name__} has no crops")
+
     def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
         """Of a picture that is cut into crops, how many of its tokens are made of each view alone, the base view first.
 

@@ -114,6 +114,12 @@ class Idefics3(Family):
             first = last + 1
         return found
 
+    def pixels_of(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
+        places = torch.tensor([view.place for view in self._views(pixels, mask)], dtype=torch.int64, device="cpu")
+        given = (pixels,) if mask is None else (pixels, mask)
+        return tuple(one.flatten(0, 1)[places.to(one.device)] for one in given)
+
     def marks(self, ids: Tensor) -> Tensor:
         return super().marks(ids) | tile_marks(ids, self.image_token_id)
 

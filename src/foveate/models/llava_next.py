@@ -96,9 +96,14 @@ class LlavaNext(TowerFamily):
         ]
 
     def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
-        sizes = self._sizes(inputs)
-        counts = self._views(inputs["pixel_values"], sizes, self._cuts(inputs, sizes))
+        counts = self._counts(inputs)
         return [tuple(range(end - count, end)) for count, end in zip(counts, accumulate(counts), strict=True)]
+
+    def pixels_of(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        pixels: Tensor = inputs["pixel_values"]
+        if pixels.ndim == 4:
+            return (pixels,)
+        return (torch.cat([one[:count] for one, count in zip(pixels, self._counts(inputs), strict=True)]),)
 
     def instruments(self) -> Sequence[Patch]:
         """Also a tower that takes only the views that are wanted, and a projector that gives all: between the two,
@@ -106,6 +111,10 @@ class LlavaNext(TowerFamily):
         tower, projector = self.base.vision_tower, self.tower.projector
         others = [one for one in self.tower.instruments() if one.owner is not projector]
         return [*others, Patch(projector, "forward", putting(projector)), Patch(tower, "forward", picking(tower))]
+
+    def _counts(self, inputs: Mapping[str, Any]) -> list[int]:
+        sizes = self._sizes(inputs)
+        return self._views(inputs["pixel_values"], sizes, self._cuts(inputs, sizes))
 
     def _cuts(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> list[Canvas | None]:
         """How every image is cut into crops; None where it is not."""

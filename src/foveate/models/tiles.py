@@ -110,6 +110,9 @@ class TiledFamily(TowerFamily):
             found.append(tuple(places if self.whole_first else [places[-1], *places[:-1]]))
         return found
 
+    def pixels_of(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        return (inputs["pixel_values"],)
+
     def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
         per_tile = (self.tower.side // self.factor) ** 2
         return [per_tile] * (tokens // per_tile)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import open_recorder, projecting, untraced
+from foveate.models.alike import alike_views
 from foveate.models.encoded import ABSENT, EncodedImage
 from foveate.tokens import Geometry, VisualTokens
 
@@ -32,21 +33,33 @@ class ViewStore:
 
     Args:
         total: how many views there are, of all pictures together.
+        alike: of every view, the first with the same pixels: what is known of one is known of all that are alike.
+            Default: no two are.
 
-    ``wanted`` says which of them the next run of the tower takes, ``known`` which have been through it.
+    ``wanted`` says which of them the next run of the tower takes, ``known`` which have been through it, or one that is
+    alike.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, alike: Sequence[int] | None = None) -> None:
         self.total = total
+        self.alike = tuple(range(total) if alike is None else alike)
         self.wanted: tuple[int, ...] = ()
         self.known: set[int] = set()
         self._tensors: dict[str, Tensor] = {}
+
+    def missing(self, views: Iterable[int]) -> tuple[int, ...]:
+        """What a run has to take for some views to be known, ascending; of views that are alike, the first."""
+        return tuple(sorted({self.alike[view] for view in views if view not in self.known}))
+
+    def done(self) -> None:
+        """What was wanted is known."""
+        self.known.update(self._given()[0])
 
     def pick(self, views: Tensor) -> Tensor:
         """(views, ...) to (wanted views, ...); what has another length is no batch of views and stays as it is."""
         if views.ndim == 0 or len(views) != self.total:
             return views
-        return views.index_select(0, self._places(views.device))
+        return views.index_select(0, _numbers(self.wanted, views.device))
 
     def put(self, record: Recorder, features: Tensor) -> Tensor:
         """Takes in what a run gave.
@@ -79,19 +92,29 @@ class ViewStore:
         self.wanted = tuple(views)
         for name in next(iter(views.values()), ()):
             self._beside(name, torch.stack([known[name] for known in views.values()]))
-        self.known.update(views)
+        self.done()
 
     def _beside(self, name: str, given: Tensor) -> Tensor:
         known = self._tensors.get(name)
+        places, sources = self._given()
+        if sources != list(range(len(given))):
+            given = given.index_select(0, _numbers(sources, given.device))
         if known is None:
             known = given.new_zeros(self.total, *given.shape[1:])
         # A new tensor: what was made of the last one stays as it is.
         # As the first was: a later question may come under autocast.
-        self._tensors[name] = known.index_copy(0, self._places(known.device), given.to(known))
+        self._tensors[name] = known.index_copy(0, _numbers(places, known.device), given.to(known))
         return self._tensors[name]
 
-    def _places(self, device: torch.device) -> Tensor:
-        return torch.tensor(self.wanted, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
+    def _given(self) -> tuple[list[int], list[int]]:
+        """The views of which a run gives something, ascending, and as which of the wanted ones each goes."""
+        number = {self.alike[view]: number for number, view in enumerate(self.wanted)}
+        places = [view for view, first in enumerate(self.alike) if first in number]
+        return places, [number[self.alike[view]] for view in places]
+
+
+def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 def among(image: EncodedImage, views: Collection[int]) -> EncodedImage:
@@ -153,6 +176,9 @@ class Views:
         inputs: the call's, with the pixels.
         prompt: see ``Request``.
         known: of views by their place among all, what earlier stores knew of them.
+        pixels: what the encoder gets of every view, where it is not the ``inputs``': see ``Family.pixels_of``. Views
+            that are equal there are encoded once.
+        at_once: whether all views are encoded now, in one run. Default: the base views are.
 
     ``pictures`` are, of each, the places of its views among all (see ``Family.views_of``), ``images`` what is known of
     it, and ``bases`` the same with the tokens of its base view alone.
@@ -165,15 +191,19 @@ class Views:
         inputs: Mapping[str, Any],
         prompt: Tensor | None,
         known: Mapping[int, Mapping[str, Tensor]] | None = None,
+        pixels: Sequence[Tensor] | None = None,
+        at_once: bool = False,
     ) -> None:
         self.encode = encode
         self._lock = threading.Lock()
         self.pictures: Sequence[tuple[int, ...]] = family.views_of(inputs, prompt)
-        self.store = ViewStore(sum(map(len, self.pictures)))
+        alike = alike_views(*(family.pixels_of(inputs) if pixels is None else pixels))
+        self.store = ViewStore(sum(map(len, self.pictures)), alike)
         if known:
             self.store.put_back(known)
         self.images: Sequence[EncodedImage] = ()
-        self.bases: Sequence[EncodedImage] = [among(image, (0,)) for image in self.need([(0,)] * len(self.pictures))]
+        first = self.all() if at_once else self.need([(0,)] * len(self.pictures))
+        self.bases: Sequence[EncodedImage] = [among(image, (0,)) for image in first]
 
     @classmethod
     def of(cls, images: Sequence[EncodedImage]) -> Views:
@@ -191,15 +221,15 @@ class Views:
     def need(self, wanted: Sequence[Iterable[int]]) -> Sequence[EncodedImage]:
         """Every picture, encoded at least as far as ``wanted``: by picture, views as numbered in its ``Geometry``.
 
-        What is missing is encoded at once; nothing is encoded twice.
+        What is missing is encoded at once; nothing is encoded twice, nor what has the same pixels.
         """
         with self._lock:
             numbers = {views[view] for views, some in zip(self.pictures, wanted, strict=True) for view in some}
-            missing = sorted(numbers - self.store.known)
+            missing = self.store.missing(numbers)
             if missing or not self.images:
-                self.store.wanted = tuple(missing)
+                self.store.wanted = missing
                 self.images = self.encode(self.store)
-                self.store.known.update(missing)  # only now: what fails half way is encoded again
+                self.store.done()  # only now: what fails half way is encoded again
             return self.images
 
     def all(self) -> Sequence[EncodedImage]:

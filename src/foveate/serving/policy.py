@@ -58,7 +58,7 @@ class Policy:
             ``media_io_kwargs``: what vLLM's option of that name says. Default False.
         stats: folder of the counters that worker processes share with the API server; None: they log them.
         crops: how many of a picture's crops are encoded when a request says nothing of it: a fraction, a number,
-            ``"auto"`` or a text as for ``foveate.Crops.of``. Default None: all.
+            ``"auto"``, ``"distinct"`` or a text as for ``foveate.Crops.of``. Default None: all.
         chat_template: the text of the template that prompts are written with, where it is not the checkpoint's own.
         pixels: how large each picture is when the processor sees it, unless a request says otherwise; see
             ``foveate.Pixels``, but for ``"auto"``. Requests may enlarge pictures up to this scale, and not at all where

@@ -101,7 +101,7 @@ def require_encoded(request: ImageRequest, family: Family, size: tuple[int, int]
         size: (height, width) of the image, pixels.
         tokens: N, how many it has.
     """
-    if request.crops is None:
+    if request.crops is None or not request.crops.ranks:
         return
     kept = request.keep.budget(tokens)
     base, *others = family.tokens_of_views(size, tokens)

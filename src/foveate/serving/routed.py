@@ -56,7 +56,8 @@ class RoutedPictures:
                     known[place] = {name: one for name, one in zip(names, tensors, strict=True) if one is not None}
         embedder.counters.count("views_cached", len(known))
         self._known = set(known)
-        self.views = Views(self._encode, embedder.family, self._inputs, self._prompt, known)
+        pixels = (embedder.batches.views(given),)
+        self.views = Views(self._encode, embedder.family, self._inputs, self._prompt, known, pixels)
 
     def choose(self, asked: Sequence[tuple[int, ImageRequest, Tensor]]) -> list[EncodedImage]:
         """Every question's picture, with the tokens of its base view and of the crops chosen for it.
