@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 from collections import Counter
@@ -283,3 +284,14 @@ def test_refusals_of_sessions() -> None:
         foveate.look(model, processor, images[:1], layout="released").ask(QUESTIONS[0], foveate.AdaFV(), crops=0.5)
     with pytest.raises(ValueError, match="crops"):
         session.ask(QUESTIONS[0], foveate.AdaFV(), crops=2.5)
+
+
+@pytest.mark.parametrize("crops", [None, 0.5])
+def test_a_copy_of_a_session(crops: float | None) -> None:
+    """Has locks of its own, and answers as the original does."""
+    picture = Image.effect_noise((110, 70), 90).convert("RGB")
+    session = foveate.look(*bundled.load(), picture, crops=crops)
+    wanted = session.ask("is there a cat?", foveate.Cover(keep=0.2), max_new_tokens=3)
+    found = copy.deepcopy(session).ask("is there a cat?", foveate.Cover(keep=0.2), max_new_tokens=3)
+    assert torch.equal(found.sequence, wanted.sequence)
+    assert torch.equal(found.selections[0].indices, wanted.selections[0].indices)

@@ -107,6 +107,14 @@ class Session:
         # not be repeated for every question.
         self._by_runs = self._equals(inputs, lambda: self._write_runs([self.prompt(PROBE)]))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock: a copy has its own."""
+        return {name: value for name, value in vars(self).items() if name != "_tokenizing"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._tokenizing = threading.Lock()
+
     @property
     def images(self) -> Sequence[EncodedImage]:
         """The pictures after the vision tower; with ``crops``, what is not encoded yet is zero."""

@@ -218,6 +218,14 @@ class Views:
         made.bases = [among(image, (0,)) for image in images]
         return made
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock: a copy has its own. What it encodes later, it has the original's model encode."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
     def need(self, wanted: Sequence[Iterable[int]]) -> Sequence[EncodedImage]:
         """Every picture, encoded at least as far as ``wanted``: by picture, views as numbered in its ``Geometry``.
 
