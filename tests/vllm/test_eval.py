@@ -110,7 +110,7 @@ def test_a_kill_loses_nothing_and_repeats_nothing(answered: tuple[Path, Any]) ->
 def test_the_command(answered: tuple[Path, Any]) -> None:
     _, (rows, _, _, started, status, stdout, stderr) = answered
     assert status == 0, stderr
-    assert started == [("bundled", METHODS, "auto", OPTIONS), "closed"]
+    assert started == [("bundled", METHODS, "auto", OPTIONS, None), "closed"]
     found = json.loads(stdout)
     whole = next(one for one in found["accuracy"] if one["method"] == "all")
     assert whole["value"] > 0.8  # the bundled model, not chance
