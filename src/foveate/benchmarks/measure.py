@@ -122,6 +122,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    gc.collect()  # else what others have left would be freed during the run, and be taken off its peak
     with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
         run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
