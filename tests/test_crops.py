@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from foveate.crops import Crops, regions_of
 from foveate.functional import Merge
 from foveate.models.encoded import EncodedImage
 from foveate.models.view_store import among
+from foveate.pruners import Choice, Pruner
 from foveate.pruners.registry import INSIDE_METHODS
 from foveate.tokens import Geometry, Keep, Selection, TextTokens, VisualTokens
 from tests import crops_by_hand, reference
@@ -154,17 +155,50 @@ def view_pixels(name: str, inputs: dict[str, Tensor], place: int, number: int, v
 
 
 @contextmanager
-def seen_by(model: Any) -> Iterator[list[Tensor]]:
-    """The pixels of every view that goes through the vision tower: what its first convolution is given."""
+def telling(model: Any, note: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hands (views, 3, side, side) of every run of the vision tower over: what its first convolution is given."""
     base = model.model
     tower = base.vision_tower if hasattr(base, "vision_tower") else base.vision_model
     first = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
-    seen: list[Tensor] = []
-    hook = first.register_forward_pre_hook(lambda module, args: seen.extend(args[0].detach().clone()))
+    hook = first.register_forward_pre_hook(lambda module, args: note(args[0].detach().clone()))
     try:
-        yield seen
+        yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def seen_by(model: Any) -> Iterator[list[Tensor]]:
+    """The pixels of every view that goes through the vision tower."""
+    seen: list[Tensor] = []
+    with telling(model, seen.extend):
+        yield seen
+
+
+@contextmanager
+def runs_of(model: Any) -> Iterator[list[Tensor]]:
+    """The same, run by run."""
+    runs: list[Tensor] = []
+    with telling(model, runs.append):
+        yield runs
+
+
+class Shown(Pruner):
+    """Keeps all, and remembers all that it was shown."""
+
+    name = "shown"
+    reads_saliency = reads_keys = reads_encoded = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.shown: list[VisualTokens] = []
+
+    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
+        raise AssertionError("all are kept")
+
+    def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
+        self.shown.append(visual)
+        return super().keep_all(visual, text)
 
 
 @pytest.mark.parametrize("crops", [1, "auto", None])

@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import foveate
 from foveate.models import view_store
 from foveate.models.alike import alike_views
-from foveate.pruners import Choice, Pruner
-from foveate.tokens import TextTokens, VisualTokens
+from foveate.tokens import VisualTokens
+from tests.test_crops import Shown, runs_of
 from tests.test_crops_sessions import OPTIONS, QUESTIONS, SETUPS, same
 from tests.test_matrix import GREEDY, TILING
 from tests.tiny import ROWS, SIDE, prompts
 
 BLANK = 0.5
-
-
-class Everything(Pruner):
-    """Keeps all, and remembers all that it was shown."""
-
-    name = "everything"
-    reads_saliency = reads_keys = reads_encoded = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.shown: list[VisualTokens] = []
-
-    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
-        raise AssertionError("all are kept")
-
-    def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
-        self.shown.append(visual)
-        return super().keep_all(visual, text)
-
-
-@contextmanager
-def runs_of(model: Any) -> Iterator[list[Tensor]]:
-    """(views, 3, side, side) of every run of the vision tower: what its first convolution is given."""
-    base = model.model
-    tower = base.vision_tower if hasattr(base, "vision_tower") else base.vision_model
-    first = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
-    runs: list[Tensor] = []
-    hook = first.register_forward_pre_hook(lambda module, args: runs.append(args[0].detach().clone()))
-    try:
-        yield runs
-    finally:
-        hook.remove()
 
 
 def counted(runs: list[Tensor]) -> Counter[bytes]:
@@ -96,7 +62,7 @@ def equal(ours: list[VisualTokens], theirs: list[VisualTokens]) -> None:
 def test_what_is_alike_is_encoded_once(name: str) -> None:
     model = ROWS[name].make("sdpa")
     inputs = with_blanks(name, prompts(ROWS[name], model, "mixed"))
-    stock, once = Everything(keep=1.0), Everything(keep=1.0)
+    stock, once = Shown(keep=1.0), Shown(keep=1.0)
     wanted, all_runs = result_of(model, inputs, stock, None)
     given, runs = result_of(model, inputs, once, "distinct")
     views = counted(all_runs)
@@ -118,7 +84,7 @@ def test_what_is_alike_is_encoded_once(name: str) -> None:
 def test_nothing_alike_changes_nothing(name: str) -> None:
     model = ROWS[name].make("sdpa")
     inputs = prompts(ROWS[name], model, "mixed")
-    stock, once = Everything(keep=1.0), Everything(keep=1.0)
+    stock, once = Shown(keep=1.0), Shown(keep=1.0)
     wanted, all_runs = result_of(model, inputs, stock, None)
     given, runs = result_of(model, inputs, once, "distinct")
     (ours,), (theirs,) = runs, all_runs
@@ -171,7 +137,7 @@ def test_equal_pixels_under_another_mask(name: str) -> None:
     masked = {**inputs, "pixel_attention_mask": inputs["pixel_attention_mask"].clone()}
     masked["pixel_attention_mask"][0, 1, :, SIDE * 3 // 4 :] = 0
     for given, twins in ((inputs, 1), (masked, 0)):
-        stock, once = Everything(keep=1.0), Everything(keep=1.0)
+        stock, once = Shown(keep=1.0), Shown(keep=1.0)
         wanted, all_runs = result_of(model, given, stock, None)
         answer, runs = result_of(model, given, once, "distinct")
         assert len(runs[0]) == len(all_runs[0]) - twins
@@ -190,7 +156,7 @@ def test_gradients_of_pixels_are_each_views_own() -> None:
     gradients = []
     for crops in (None, "distinct"):
         pixels = inputs["pixel_values"].clone().requires_grad_()
-        with Everything(keep=1.0)(model, crops=crops):
+        with Shown(keep=1.0)(model, crops=crops):
             model(**{**inputs, "pixel_values": pixels}, labels=inputs["input_ids"]).loss.backward()
         assert pixels.grad is not None
         gradients.append(pixels.grad)
@@ -206,7 +172,7 @@ def test_gradients_of_weights_are_of_all_twins() -> None:
     gradients = []
     for crops in (None, "distinct"):
         model.zero_grad()
-        with Everything(keep=1.0)(model, crops=crops):
+        with Shown(keep=1.0)(model, crops=crops):
             model(**inputs, labels=inputs["input_ids"]).loss.backward()
         gradients.append(row.read(model).q_proj.weight.grad.clone())
     model.zero_grad()

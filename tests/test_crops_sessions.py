@@ -17,10 +17,9 @@ from torch import Tensor
 import foveate
 from foveate import bundled
 from foveate.models.encoded import EncodedImage
-from foveate.pruners import Choice, Pruner
-from foveate.tokens import TextTokens, VisualTokens
+from foveate.pruners import Pruner
 from tests.models import test_onevision, test_siglip_sessions
-from tests.test_crops import seen_by
+from tests.test_crops import Shown, seen_by
 from tests.tiny import ROWS
 
 QUESTIONS = [
@@ -145,23 +144,6 @@ def test_all_crops_of_a_session_that_has_encoded_some(setup: Any) -> None:
         assert torch.equal(answer.sequence, wanted.sequence) and answer.prompt_tokens == wanted.prompt_tokens
         assert all(torch.equal(a.indices, b.indices) for a, b in zip(answer.selections, wanted.selections, strict=True))
         assert all(one.encoded is None for one in answer.selections)
-
-
-class Shown(Pruner):
-    """Keeps all, and remembers what it was shown."""
-
-    name = "shown"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.shown: list[VisualTokens] = []
-
-    def choose(self, visual: VisualTokens, text: TextTokens | None, budget: int) -> Choice:
-        raise AssertionError("all are kept")
-
-    def keep_all(self, visual: VisualTokens, text: TextTokens | None) -> Choice:
-        self.shown.append(visual)
-        return super().keep_all(visual, text)
 
 
 @pytest.mark.parametrize("crops", [0, 1, 2, 3])

@@ -77,6 +77,21 @@ def new_tokens(result: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     return result[:, ids.shape[1] :]
 
 
+def assert_loss(row: Row, model: Any, assembled: reference.Assembled, output: Any, labels: Tensor) -> None:
+    """A direct forward gave the logits and the loss of prompts assembled by hand."""
+    with torch.no_grad():
+        hidden = row.hidden(model, assembled.embeddings, assembled.mask, assembled.positions, assembled)
+        logits = reference.logits_of(row, model, hidden)
+    losses = []
+    for number, columns in enumerate(assembled.columns):
+        ours = logits[number, logits.shape[1] - len(columns) :]
+        torch.testing.assert_close(output.logits[number, columns].detach(), ours, atol=2e-4, rtol=1e-4)
+        targets = labels[number, columns]
+        wanted = targets[1:] != -100
+        losses.append(torch.nn.functional.cross_entropy(ours[:-1][wanted], targets[1:][wanted], reduction="none"))
+    torch.testing.assert_close(output.loss.detach(), torch.cat(losses).mean(), atol=2e-4, rtol=1e-4)
+
+
 def skip_if_stock_needs_its_cache(model: Any, inputs: dict[str, Tensor]) -> None:
     """PaliGemma in 5.4 reads generated tokens in both directions when it has no cache."""
     if not OLD:
@@ -275,17 +290,7 @@ def test_forward(row: Row, model: Any, inputs: dict[str, Tensor], positions: str
         assert torch.equal(output.loss, stock.loss)
         return
     assembled = reference.assemble(row, model, inputs, indices(pruner), positions=positions)
-    with torch.no_grad():
-        hidden = row.hidden(model, assembled.embeddings, assembled.mask, assembled.positions, assembled)
-        logits = reference.logits_of(row, model, hidden)
-    losses = []
-    for number, columns in enumerate(assembled.columns):
-        ours = logits[number, logits.shape[1] - len(columns) :]
-        torch.testing.assert_close(output.logits[number, columns], ours, atol=2e-4, rtol=1e-4)
-        targets = labels[number, columns]
-        wanted = targets[1:] != -100
-        losses.append(torch.nn.functional.cross_entropy(ours[:-1][wanted], targets[1:][wanted], reduction="none"))
-    torch.testing.assert_close(output.loss, torch.cat(losses).mean(), atol=2e-4, rtol=1e-4)
+    assert_loss(row, model, assembled, output, labels)
 
 
 @pytest.mark.parametrize("keep", KEEPS)
@@ -483,17 +488,7 @@ def test_crops_forward(name: str) -> None:
     with pruner(model, crops=0.5):
         output = model(**inputs, labels=labels)
     assembled = reference.assemble(row, model, inputs, indices(pruner))
-    with torch.no_grad():
-        hidden = row.hidden(model, assembled.embeddings, assembled.mask, assembled.positions, assembled)
-        logits = reference.logits_of(row, model, hidden)
-    losses = []
-    for number, columns in enumerate(assembled.columns):
-        ours = logits[number, logits.shape[1] - len(columns) :]
-        torch.testing.assert_close(output.logits[number, columns].detach(), ours, atol=2e-4, rtol=1e-4)
-        targets = labels[number, columns]
-        wanted = targets[1:] != -100
-        losses.append(torch.nn.functional.cross_entropy(ours[:-1][wanted], targets[1:][wanted], reduction="none"))
-    torch.testing.assert_close(output.loss.detach(), torch.cat(losses).mean(), atol=2e-4, rtol=1e-4)
+    assert_loss(row, model, assembled, output, labels)
 
 
 @pytest.mark.parametrize("only_new", [False, True])

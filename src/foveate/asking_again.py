@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -210,24 +211,14 @@ class Spelled:
     @classmethod
     def read(cls, text: str) -> Spelled:
         """Raises ValueError for another name, or options that it does not have or refuses."""
-        name, *parts = text.split(":")
-        place = next((place for place, one in enumerate(parts) if "=" not in one), None)
-        if name != NAME or place is None:
-            raise ValueError(f"{text!r}: the method stands behind, as in {NAME}:first=0.02:margin=0.5:cdpruner")
         known = [one.name for one in fields(cls) if one.name not in ("method", "given")]
-        options: dict[str, Any] = {}
-        for one in parts[:place]:
-            option, _, value = one.partition("=")
-            if option not in known:
-                raise ValueError(f"{text!r}: {NAME} has no option {option!r}; known: {', '.join(known)}")
-            if option in options:
-                raise ValueError(f"{text!r}: {NAME} is given {option} twice")
-            try:
+        written, method = taken_apart(text, NAME, known, "first=0.02:margin=0.5:cdpruner")
+        options: dict[str, Any] = dict(written)
+        for option, value in written.items():
+            with contextlib.suppress(SyntaxError, ValueError):  # a text
                 options[option] = ast.literal_eval(value)
-            except (SyntaxError, ValueError):
-                options[option] = value
         try:
-            found = cls(":".join(parts[place:]), **options, given=frozenset(options))
+            found = cls(method, **options, given=frozenset(options))
             found.asking(1.0)
         except TypeError as error:
             raise ValueError(f"{text!r}: {error}") from None
@@ -244,6 +235,33 @@ class Spelled:
 def _kinds(method: Method) -> list[type[Method]]:
     """A method's class, and those of the methods that it holds."""
     return [type(method), *(_kinds(method.method) if isinstance(method, Wrapper) else [])]
+
+
+def taken_apart(text: str, name: str, known: Sequence[str], example: str) -> tuple[dict[str, str], str]:
+    """A name of evaluation's that holds a method: its options as they are written, and the method's name with its own.
+
+    Args:
+        text: ``name:option=value:...:method``.
+        name: what it must begin with.
+        known: options that there are.
+        example: what may stand behind the name.
+
+    Raises:
+        ValueError: another name, no method, or an option that is unknown or stands there twice.
+    """
+    first, *parts = text.split(":")
+    place = next((place for place, one in enumerate(parts) if "=" not in one), None)
+    if first != name or place is None:
+        raise ValueError(f"{text!r}: the method stands behind, as in {name}:{example}")
+    options: dict[str, str] = {}
+    for one in parts[:place]:
+        option, _, value = one.partition("=")
+        if option not in known:
+            raise ValueError(f"{text!r}: {name} has no option {option!r}; known: {', '.join(known)}")
+        if option in options:
+            raise ValueError(f"{text!r}: {name} is given {option} twice")
+        options[option] = value
+    return options, ":".join(parts[place:])
 
 
 def is_spelled(name: str) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from foveate.functional import crops_holding, mass_in_boxes, mixed_masses, relevance_to_text
 from foveate.guiding import ImageSpan
 from foveate.models.encoded import EncodedImage
-from foveate.models.view_store import Views, among
+from foveate.models.view_store import Views
 from foveate.tokens import Geometry, Selection, TextTokens
 
 By = Literal["both", "text", "saliency", "random"]
@@ -165,34 +165,31 @@ class Crops:
         return masses[0] if len(masses) == 1 else mixed_masses(*masses)
 
     def chosen(self, weights: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
-        """Of every picture, the crops to encode, as its ``Geometry`` numbers views (the first crop is 1), ascending.
+        """``heaviest`` crops of every picture, as ``weighed`` gives their weights."""
+        return heaviest([(self, one) for one in weights])
 
-        Waits for the device once.
 
-        Args:
-            weights: as ``weighed`` gives them.
-        """
-        counts = [None if one is None else self.count(len(one)) for one in weights]
-        orders, many = [], []
-        for one, count in zip(weights, counts, strict=True):
-            if one is not None:
-                orders.append(one.sort(descending=True, stable=True).indices)
-                many.append(crops_holding(one, self.share) if count is None else torch.tensor(count, device=one.device))
-        if not orders:
-            return [()] * len(weights)
-        where = orders[0].device
-        read = torch.cat([part.flatten().to(where) for part in (*orders, *many)]).tolist()
-        found: list[tuple[int, ...]] = []
-        ends = read[len(read) - len(many) :]
-        start = 0
-        for one in weights:
-            if one is None:
-                found.append(())
-                continue
-            taken = read[start : start + len(one)][: ends.pop(0)]
-            start += len(one)
-            found.append(tuple(sorted(crop + 1 for crop in taken)))
-        return found
+def heaviest(weighed: Sequence[tuple[Crops, Tensor | None]]) -> list[tuple[int, ...]]:
+    """Of every picture, the crops to encode, as its ``Geometry`` numbers views (the first crop is 1), ascending.
+
+    Waits for the device once.
+
+    Args:
+        weighed: how they are chosen, and what they weigh; None for a picture without crops.
+    """
+    orders, counts = [], []
+    for crops, weights in weighed:
+        if weights is not None:
+            orders.append(weights.sort(descending=True, stable=True).indices)
+            count = crops.count(len(weights))
+            counts.append(crops_holding(weights, crops.share) if count is None else torch.tensor(count, device="cpu"))
+    if not orders:
+        return [()] * len(weighed)
+    where = orders[0].device
+    read = iter(torch.cat([part.flatten().to(where) for part in (*counts, *orders)]).tolist())
+    many = [next(read) for _ in counts]
+    taken = iter([[next(read) for _ in order][:count] for order, count in zip(orders, many, strict=True)])
+    return [() if one is None else tuple(sorted(crop + 1 for crop in next(taken))) for _, one in weighed]
 
 
 def regions_of(place: Geometry) -> Tensor:
@@ -236,16 +233,9 @@ def route(
             else crops.weighed(views.bases[number], *asked(image, span))
             for number, (image, span) in zip(numbers, located, strict=True)
         ]
-        chosen = [(0, *some) for some in crops.chosen(weights)]
-    wanted: list[set[int]] = [set() for _ in views.pictures]
-    for number, some in zip(numbers, chosen, strict=True):
-        if number is not None:
-            wanted[number].update(some)
-    known = views.need(wanted)
-    return [
-        image if number is None else among(known[number], some)
-        for number, (image, _), some in zip(numbers, located, chosen, strict=True)
-    ]
+        chosen = zip(numbers, crops.chosen(weights), strict=True)
+    shown = iter(views.showing([(number, (0, *some)) for number, some in chosen if number is not None]))
+    return [image if number is None else next(shown) for number, (image, _) in zip(numbers, located, strict=True)]
 
 
 def _spelled(given: str) -> Crops | float | int | str:

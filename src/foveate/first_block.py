@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from foveate.inputs import PROBE, process, question_prompt
+from foveate.inputs import probe_inputs
 from foveate.instrumented import looking_through
 from foveate.models.encoded import Request
 
@@ -43,8 +43,7 @@ def first_block_tokens(model: Any, processor: Any, picture: Image) -> Tensor:
     Raises:
         ValueError: the family's first block is not known.
     """
-    inputs = process(processor, model, [question_prompt(processor, PROBE, 1, model)], [picture])
-    prompt = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -1).cpu()
+    inputs, prompt = probe_inputs(processor, model, [picture])
     with looking_through(model) as instrumented, torch.no_grad():
         family = instrumented.family
         block = family.first_block

@@ -126,6 +126,7 @@ class Guide:
         known = torch.tensor(sorted(turns.special), dtype=ids.dtype, device="cpu")
         self.special = torch.isin(ids, known)
         self._marks: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
+        self._found: dict[tuple[int, int], GuidingText] = {}
 
     def of(self, span: ImageSpan) -> GuidingText:
         """The text for one image.
@@ -133,6 +134,12 @@ class Guide:
         Raises:
             ValueError: its row has no text, or none of the ends of turns that the caller named follows it.
         """
+        place = (span.row, int(span.positions[0]))
+        if place not in self._found:
+            self._found[place] = self._find(span)
+        return self._found[place]
+
+    def _find(self, span: ImageSpan) -> GuidingText:
         # All of it in NumPy, whose operations on so few numbers take a fraction of a tensor's.
         row = span.row
         first, last = span.positions.numpy()[[0, -1]].tolist()
@@ -154,7 +161,7 @@ class Guide:
                 raise ValueError(f"row {row} of the batch has no text")
             where = "follows the image" if self.text_span == "prompt" else "stands in the image's turn or a later one"
             warnings.warn(
-                f"no text {where} in row {row}: the other text of the prompt guides the selection", stacklevel=2
+                f"no text {where} in row {row}: the other text of the prompt guides the selection", stacklevel=3
             )
         columns = np.flatnonzero(found)
         ids, special = self.ids.numpy()[row, columns], self.special.numpy()[row, columns]

@@ -78,6 +78,13 @@ def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequen
     }
 
 
+def probe_inputs(processor: Any, model: Any, pictures: Sequence[Image]) -> tuple[dict[str, Tensor], Tensor]:
+    """What the processor makes of pictures before there is a question, and the prompt's (1, S) ids on the CPU, -1 where
+    there is padding: see ``Request.prompt``."""
+    inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures), model)], pictures)
+    return inputs, torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -1).cpu()
+
+
 def picture_list(images: Any) -> list[Image]:
     """The pictures as a list, checked."""
     single = isinstance(images, (Image, str, bytes)) or not isinstance(images, Iterable)

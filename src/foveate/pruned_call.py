@@ -182,7 +182,7 @@ class PrunedCall(ABC, Generic[_Method]):
         if guide is None or not bool(guide.text[span.row].any()):
             return None, None
         text, ids = self.text_tokens(guide, image, span), guide.of(span).ids
-        if getattr(getattr(self.pruner, "innermost", self.pruner), "special_tokens", True):
+        if self.pruner.special_tokens:
             return text, ids
         words = ~text.special
         if not bool(words.any()):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL.Image import Image, new
 
-from foveate.inputs import PROBE, process, question_prompt
+from foveate.inputs import probe_inputs
 from foveate.models import family_for
 from foveate.pixels import resized_to
 from foveate.tokens import Keep
@@ -78,9 +78,8 @@ class Counts:
         family = family_for(model)
 
         def placeholders(size: Size) -> int:
-            prompt = question_prompt(processor, PROBE, 1, model)
-            ids = process(processor, model, [prompt], [new("RGB", size)])["input_ids"]
-            return int(torch.eq(ids, family.image_token_id).sum())
+            _, prompt = probe_inputs(processor, model, [new("RGB", size)])
+            return int(torch.eq(prompt, family.image_token_id).sum())
 
         return cls(placeholders, lambda size: family.newlines((size[1], size[0])))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +13,9 @@ from torch import Tensor
 from foveate.asking_again import AskAgain
 from foveate.attachment import check_model
 from foveate.crops import Crops
-from foveate.inputs import PROBE, image_mark, input_device, picture_list, process, question_prompt
+from foveate.inputs import PROBE, image_mark, input_device, picture_list, probe_inputs, process, question_prompt
 from foveate.instrumented import looking_through
+from foveate.locks import OwnLock
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
 from foveate.models.view_store import Views, ViewStore
@@ -92,7 +92,7 @@ class Session:
         self.model = model
         self.processor = processor
         # A fast tokenizer that is told to pad while another thread is within it raises "Already borrowed".
-        self._tokenizing = threading.Lock()
+        self._tokenizing = OwnLock()
         self.pictures = pictures
         self.layout = layout
         self.crops = crops
@@ -106,14 +106,6 @@ class Session:
         # Where writing runs of placeholders is all that the processor does to a prompt, its work on the pixels need
         # not be repeated for every question.
         self._by_runs = self._equals(inputs, lambda: self._write_runs([self.prompt(PROBE)]))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the lock: a copy has its own."""
-        return {name: value for name, value in vars(self).items() if name != "_tokenizing"}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
-        self._tokenizing = threading.Lock()
 
     @property
     def images(self) -> Sequence[EncodedImage]:
@@ -275,14 +267,12 @@ def look(
     pictures = picture_list(images)
     if pixels is not None:
         pictures = resized(pictures, pixels, model, processor)
-    inputs = process(processor, model, [question_prompt(processor, PROBE, len(pictures), model)], pictures)
-    ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
+    inputs, prompt = probe_inputs(processor, model, pictures)
     with looking_through(model) as instrumented, torch.no_grad():
         options = Options(layout=layout, crops=crops)
         options.check(instrumented.family)
         if pixels is not None:
             warn_fixed(instrumented.family)
-        prompt = torch.where(mask, ids, -1)
 
         def encode(store: ViewStore | None = None) -> Sequence[EncodedImage]:
             with looking_through(model) as site, torch.no_grad():

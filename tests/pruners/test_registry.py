@@ -315,3 +315,10 @@ def test_a_wrapper_refuses_what_its_method_would():
         Reversed("saliency").select(visual)
     with pytest.raises(ValueError, match="reads the question"):
         Reversed("text").select(picture())
+
+
+def test_a_wrapper_counts_the_words_that_its_method_counts() -> None:
+    """Who hands a method its text, in a call or in a server, asks what is outermost."""
+    assert get_pruner("merged:cover").special_tokens and not get_pruner("merged:mmtok").special_tokens
+    assert not get_pruner("merged:centered:cdpruner:special_tokens=False").special_tokens
+    assert get_pruner("saliency").special_tokens

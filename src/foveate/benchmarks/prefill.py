@@ -24,7 +24,7 @@ from foveate.benchmarks import baseline, stages
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
 from foveate.benchmarks.stages import Stages
 from foveate.compare import cache_bytes
-from foveate.crops import Crops
+from foveate.crops import Crops, encoded_tokens
 from foveate.instrumented import looking_through
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Request
@@ -344,24 +344,27 @@ def _bound(model: Any, tower: Callable[[], None], prompt: Tensor) -> Callable[[i
     return run
 
 
+def _foveate(
+    model: Any, inputs: Mapping[str, Tensor], pruner: Method, crops: Crops | None = None
+) -> Callable[[int], Any]:
+    def run(tokens: int) -> Any:
+        with pruner(model, crops=crops):  # as in the README: attaching counts
+            return model.generate(**inputs, **_options(tokens))
+
+    return run
+
+
 def _crops_cases(
     model: Any, inputs: Mapping[str, Tensor], methods: Sequence[str], keeps: Sequence[float | int], crops: Crops
 ) -> list[_Case]:
     """Methods under a choice of crops, and their bound, at the budgets that it leaves enough tokens for."""
     ids_on_cpu = inputs["input_ids"].cpu()
 
-    def foveate(pruner: Method) -> Callable[[int], Any]:
-        def run(tokens: int) -> Any:
-            with pruner(model, crops=crops):
-                return model.generate(**inputs, **_options(tokens))
-
-        return run
-
     probe = get_pruner("uniform", keep=1.0)
     with probe(model, crops=crops):
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
     encoded = [one.encoded_views for one in probe.selections]
-    held = [one.total if one.encoded is None else int(one.encoded.sum()) for one in probe.selections]
+    held = [encoded_tokens(one) for one in probe.selections]
     totals = [one.total for one in probe.selections]
 
     @torch.no_grad()
@@ -382,7 +385,7 @@ def _crops_cases(
         cases.append(_Case("crops-bound", "", keep, run, crops=str(crops)))
         pruners = [(method, get_pruner(method, keep=keep)) for method in methods]
         cases += [
-            _Case("foveate", method, keep, foveate(pruner), crops=str(crops))
+            _Case("foveate", method, keep, _foveate(model, inputs, pruner, crops), crops=str(crops))
             for method, pruner in pruners
             if not isinstance(pruner, InsidePruner)
         ]
@@ -399,13 +402,6 @@ def _cases(
 ) -> list[_Case]:
     def stock(given: Mapping[str, Tensor]) -> Callable[[int], Any]:
         return lambda tokens: model.generate(**given, **_options(tokens))
-
-    def foveate(pruner: Method) -> Callable[[int], Any]:
-        def run(tokens: int) -> Any:
-            with pruner(model):  # as in the README: attaching counts
-                return model.generate(**inputs, **_options(tokens))
-
-        return run
 
     pixels = {name: inputs[name] for name in family_for(model).image_inputs if inputs.get(name) is not None}
 
@@ -432,7 +428,7 @@ def _cases(
             cases.append(_Case("lean-bound", "", keep, _bound(model, lean_tower, prompt)))
         pruners = [(method, get_pruner(method, keep=keep)) for method in methods]
         cases += [
-            _Case("foveate", method, keep, foveate(pruner), inside=isinstance(pruner, InsidePruner))
+            _Case("foveate", method, keep, _foveate(model, inputs, pruner), inside=isinstance(pruner, InsidePruner))
             for method, pruner in pruners
         ]
         if smaller is not None and keep != 1.0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from foveate.asking_again import AskAgain
+from foveate.asking_again import AskAgain, taken_apart
 from foveate.crops import Crops
 from foveate.pruners import Method
 
@@ -49,30 +49,21 @@ class Spelled:
     @classmethod
     def read(cls, text: str) -> Spelled:
         """Raises ValueError for another name, or options that ``Crops`` does not have or refuses."""
-        name, *parts = text.split(":")
-        place = next((place for place, one in enumerate(parts) if "=" not in one), None)
-        if name != NAME or place is None or not parts[place]:
-            raise ValueError(f"{text!r}: the method stands behind, as in {NAME}:amount=0.5:cdpruner")
-        if is_cropped(parts[place]):
+        example = "amount=0.5:cdpruner"
+        options, method = taken_apart(text, NAME, [one.name for one in fields(Crops)], example)
+        if not method:
+            raise ValueError(f"{text!r}: the method stands behind, as in {NAME}:{example}")
+        if is_cropped(method):
             raise ValueError(f"{text!r}: {NAME} stand there twice: write one amount of them")
-        known = [one.name for one in fields(Crops)]
-        options: dict[str, str] = {}
-        for one in parts[:place]:
-            option, _, value = one.partition("=")
-            if option not in known:
-                raise ValueError(f"{text!r}: {NAME} have no option {option!r}; known: {', '.join(known)}")
-            if option in options:
-                raise ValueError(f"{text!r}: {NAME} are given {option} twice")
-            options[option] = value
         amount = options.pop("amount", str(Crops()))
         try:
             crops = Crops.of(":".join([amount, *(f"{option}={value}" for option, value in options.items())]))
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None
-        if crops is None and parts[place:] == [ALL]:
+        if crops is None and method == ALL:
             raise ValueError(f"{text!r} is the run with all tokens, which is done in any case: leave it out")
         lucky = crops is not None and crops.by == "random" and "seed" not in options
-        return cls(crops, ":".join(parts[place:]), lucky)
+        return cls(crops, method, lucky)
 
     def __str__(self) -> str:
         return self.method if self.crops is None else f"{NAME}:amount={self.crops}:{self.method}"

@@ -179,11 +179,17 @@ class LlavaNext(TowerFamily):
         return int((self._stream_sources(self._canvas(image)) == NEWLINE).sum())
 
     def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
-        views = self.count_views(image)
         if tokens == self.tower.side**2:  # one of several pictures, which is not cut
             return [tokens]
-        sources = self._stream_sources(self._canvas(image))
-        return torch.bincount(sources[sources >= 0] // self.tower.side**2, minlength=views).tolist()
+        support = self._support(self._canvas(image))
+        found: list[int] = support[support.sum(dim=1) == 1].sum(dim=0).tolist()
+        return found
+
+    def _support(self, canvas: Canvas) -> Tensor:
+        """(N, views) bool: which views each token of an image in crops is made of."""
+        sources = self._stream_sources(canvas)
+        views = 1 + canvas.grid[0] * canvas.grid[1]
+        return torch.nn.functional.one_hot(sources[sources >= 0] // self.tower.side**2, views).bool()
 
     def count_views(self, image: tuple[int, int]) -> int:
         """How many views a picture of (height, width) pixels is cut into."""

@@ -128,13 +128,6 @@ class LlavaOnevision(LlavaNext):
         """Of a picture that is cut into crops."""
         return int(self._is_newline(self._canvas(image)).sum())
 
-    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
-        canvas = self._canvas(image)
-        if tokens == self.tower.side**2:  # one of several pictures, which is not cut
-            return [tokens]
-        support = self._support(canvas)
-        return support[support.sum(dim=1) == 1].sum(dim=0).tolist()
-
     def _support(self, canvas: Canvas) -> Tensor:
         """(N, views) bool: which views each token of an image in crops is made of: where packing has shrunk the crops,
         one at a border is made of patches on both sides of it."""

@@ -7,7 +7,6 @@ others, and assembles the pictures of all of it as ever: where nothing is known 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import open_recorder, projecting, untraced
+from foveate.locks import OwnLock
 from foveate.models.alike import alike_views
 from foveate.models.encoded import ABSENT, EncodedImage
 from foveate.tokens import Geometry, VisualTokens
@@ -181,7 +181,8 @@ class Views:
         at_once: whether all views are encoded now, in one run. Default: the base views are.
 
     ``pictures`` are, of each, the places of its views among all (see ``Family.views_of``), ``images`` what is known of
-    it, and ``bases`` the same with the tokens of its base view alone.
+    it, and ``bases`` the same with the tokens of its base view alone. What a copy encodes later, it has the original's
+    model encode.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Views:
         at_once: bool = False,
     ) -> None:
         self.encode = encode
-        self._lock = threading.Lock()
+        self._lock = OwnLock()
         self.pictures: Sequence[tuple[int, ...]] = family.views_of(inputs, prompt)
         alike = alike_views(*(family.pixels_of(inputs) if pixels is None else pixels))
         self.store = ViewStore(sum(map(len, self.pictures)), alike)
@@ -210,21 +211,13 @@ class Views:
         """Pictures that are encoded already, all views of them."""
         made = cls.__new__(cls)
         counts = [len(image.tokens.geometry.grids) for image in images]
-        made._lock = threading.Lock()
+        made._lock = OwnLock()
         made.pictures = [tuple(range(sum(counts[:n]), sum(counts[: n + 1]))) for n in range(len(counts))]
         made.store = ViewStore(sum(counts))
         made.store.known.update(range(made.store.total))
         made.images = images
         made.bases = [among(image, (0,)) for image in images]
         return made
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the lock: a copy has its own. What it encodes later, it has the original's model encode."""
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock = threading.Lock()
 
     def need(self, wanted: Sequence[Iterable[int]]) -> Sequence[EncodedImage]:
         """Every picture, encoded at least as far as ``wanted``: by picture, views as numbered in its ``Geometry``.
@@ -239,6 +232,14 @@ class Views:
                 self.images = self.encode(self.store)
                 self.store.done()  # only now: what fails half way is encoded again
             return self.images
+
+    def showing(self, wanted: Sequence[tuple[int, Collection[int]]]) -> list[EncodedImage]:
+        """For every question the picture of a number, with the tokens of some of its views; see ``need``."""
+        union: list[set[int]] = [set() for _ in self.pictures]
+        for number, some in wanted:
+            union[number].update(some)
+        known = self.need(union)
+        return [among(known[number], some) for number, some in wanted]
 
     def all(self) -> Sequence[EncodedImage]:
         """Every picture with all of its views."""

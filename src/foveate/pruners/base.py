@@ -68,6 +68,7 @@ class Method:
     adaptive: ClassVar[bool] = False
     """Whether how many tokens stay is the method's own choice, ``keep`` being the most; known once it has chosen."""
     text_span = "prompt"  # no annotation: a field only where a method has the choice
+    special_tokens = True  # likewise
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

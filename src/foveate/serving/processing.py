@@ -19,6 +19,7 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from foveate import __version__
 from foveate.models.base import Family
+from foveate.options import Options
 from foveate.pixels import Pixels, resized
 from foveate.serving import hooks
 from foveate.serving.family import family_of
@@ -127,11 +128,7 @@ class ProcessorMixin:
         if profile is not None:
             wish = Wish(wish.method, Keep(policy.max_keep))
         crops = wish.crops
-        if crops is not None and not self.info.family.crops:
-            raise ValueError(
-                f"{self.info.family.title} does not cut a picture into crops beside a base view, so crops={crops} "
-                "cannot choose among them: leave it out"
-            )
+        Options(crops=crops).check(self.info.family)
         pruner = policy.pruner(wish.method, wish.keep.value)
         if not pruner.reads_text and (crops is None or not crops.reads_text):
             texts: Sequence[tuple[int, ...]] = [()] * count

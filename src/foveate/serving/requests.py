@@ -80,7 +80,7 @@ def guiding_texts(
     found = []
     for spot in spots if worded else ():
         guiding = guide.of(ImageSpan(0, spot[None]))
-        words = guiding.ids if getattr(pruner, "special_tokens", True) else guiding.ids[~guiding.special]
+        words = guiding.ids if pruner.special_tokens else guiding.ids[~guiding.special]
         found.append(tuple(words.tolist()))
     if not required and not worded:
         return [()] * images

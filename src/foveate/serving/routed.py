@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from foveate.attention import open_recorder
+from foveate.crops import heaviest
 from foveate.models.encoded import EncodedImage, Request
-from foveate.models.view_store import Views, ViewStore, among
+from foveate.models.view_store import Views, ViewStore
 from foveate.serving import hooks
 from foveate.serving.image_request import ImageRequest
 from foveate.tokens import TextTokens
@@ -65,7 +66,7 @@ class RoutedPictures:
         Args:
             asked: number of the picture, what is asked of it, and the (T, D) embeddings of the text that guides.
         """
-        chosen = []
+        weighed = []
         for number, request, text in asked:
             base = self.views.bases[number]
             assert request.crops is not None
@@ -77,13 +78,11 @@ class RoutedPictures:
                 weights = request.crops.weighed(base, tokens, ids if len(text) else None)
                 # All ranks compute the same; a last bit that differed would have them encode different crops.
                 weights = hooks.from_first_rank(weights.to(self.embedder.device)) if weights is not None else None
-            chosen.append((0, *request.crops.chosen([weights])[0]))
-        wanted: list[set[int]] = [{0} for _ in self.pictures]
-        for (number, _, _), some in zip(asked, chosen, strict=True):
-            wanted[number].update(some)
-        images = self.views.need(wanted)
+            weighed.append((request.crops, weights))
+        chosen = zip(asked, heaviest(weighed), strict=True)
+        images = self.views.showing([(number, (0, *some)) for (number, _, _), some in chosen])
         self._remember()
-        return [among(images[number], some) for (number, _, _), some in zip(asked, chosen, strict=True)]
+        return images
 
     def _encode(self, store: ViewStore) -> list[EncodedImage]:
         embedder = self.embedder
