@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
@@ -125,19 +127,32 @@ def test_float32_under_autocast(row: Row, watched: Watched) -> None:
         assert not torch.equal(image.tokens.keys, whole.tokens.keys)  # they were bfloat16 before the mean
 
 
+class MixedDevices(TorchDispatchMode):
+    """The names of operations that were given tensors of the CPU and empty ones together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [one for one in tree_leaves((args, kwargs or {})) if torch.is_tensor(one)]
+        if {one.device.type for one in given} >= {"cpu", "meta"}:
+            self.found.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def test_under_another_default_device(row: Row) -> None:
     """Nothing is made where the user happens to make tensors: with "meta", all would be empty."""
     model = row.make("sdpa")
     inputs = prompts(row, model, "mixed")
     plain = encode(model, inputs, row.kind, keys=True)
-    with torch.device("meta"):
+    with torch.device("meta"), MixedDevices() as seen:
         try:
-            moved = features_of(model, inputs, row.kind).pooler_output
+            features_of(model, inputs, row.kind)
         except NotImplementedError as error:
             pytest.skip(f"stock itself: {error}")
-    stock = features_of(model, inputs, row.kind).pooler_output
-    if not all(torch.equal(one, other) for one, other in zip(moved, stock, strict=True)):
-        pytest.skip("stock itself gives other features")  # Qwen2-VL in 5.4
+    if seen.found:  # Qwen2-VL in 5.5: what such an operation gives is whatever the memory held
+        pytest.skip(f"stock itself computes with empty tensors: {', '.join(sorted(seen.found))}")
     with torch.device("meta"):
         encoded = encode(model, inputs, row.kind, keys=True)
     for image, wanted in zip(encoded, plain, strict=True):
