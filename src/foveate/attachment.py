@@ -21,6 +21,7 @@ from foveate.models.encoded import Layout, Newlines, Positions
 from foveate.options import Options
 from foveate.patches import lock_of
 from foveate.pruners.base import Method
+from foveate.readable import check_readable
 from foveate.tokens import Selection
 
 # By attachment, the results of the last call of this thread or task. Never changed, only replaced: tasks that were
@@ -94,6 +95,7 @@ class Attachment:
                     )
                 self.options.check(instrumented.family)
                 check_inside(instrumented.family, self.pruner, self.options)
+                check_readable(instrumented.family, self.pruner, self.options)
                 instrumented.patches.acquire(self)
                 instrumented.attachments.append(self)
                 instrumented.pruned = True

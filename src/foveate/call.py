@@ -171,7 +171,7 @@ class Call(PrunedCall[Pruner]):
         mask = arguments.get("attention_mask")
         long_mask = plan.mask.to(ids.device, torch.int64 if mask is None else mask.dtype)
         pixels = [name for kind in self.features for name in self.family.inputs_of(kind)]
-        short: dict[str, Any] = shorten_per_token(arguments, plan, ids, pixels)
+        short: dict[str, Any] = shorten_per_token(arguments, plan, ids, pixels, self.family.per_token)
         short |= {key: plan.short_ids(ids, self._pad_id(arguments)), "attention_mask": plan.short_mask(long_mask)}
         positions = position_ids(self.family, self._positions, arguments, plan, ids.device, from_mask=from_mask)
         return short if positions is None else short | {"position_ids": positions}

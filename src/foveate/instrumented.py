@@ -56,7 +56,7 @@ class InstrumentedModel:
             Patch(model, "_get_stopping_criteria", self._shown("_get_stopping_criteria", "criteria")),
             Patch(model, "_expand_inputs_for_generation", self._noted(model._expand_inputs_for_generation)),
             Patch(model, "_replicate_for_data_parallel", _replicated),
-            Patch(base, "forward", self._guarded(base.forward)),
+            *([] if base is model else [Patch(base, "forward", self._guarded(base.forward))]),
             *(
                 Patch(base, f"get_{kind}_features", deliver(features, kind, self.family))
                 for kind, features in self.features.items()

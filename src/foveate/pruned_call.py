@@ -21,6 +21,7 @@ from foveate.models.view_store import Views, ViewStore
 from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
 from foveate.pruners.base import Method
+from foveate.readable import check_readable
 from foveate.tokens import Selection, TextTokens
 from foveate.turns import Turns
 from foveate.views import PromptView, SeeingStreamer
@@ -55,6 +56,7 @@ class PrunedCall(ABC, Generic[_Method]):
         features: Mapping[Kind, Callable[..., Any]],
         views: Views | None = None,
     ) -> None:
+        check_readable(family, pruner, options)
         self.family = family
         self.model = family.model
         self.pruner = pruner

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 IMAGE, VIDEO, END, START, PAD, BOS = 99, 98, 97, 96, 0, 1
 SILENT = [IMAGE, VIDEO, END, START]
@@ -51,6 +52,11 @@ def finish(model: Any, attention: str, noise: float = 0.1) -> Any:
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
     return model
+
+
+def known(*model_types: str) -> bool:
+    """Whether this transformers has these types; a row of a family it does not have is left out."""
+    return all(model_type in CONFIG_MAPPING_NAMES for model_type in model_types)
 
 
 def noise(number: int, *shape: int) -> Tensor:

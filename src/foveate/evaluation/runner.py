@@ -34,6 +34,7 @@ from foveate.options import Options
 from foveate.pixels import Pixels, resized, resized_to, warn_fixed
 from foveate.pruners import InsidePruner, Method, get_pruner, takes
 from foveate.pruners.uniform import Uniform
+from foveate.readable import check_readable
 from foveate.resizing import Counts, Resize, is_resize
 from foveate.session import Answer, Session, look
 from foveate.tokens import Keep, Selection
@@ -323,12 +324,16 @@ class Transformers:
 
     def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
         """Every method runs here, under crops those before the LLM of a model that has crops."""
+        family = family_for(self.model)
         for one in pruners:
-            if isinstance(one, Cropped):
-                family, options = family_for(self.model), Options(crops=one.crops)
-                options.check(family)
-                for held in (one.method.first, one.method.then) if isinstance(one.method, AskAgain) else [one.method]:
-                    check_inside(family, held, options)
+            if isinstance(one, Resize):
+                continue
+            options = Options(crops=one.crops) if isinstance(one, Cropped) else Options()
+            options.check(family)
+            whole = one.method if isinstance(one, Cropped) else one
+            for held in (whole.first, whole.then) if isinstance(whole, AskAgain) else [whole]:
+                check_inside(family, held, options)
+                check_readable(family, held, options)
 
     def require_sizes(self, resize: Resize, sizes: Sequence[tuple[int, int]]) -> None:
         if self.pixels is None or not self.pixels.is_auto:  # which is seen when a picture's turn has come

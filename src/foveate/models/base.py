@@ -43,6 +43,13 @@ class Family(ABC):
     crops: ClassVar[bool] = False
     """Whether pictures are cut into crops beside a base view, each encoded by itself: ``encode`` honours
     ``Request.views`` then, and there is ``views_of``."""
+    per_token: ClassVar[Mapping[str, int]] = {}
+    """Inputs of its own with one entry per prompt token, and what padding gets in them: they are shortened with it."""
+    unread: ClassVar[Mapping[str, str]] = {}
+    """What no method can read of this encoder (``"saliency"``, ``"keys"``, ``"encoded"``), and why; see
+    ``foveate.readable``."""
+    checkpoints: ClassVar[Mapping[str, str]] = {}
+    """For people: by model type, the name of a checkpoint that says so, with what one must know of it."""
     merge: ClassVar[str] = "1"
     """For people: how many of the encoder's patches make one visual token."""
     views: ClassVar[str] = "1"
@@ -52,8 +59,16 @@ class Family(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self.config = model.config
-        self.base = model.model
+        self.base = self.inner(model)
         self.check()
+
+    @staticmethod
+    def inner(model: Any) -> Any:
+        """The module whose ``get_image_features`` turns pixels into tokens and whose forward puts them into the prompt.
+
+        The model itself, where its class has no other inside.
+        """
+        return model.model
 
     @classmethod
     def traits(cls) -> Mapping[str, str]:

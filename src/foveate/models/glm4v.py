@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.models.qwen_vl import PackedVisionFamily
+from foveate.models.packed import PackedRopeFamily
 
 
-class Glm4v(PackedVisionFamily):
+class Glm4v(PackedRopeFamily):
     """``Glm4vForConditionalGeneration`` and its MoE variant (GLM-4.5V)."""
 
     title = "GLM-4.1V"
@@ -20,7 +20,7 @@ class Glm4v(PackedVisionFamily):
     @property
     def reader(self) -> nn.Module:
         """The convolution that merges squares of patches, behind the encoder's last norm."""
-        convolution: nn.Module = self.base.visual.downsample
+        convolution: nn.Module = self.tower.downsample
         return convolution
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""For the environment of ``make test-vllm`` alone: lets PyPI's torchvision, built for CUDA, load beside a CPU torch.
+"""For the test environments that need it: lets PyPI's torchvision, built for CUDA, load beside a CPU torch.
 
 It asks for the two operators below when it is imported, and lacks the library that brings them. Nobody calls them: they
 are declared, with nothing behind them, right before torchvision is looked for.

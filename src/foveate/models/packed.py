@@ -1,0 +1,177 @@
+"""Encoders that pack the patches of all images into one sequence, with a grid for each, and merge them by squares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.attention import projecting, recording, tapped_config
+from foveate.models.base import Family, accepted
+from foveate.models.encoded import EncodedImage, Kind, Request, Rope, grid_geometry, read_tokens, recorder_for
+from foveate.patches import Patch
+
+Grid = tuple[int, int, int]
+"""Frames, rows, columns of the encoder's patches."""
+
+
+class PackedFamily(Family):
+    """What families share whose encoder packs the patches of all images and merges them by squares.
+
+    A subclass says where things stand in its classes: ``tower``, ``blocks``, ``attention``, ``reader``, ``side``.
+    Positions are plain ones; ``PackedRopeFamily`` has those of three dimensions.
+    """
+
+    image_inputs = ("pixel_values", "image_grid_thw")
+    pixel_axes: ClassVar[tuple[str, ...]] = ("patches", "values")
+    """What the axes of the pixels are."""
+    merge = "2x2"
+    saliency = "mean received attention, last layer"
+
+    def check(self) -> None:
+        """Nothing that all of them would have to refuse."""
+
+    @property
+    def tower(self) -> Any:
+        """The vision encoder."""
+        return self.base.visual
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """Its layers."""
+        blocks: Sequence[Any] = self.tower.blocks
+        return blocks
+
+    @property
+    def side(self) -> int:
+        """Patches per side of the square that becomes one token."""
+        return int(self.tower.spatial_merge_size)
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch's side."""
+        return int(self.config.vision_config.patch_size)
+
+    @property
+    def first_block(self) -> nn.Module:
+        block: nn.Module = self.blocks[0]
+        return block
+
+    @property
+    def read_layer(self) -> int:
+        """The layer whose attention is read: the last."""
+        return len(self.blocks) - 1
+
+    @property
+    def attention(self) -> nn.Module:
+        """The attention module of that layer; it goes through transformers' attention functions."""
+        attention: nn.Module = self.blocks[self.read_layer].attn
+        return attention
+
+    @property
+    def reader(self) -> nn.Module:
+        """What the encoder's last features go into: the merger."""
+        merger: nn.Module = self.tower.merger
+        return merger
+
+    @staticmethod
+    def patches_of(given: Tensor) -> Tensor:
+        """What ``reader`` is given to (..., d), one row per patch in the encoder's order."""
+        return given
+
+    def instruments(self) -> Sequence[Patch]:
+        return [
+            Patch(self.attention, "config", tapped_config(self.attention)),
+            Patch(self.reader, "forward", projecting(self.reader)),
+        ]
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        return self._encode(inputs, request, "image")
+
+    def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        return self._encode(inputs, request, "video")
+
+    def _encode(self, inputs: Mapping[str, Any], request: Request, kind: Kind) -> list[EncodedImage]:
+        pixels_name, grid_name = self.inputs_of(kind)[:2]
+        pixels, given = inputs[pixels_name], inputs.get(grid_name)
+        if given is None:
+            raise ValueError(
+                f"{self.title} needs {grid_name} beside {pixels_name}: pass all that the processor returned"
+            )
+        grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(given, device="cpu").tolist()]  # one read for all
+        patches = sum(t * h * w for t, h, w in grids)
+        if pixels.ndim != len(self.pixel_axes) or len(pixels) != patches:
+            raise ValueError(
+                f"{self.title} takes {pixels_name} as ({', '.join(self.pixel_axes)}) with {patches} patches for "
+                f"{grid_name} {grids}, got {tuple(pixels.shape)}"
+            )
+        frames = [h * w for t, h, w in grids for _ in range(t)]
+        recorder = recorder_for(
+            request,
+            "received",
+            self.attention,
+            project=self.reader,
+            patches=self.patches_of,
+            segments=frames,
+        )
+        with recording(recorder) as record:
+            output = self.features(inputs, request, kind)
+        counts = [len(stream) for stream in output.pooler_output]
+        planes = [
+            plane.split(counts) if torch.is_tensor(plane) else plane
+            for plane in getattr(output, "deepstack_features", None) or []
+        ]
+        sources = self.sources(grids)
+        images, start = [], 0
+        for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
+            times, rows, columns = grid[0], grid[1] // self.side, grid[2] // self.side
+            seen = (grid[1] * self.patch, grid[2] * self.patch)
+            ours = sources[start : start + len(stream)]
+            start += len(stream)
+            boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(times, -1)
+            tokens = read_tokens(
+                record, stream, grid_geometry([(rows, columns)] * times, boxes, seen, stream.device), ours
+            )
+            images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
+        return images
+
+    def features(self, inputs: Mapping[str, Any], request: Request, kind: Kind) -> Any:
+        """What the model's own function gives: a ``pooler_output`` with (n, D) of every image."""
+        pixels_name, grid_name = self.inputs_of(kind)[:2]
+        return request.features(inputs[pixels_name], inputs[grid_name], return_dict=True)
+
+    def sources(self, grids: Sequence[Grid]) -> Tensor:
+        """(N, m) int64: which of the encoder's patches each token is merged from. The processor puts them together."""
+        unit = self.side**2
+        return torch.arange(sum(t * h * w for t, h, w in grids), device="cpu").view(-1, unit)
+
+
+class PackedRopeFamily(PackedFamily):
+    """The same with positions of three dimensions (M-RoPE), which kept tokens keep."""
+
+    positions = ("original",)
+
+    def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
+        grids = {
+            name: torch.as_tensor(arguments[name], device="cpu")
+            for name in ("image_grid_thw", "video_grid_thw")
+            if arguments.get(name) is not None
+        }
+        if types is None:
+            if grids:
+                raise ValueError(
+                    f"{self.title} needs mm_token_type_ids: without them stock transformers silently numbers images "
+                    "like text. Pass all that the processor returned."
+                )
+            types = torch.zeros_like(ids)
+        seconds = arguments.get("second_per_grid_ts")
+        stock = self.base.get_rope_index
+        positions, deltas = stock(
+            input_ids=ids,
+            mm_token_type_ids=types,
+            attention_mask=mask.long(),
+            **accepted(stock, {**grids, "second_per_grid_ts": seconds}),
+        )
+        return Rope(positions, deltas.flatten() + mask.sum(dim=1))
