@@ -91,7 +91,12 @@ class Recorder:
         self.projected: list[Tensor] = []
 
     def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too."""
+        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too.
+
+        Keys may have fewer heads, each shared by as many query heads that follow one another.
+        """
+        if key.shape[1] != query.shape[1]:
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         with torch.autocast(query.device.type, enabled=False):
             self._note(query, key, scaling, mask)
 
