@@ -59,7 +59,8 @@ class Recorder:
             that already.
         views: which views run, where only some of them do.
         segments: lengths of the sequences that are packed into one and attend only within themselves, for encoders
-            that pack (an implementation may hand them over packed, or one by one).
+            that pack (an implementation may hand them over packed, or one by one); or of the views that are filled up
+            to one length behind their patches, which are then numbered without what fills them.
     """
 
     def __init__(
@@ -101,19 +102,26 @@ class Recorder:
             self._note(query, key, scaling, mask)
 
     def _note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        lengths = [query.shape[2]]
-        if self.segments is not None and query.shape[2] == sum(self.segments):
-            lengths = list(self.segments)
-        if len(lengths) > 1:
-            mask = None  # it only keeps the segments apart
-        for part, other in zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True):
+        for part, other, hidden in self._parts(query, key, mask):
             if self.wants_saliency and self.read == "cls":
                 self.rows.append(cls_attention(part, other, scaling).flatten())
             elif self.wants_saliency and self.read == "received":
-                self.rows.append(received_attention(part, other, scaling, mask).flatten())
+                self.rows.append(received_attention(part, other, scaling, hidden).flatten())
             if self.keys:
                 patches = other[:, :, 1:] if self.read == "cls" else other
                 self.key_rows.append(patches.float().mean(dim=1).flatten(0, 1))
+
+    def _parts(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """What attends within itself: queries, keys and the mask that is left to heed."""
+        views, length, segments = len(query), query.shape[2], self.segments
+        if segments is None or (views == 1 and length < sum(segments)):  # all views alike, or one of many
+            yield query, key, mask
+        elif views == 1 and length == sum(segments):  # a mask would only keep them apart
+            parts = zip(query.split(list(segments), dim=2), key.split(list(segments), dim=2), strict=True)
+            yield from ((part, other, None if len(segments) > 1 else mask) for part, other in parts)
+        else:  # each filled up to the same length: what fills it asks for nothing
+            for view, real in enumerate(segments):
+                yield query[view : view + 1, :, :real], key[view : view + 1, :, :real], None
 
     def note_encoded(self, given: Tensor) -> None:
         """Keeps what the encoder hands to ``project`` in one call, if that is wanted."""
