@@ -126,7 +126,8 @@ class PackedFamily(Family):
         sources = self.sources(grids)
         images, start = [], 0
         for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
-            times, rows, columns = grid[0], grid[1] // self.side, grid[2] // self.side
+            rows, columns = grid[1] // self.side, grid[2] // self.side
+            times = len(stream) // (rows * columns)  # fewer than frames where an encoder merges these
             seen = (grid[1] * self.patch, grid[2] * self.patch)
             ours = sources[start : start + len(stream)]
             start += len(stream)
