@@ -164,7 +164,7 @@ def _pad(
     visual = torch.zeros(len(rows), width, dtype=torch.bool)
     spatial = torch.zeros(3, len(rows), width, dtype=torch.long)
     whole = long_positions(model, row, inputs) if row.rope else None
-    names = [name for name in ("mm_token_type_ids", "token_type_ids") if name in inputs]
+    names = list(row.per_token(inputs["input_ids"]))
     types = {name: torch.zeros(len(rows), width, dtype=inputs[name].dtype) for name in names}
     levels = max((len(one) for deeper in depth for one in deeper if one is not None), default=0)
     planes = [torch.zeros_like(batch) for _ in range(levels)]

@@ -102,11 +102,28 @@ def skip_if_stock_needs_its_cache(model: Any, inputs: dict[str, Tensor]) -> None
         pytest.skip("the stock model gives other logits without a cache")
 
 
+def refused_without_cache(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor]) -> None:
+    """Stock's own failure at the second token, which a pruned call says in advance."""
+    with pytest.raises(IndexError):
+        model.generate(**inputs, **GREEDY, use_cache=False)
+    with pruner(model), pytest.raises(ValueError, match="use_cache"):
+        model.generate(**inputs, **GREEDY, use_cache=False)
+
+
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("mode", list(MODES))
 def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, keep: float | int) -> None:
     options, wanted = MODES[mode]
     pruner = foveate.AdaFV(keep=keep)
+    if mode == "beams" and not row.repeats:
+        with pytest.raises(RuntimeError):
+            model.generate(**inputs, **options)
+        with pruner(model), pytest.raises(ValueError, match="stock transformers"):
+            model.generate(**inputs, **options)
+        return
+    if mode == "no_cache" and not row.grows:
+        refused_without_cache(pruner, model, inputs)
+        return
     torch.manual_seed(11)
     with pruner(model):
         result = model.generate(**inputs, **options)
@@ -156,6 +173,9 @@ def test_positions_and_newlines(
     use_cache: bool,
 ) -> None:
     pruner = foveate.AdaFV(keep=keep)
+    if not (use_cache or row.grows):
+        refused_without_cache(pruner, model, inputs)
+        return
     with pruner(model, positions=positions, newlines=newlines):
         result = model.generate(
             **inputs, **GREEDY, use_cache=use_cache, return_dict_in_generate=True, output_logits=True

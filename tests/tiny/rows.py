@@ -120,6 +120,11 @@ class Row:
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
+        placeholder: its id; None: the one that everybody uses for its kind.
+        repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
+            videos under an id that no prompt holds, and has none left).
+        grows: whether stock ``generate`` without a cache grows the per-token inputs with the prompt (ERNIE's own stay
+            as long as they came, and its experts fail).
     """
 
     make: Callable[[str], Any]
@@ -138,9 +143,14 @@ class Row:
     mixes_beams: bool = False
     looks_up: bool = True
     embeds: bool = True
+    placeholder: int | None = None
+    repeats: bool = True
+    grows: bool = True
 
     @property
     def token(self) -> int:
+        if self.placeholder is not None:
+            return self.placeholder
         return IMAGE if self.kind == "image" else VIDEO
 
 

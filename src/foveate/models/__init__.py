@@ -8,6 +8,7 @@ from foveate.models.aya_vision import AyaVision
 from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
 from foveate.models.encoded import EncodedImage
+from foveate.models.ernie_vl import ErnieVl
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
@@ -24,7 +25,7 @@ from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2,
+        AyaVision, Cohere2Vision, ErnieVl, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2,
         PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
