@@ -19,7 +19,7 @@ import foveate
 from foveate.models import family_for
 from tests import crops_by_hand, reference
 from tests.encoding import encode
-from tests.tiny import BATCHES, BOS, ROWS, SILENT, Row, assistant, prompts
+from tests.tiny import BATCHES, BOS, KIN, ROWS, SILENT, Row, assistant, prompts
 from tests.tiny.rows import inner
 
 NEW = 6
@@ -388,6 +388,12 @@ CROPPED = [
     ("sampling", "mixed", 0.4, 0.5),
 ]
 ALL_CROPS = [("greedy", 1.0), ("beams", 0.4)]
+
+
+def test_kin_have_a_row_that_goes_through_everything() -> None:
+    whole = {type(family_for(row.make("sdpa"))) for name, row in ROWS.items() if name not in KIN}
+    for name in KIN & ROWS.keys():
+        assert set(type(family_for(ROWS[name].make("sdpa"))).__mro__) & whole, name
 
 
 def test_every_tiling_family_has_its_row() -> None:

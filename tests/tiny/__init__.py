@@ -21,7 +21,14 @@ ROWS: dict[str, Row] = {
     **onevision.ROWS,
 }
 
+KIN = frozenset({
+    "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
+    "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "generic-deepseek_vl", "generic-pixel_shuffle",
+})  # fmt: skip
+"""Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
+hold every pair of them."""
+
 __all__ = [
-    "BATCHES", "BOS", "END", "IMAGE", "PAD", "PINPOINTS", "ROWS", "SIDE", "SILENT", "SIZES", "START", "VIDEO", "Row",
-    "assistant", "llava_next", "prompts", "text_config",
+    "BATCHES", "BOS", "END", "IMAGE", "KIN", "PAD", "PINPOINTS", "ROWS", "SIDE", "SILENT", "SIZES", "START", "VIDEO",
+    "Row", "assistant", "llava_next", "prompts", "text_config",
 ]  # fmt: skip
