@@ -1,4 +1,4 @@
-"""ERNIE-4.5-VL: dynamic resolution, a resampler that merges squares and, in videos, pairs of frames, M-RoPE positions."""
+"""ERNIE-4.5-VL: dynamic resolution, a resampler that merges squares and pairs of frames, M-RoPE positions."""
 
 from __future__ import annotations
 
