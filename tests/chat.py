@@ -1,57 +1,45 @@
-"""Prompts in a family's own chat format, written by its own processor around a small tokenizer of whole words."""
+"""Conversations in a family's own chat format, written by its real processor: which words of them guide a picture."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-import foveate
+from foveate.guiding import Guide, locate_images
+from foveate.models import family_for
+from foveate.options import Options
+from tests.encoding import encode
+from tests.tiny import BOS, PAD
 
-WORDS = (
-    *("system", "user", "assistant", "you", "answer", "briefly", "what", "is", "on", "the", "sign", "how", "many"),
-    *("cats", "are", "there", "in", "this", "film", "two", "a", "dog", "?", ".", ":", "<", ">", "-", "seconds", "s"),
-    *map(str, range(10)),
-)
-SYSTEM = "You answer briefly."
-FIRST, SECOND = "what is on the sign?", "how many cats are there?"
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ marks[part['type']] }}{% endif %}{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""What Qwen's checkpoints and those made like them write."""
+WORDS = [
+    *("you", "answer", "questions", "is", "there", "a", "cat", "?", "yes", "what", "color", "the", "card", "and", "."),
+    *("seconds", "system", "user", "assistant", ":", *map(str, range(10))),
+]
+SYSTEM, FIRST, SECOND, ANSWER = "you answer questions .", "is there a cat ?", "what color is the card ?", "yes ."
 
 
-def template(text: str, **marks: str) -> str:
-    """A chat template in which parts that are no text are written as told, by their type."""
-    return "{% set marks = " + repr(marks) + " %}" + text
-
-
-def tokenizer(special: Mapping[str, int], **named: str) -> PreTrainedTokenizerFast:
-    """Lower case, one token per word; digits and punctuation are words.
+def tokenizer(marks: Mapping[str, int], named: Mapping[str, str]) -> PreTrainedTokenizerFast:
+    """Of ``WORDS``, in lower case.
 
     Args:
-        special: special tokens and their ids.
-        named: attributes of the tokenizer (``image_token``) and the special token each names; its id goes along.
+        marks: special tokens by what is written; a negative id stands for any that is free.
+        named: attributes that processors read (``image_token``), each with the token it names.
     """
-    vocabulary = {"<pad>": 0, "<unk>": 3, **special}
-    free = (number for number in range(4, 94) if number not in special.values())
-    vocabulary |= dict(zip(WORDS, free, strict=False))
+    taken = {"<pad>": PAD, "<s>": BOS, "</s>": 2, "<unk>": 3, **{mark: one for mark, one in marks.items() if one >= 0}}
+    free = (number for number in range(4, 100) if number not in taken.values())
+    vocabulary = taken | {mark: next(free) for mark, one in marks.items() if one < 0}
+    vocabulary |= {word: next(free) for word in WORDS}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
-    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
     found = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=list(special),
-        padding_side="left",
+        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=list(marks), padding_side="left",
     )  # fmt: skip
     for name, token in named.items():
         setattr(found, name, token)
@@ -59,63 +47,51 @@ def tokenizer(special: Mapping[str, int], **named: str) -> PreTrainedTokenizerFa
     return found
 
 
-def picture(seed: int, width: int = 128, height: int = 96) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def text(*words: str) -> dict[str, str]:
+    return {"type": "text", "text": " ".join(words)}
 
 
-def film(seed: int, frames: int = 6, width: int = 128, height: int = 96) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-
-
-def said(role: str, *parts: str) -> dict[str, Any]:
-    """A turn; parts in angle brackets (``<image>``) are of that type, others text."""
-    content = [{"type": part[1:-1]} if part.startswith("<") else {"type": "text", "text": part} for part in parts]
-    return {"role": role, "content": content}
-
-
-CONVERSATIONS: dict[str, tuple[Sequence[dict[str, Any]], Sequence[str]]] = {
-    "question last": ([said("user", "<image>", FIRST)], [FIRST]),
-    "question first": ([said("user", FIRST, "<image>")], [FIRST]),
-    "system prompt": ([said("system", SYSTEM), said("user", "<image>", FIRST)], [FIRST]),
-    "two pictures": ([said("user", "<image>", "<image>", FIRST)], [FIRST, FIRST]),
-    "asked again": (
-        [said("user", "<image>", FIRST), said("assistant", "two cats."), said("user", SECOND)], [FIRST],
-    ),
-    "a picture each": (
-        [said("user", FIRST, "<image>"), said("assistant", "a dog."), said("user", "<image>", SECOND)],
+IMAGE_PART = {"type": "image"}
+TALKS: dict[str, tuple[list[tuple[str, list[Any]]], list[str]]] = {
+    "question last": ([("user", [IMAGE_PART, text(FIRST)])], [FIRST]),
+    "question first": ([("user", [text(FIRST), IMAGE_PART])], [FIRST]),
+    "on both sides": ([("user", [text(FIRST), IMAGE_PART, text(SECOND)])], [f"{FIRST} {SECOND}"]),
+    "system": ([("system", [text(SYSTEM)]), ("user", [IMAGE_PART, text(FIRST)])], [FIRST]),
+    "turns": (
+        [("user", [IMAGE_PART, text(FIRST)]), ("assistant", [text(ANSWER)]), ("user", [IMAGE_PART, text(SECOND)])],
         [FIRST, SECOND],
     ),
-    "a picture alone": (
-        [said("system", SYSTEM), said("user", "<image>"), said("assistant", "a dog."), said("user", SECOND)], [SECOND],
-    ),
-}  # fmt: skip
-"""By name: the turns, and of every picture the question that guides its choice."""
+    "picture first": ([("user", [IMAGE_PART]), ("user", [text(SECOND)])], [SECOND]),
+}
+"""Conversations, and the words that guide each of their pictures."""
 
 
-class Listening(foveate.TextSimilarity):
-    """A method that keeps what guided it."""
-
-    heard: list[Tensor]
-
-    def choose(self, visual: Any, text: Any, budget: int) -> Any:
-        self.heard.append(text.embeddings)
-        return super().choose(visual, text, budget)
+def of_kind(talk: Sequence[tuple[str, list[Any]]], kind: str) -> list[tuple[str, list[Any]]]:
+    """The same about videos."""
+    return [(role, [{"type": kind} if part == IMAGE_PART else part for part in parts]) for role, parts in talk]
 
 
-def guided_by(model: Any, processor: Any, inputs: Mapping[str, Any]) -> list[list[str]]:
-    """Of every picture and film of a prompt, the tokens that guide its choice."""
-    pruner = Listening(keep=0.4)
-    pruner.heard = []
-    with pruner(model, processor=processor):
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    table = model.get_input_embeddings().weight
-    return [
-        processor.tokenizer.convert_ids_to_tokens([int(torch.cdist(one[None], table).argmin()) for one in heard])
-        for heard in pruner.heard
-    ]
+def written(processor: Any, talk: Sequence[tuple[str, list[Any]]], **media: Any) -> dict[str, Any]:
+    """A conversation by a processor's own template and code; it waits for an answer."""
+    messages = [{"role": role, "content": parts} for role, parts in talk]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return dict(processor(text=[prompt], return_tensors="pt", **media))
 
 
-def words(processor: Any, text: str) -> list[str]:
-    """The tokens of a text."""
-    found: list[str] = processor.tokenizer.tokenize(text)
-    return found
+def guiding(model: Any, processor: Any, inputs: dict[str, Any], kind: Any = "image") -> list[str]:
+    """The words that guide the choice among each picture's tokens."""
+    family = family_for(model)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    counts = [image.placeholders for image in encode(model, inputs, kind)]
+    spans = locate_images(ids, mask, family.placeholder_ids[kind], counts, kind)
+    guide = Guide(ids, mask & ~family.marks(ids), Options(processor=processor).turns(family))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [guide.of(span).ids for span in spans]
+    return [" ".join(processor.tokenizer.convert_ids_to_tokens(one.tolist())) for one in found]
+
+
+def moving(seed: int, frames: int, height: int, width: int) -> torch.Tensor:
+    """(frames, 3, height, width) uint8: something that changes."""
+    coarse = torch.rand(frames, 3, 7, 7, generator=torch.Generator().manual_seed(seed))
+    return (torch.nn.functional.interpolate(coarse, (height, width)) * 255).to(torch.uint8)

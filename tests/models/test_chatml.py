@@ -1,82 +1,106 @@
-"""Families that talk ChatML: their own processors write the prompts, and the question alone guides the choice."""
+"""Families that talk ChatML: what their own processors write, read by the adapter, and the words that guide."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from transformers import ProcessorMixin, Qwen3VLProcessor
 from transformers.utils import is_torchvision_available
 
-from tests import chat
-from tests.tiny import END, IMAGE, ROWS, START, VIDEO
+import foveate
+from tests.chat import TALKS, guiding, moving, of_kind, tokenizer, written
+from tests.dynamic import picture
+from tests.tiny import END, IMAGE, ROWS, SILENT, START, VIDEO
 
-pil = pytest.importorskip(
-    "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", reason="image processors on PIL came with 5.10"
-)
-SPECIAL = {
-    "<|im_start|>": 94, "<|im_end|>": 95, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO, "<|vision_start|>": START,
+MARKS = {
+    **dict.fromkeys(("<|im_start|>", "<|im_end|>"), -1),
+    "<|image_pad|>": IMAGE,
+    "<|video_pad|>": VIDEO,
+    "<|vision_start|>": START,
     "<|vision_end|>": END,
-}  # fmt: skip
+}
 NAMED = {
-    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
-    "vision_end_token": "<|vision_end|>", "eos_token": "<|im_end|>",
-}  # fmt: skip
-AROUND = "<|vision_start|>{}<|vision_end|>"
-TEMPLATE = chat.template(chat.CHATML, image=AROUND.format("<|image_pad|>"), video=AROUND.format("<|video_pad|>"))
-NAMES = [name for name in ("qwen3_vl", "qwen3_5") if name in ROWS]
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+}
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<|vision_start|><|{{ part['type'] }}_pad|>"
+    "<|vision_end|>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% endif %}"
+)
+SIZE = {"shortest_edge": 64 * 64, "longest_edge": 6 * 128 * 128}
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
 
 
-@cache
-def processor(name: str) -> Any:
-    """The family's own; without torchvision there is none for videos."""
-    images = pil.Qwen2VLImageProcessorPil(size={"shortest_edge": 32**2, "longest_edge": 160**2}, patch_size=16)
-    with pytest.MonkeyPatch.context() as patch:
-        videos = None
-        if is_torchvision_available():
-            from transformers import Qwen3VLVideoProcessor
-
-            videos = Qwen3VLVideoProcessor(
-                size={"shortest_edge": 4096, "longest_edge": 6 * 128 * 96}, do_sample_frames=False
-            )
-        else:
-            patch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
-        return Qwen3VLProcessor(images, chat.tokenizer(SPECIAL, **NAMED), videos, chat_template=TEMPLATE)
+@pytest.fixture(params=[name for name in ("qwen3_vl", "qwen3_5") if name in ROWS])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def inputs_for(name: str, turns: Any, **given: Any) -> Any:
-    processing = processor(name)
-    text = processing.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    return processing(text=[text], return_tensors="pt", **given)
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Qwen3-VL's, which Qwen3.5 has too."""
+    pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    videos = None
+    if is_torchvision_available():
+        made = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl")
+        videos = made.Qwen3VLVideoProcessor(size=SIZE)
+    else:  # only the check for one is left out
+        monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
+    images = pil.Qwen2VLImageProcessorPil(size=SIZE, patch_size=16)
+    return Qwen3VLProcessor(images, tokenizer(MARKS, NAMED), videos, chat_template=TEMPLATE)
 
 
-@pytest.mark.parametrize("conversation", list(chat.CONVERSATIONS))
-@pytest.mark.parametrize("name", NAMES)
-def test_the_question_guides(name: str, conversation: str) -> None:
-    turns, questions = chat.CONVERSATIONS[conversation]
-    pictures = [chat.picture(number) for number, _ in enumerate(questions)]
-    inputs = inputs_for(name, turns, images=pictures)
-    heard = chat.guided_by(ROWS[name].make("sdpa"), processor(name), inputs)
-    assert heard == [chat.words(processor(name), question) for question in questions]
+@pytest.mark.parametrize("talk", TALKS)
+def test_the_question_guides(name: str, processor: Any, talk: str) -> None:
+    said, expected = TALKS[talk]
+    pictures = [picture(seed, *size) for seed, size in zip(range(len(expected)), [(90, 140), (200, 70)], strict=False)]
+    inputs = written(processor, said, images=pictures)
+    assert guiding(ROWS[name].make("sdpa"), processor, inputs) == expected
 
 
-@pytest.mark.skipif(not is_torchvision_available(), reason="the video processor needs torchvision")
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_film_is_one_budget_and_its_times_do_not_guide(name: str, first: bool) -> None:
+needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="videos are processed by torchvision")
+
+
+def films(processor: Any, said: Any, count: int, frames: int = 6) -> dict[str, Any]:
+    videos = [moving(seed, frames, 60 + 40 * seed, 90) for seed in range(count)]
+    about = [{"fps": 1.0, "total_num_frames": frames, "duration": float(frames), "frames_indices": [*range(frames)]}]
+    return written(
+        processor, of_kind(said, "video"), videos=videos, video_metadata=about * count, do_sample_frames=False
+    )
+
+
+@needs_torchvision
+@pytest.mark.parametrize("frames", [6, 12])
+@pytest.mark.parametrize("talk", TALKS)
+def test_times_of_frames_do_not_guide(name: str, processor: Any, talk: str, frames: int) -> None:
+    said, expected = TALKS[talk]
+    inputs = films(processor, said, len(expected), frames)
+    assert inputs["video_grid_thw"][:, 0].tolist() == [frames // 2] * len(expected)
+    read = processor.tokenizer.decode(inputs["input_ids"][0])
+    assert read.count("seconds") == frames // 2 * len(expected)
+    assert guiding(ROWS[name].make("sdpa"), processor, inputs, "video") == expected
+
+
+@needs_torchvision
+@pytest.mark.parametrize("talk", ["question last", "turns"])
+def test_a_video_is_one_budget(name: str, processor: Any, talk: str) -> None:
     model = ROWS[name].make("sdpa")
-    parts = (chat.FIRST, "<video>") if first else ("<video>", chat.FIRST)
-    metadata = {"fps": 2.0, "total_num_frames": 6, "frames_indices": list(range(6))}
-    inputs = inputs_for(name, [chat.said("user", *parts)], videos=[chat.film(1)], video_metadata=[metadata])
-    frames, rows, columns = inputs["video_grid_thw"][0].tolist()
-    assert frames == 3
-    assert processor(name).tokenizer.decode(inputs["input_ids"][0]).count("seconds") == frames
-    assert chat.guided_by(model, processor(name), inputs) == [chat.words(processor(name), chat.FIRST)]
-    pruner = chat.Listening(keep=5)
-    pruner.heard = []
-    with pruner(model, processor=processor(name)):
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    (selection,) = pruner.selections
-    assert (len(selection), selection.total) == (5, frames * rows * columns // 4)
-    assert selection.geometry.grids == ((rows // 2, columns // 2),) * frames
+    said, expected = TALKS[talk]
+    inputs = films(processor, said, len(expected))
+    inputs.pop("video_metadata", None)
+    whole = foveate.AdaFV(keep=1.0)
+    with whole(model):
+        result = model.generate(**inputs, **GREEDY)
+    assert torch.equal(result, model.generate(**inputs, **GREEDY))
+    assert [one.total for one in whole.selections] == (inputs["video_grid_thw"].prod(dim=1) // 4).tolist()
+    pruner = foveate.AdaFV(keep=5)
+    with pruner(model):
+        model.generate(**inputs, **GREEDY)
+    assert [len(one) for one in pruner.selections] == [5] * len(expected)
+    assert all(len(one.geometry.grids) == 3 for one in pruner.selections)
