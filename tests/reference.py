@@ -90,7 +90,9 @@ def long_positions(model: Any, row: Row, inputs: dict[str, Tensor]) -> Tensor:
     """(3, B, S) the positions the stock model gives the long prompt."""
     names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
     given = {name: inputs[name] for name in names if name in inputs}
-    positions: Tensor = model.model.get_rope_index(inputs["input_ids"], **given)[0]
+    if "video_second_per_grid" in inputs:  # what the processors of the omni models call it
+        given["second_per_grids"] = inputs["video_second_per_grid"]
+    positions: Tensor = inner(model).get_rope_index(inputs["input_ids"], **given)[0]
     return positions
 
 
@@ -162,8 +164,8 @@ def _pad(
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     position = torch.zeros(len(rows), width, dtype=torch.long)
     visual = torch.zeros(len(rows), width, dtype=torch.bool)
-    spatial = torch.zeros(3, len(rows), width, dtype=torch.long)
     whole = long_positions(model, row, inputs) if row.rope else None
+    spatial = torch.zeros(3, len(rows), width, dtype=torch.long if whole is None else whole.dtype)
     names = list(row.per_token(inputs["input_ids"]))
     types = {name: torch.zeros(len(rows), width, dtype=inputs[name].dtype) for name in names}
     levels = max((len(one) for deeper in depth for one in deeper if one is not None), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from foveate.attention import recording
 from foveate.calibration import Calibration, bias_of
 from foveate.delivery import Delivery, delivering
 from foveate.llm_layers import watching
+from foveate.models.base import is_stock
 from foveate.positions import following, position_ids
 from foveate.prompts import Plan, Prompt, cached_length, make_plan, remember, whole_plan
 from foveate.pruned_call import PrunedCall, Rows, require_scores_finite
@@ -100,17 +102,20 @@ class Call(PrunedCall[Pruner]):
         wanted_dict = self.model.config.return_dict if wanted_dict is None else wanted_dict
         arguments.update(self._short_arguments(arguments, ids, plan, "input_ids", from_mask=False))
         nearest = plan.expand()[:, -ids.shape[1] :]
-        nearest, arguments["logits_to_keep"] = wanted_logits(
-            nearest, arguments.get("logits_to_keep", 0), arguments["input_ids"].shape[1]
-        )
+        count = arguments["input_ids"].shape[1]
+        if is_stock(original) and "logits_to_keep" not in inspect.signature(original).parameters:
+            arguments.pop("logits_to_keep", None)  # it would pass over it, and gives all of them
+        else:
+            nearest, count = wanted_logits(nearest, arguments.get("logits_to_keep", 0), count)
+            arguments["logits_to_keep"] = count
         arguments["return_dict"] = True
         require_arguments(original, arguments)
         with delivering(self._delivery(arguments, short, None)), self._calibrating(short):
             output = original(**arguments)
-        if output.logits.shape[1] != arguments["logits_to_keep"]:
+        if output.logits.shape[1] != count:
             raise ValueError(
                 f"{type(self.model).__name__}.forward gave logits for {output.logits.shape[1]} tokens where "
-                f"logits_to_keep={arguments['logits_to_keep']} asked for that many: use generate, or no pruner"
+                f"logits_to_keep={count} asked for that many: use generate, or no pruner"
             )
         where = output.logits.device
         output.logits = output.logits[torch.arange(len(nearest), device=where)[:, None], nearest.to(where)]

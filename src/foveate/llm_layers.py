@@ -16,7 +16,7 @@ from foveate.models.base import Family
 from foveate.patches import Patch, Patches, held
 
 _NAME = "_foveate_layers"
-LANGUAGE_MODELS = ("language_model", "text_model")
+LANGUAGE_MODELS = ("language_model", "text_model", "model")
 
 
 class LayerRun(Recorder):

@@ -119,6 +119,13 @@ if 'self.config, "tie_last_hidden_states"' in inspect.getsource(capture_outputs)
     CASES |= {f"{name}, tied": (name, tied) for name in ("llava-siglip", "llava_next-siglip", "aya_vision")}
 COMPLETE = {
     "qwen2_vl", "qwen2_vl-video", "qwen2_5_vl", "qwen2_5_vl-video", "qwen3_vl", "qwen3_vl-video", "qwen3_vl_moe",
+    "qwen2_5_omni",
+    "qwen2_5_omni-video",
+    "qwen3_omni_moe",
+    "qwen3_omni_moe-video",
+    "cosmos3_omni",
+    "cohere_compass",
+    "cohere_compass-video",
     "qwen3_5",
     "qwen3_5-video",
     "qwen3_5_moe",

@@ -6,12 +6,14 @@ A new family joins by a file here and a line in ``ROWS``.
 from __future__ import annotations
 
 from tests.tiny import (
+    compass,
     ernie,
     generic,
     glm,
     llama4,
     llava,
     mistral,
+    omni,
     onevision,
     qwen,
     qwen35,
@@ -25,6 +27,8 @@ ROWS: dict[str, Row] = {
     **llava.ROWS,
     **qwen.ROWS,
     **qwen35.ROWS,
+    **omni.ROWS,
+    **compass.ROWS,
     **siglip.ROWS,
     **tiles.ROWS,
     **generic.ROWS,
@@ -38,6 +42,7 @@ ROWS: dict[str, Row] = {
 KIN = frozenset({
     "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
     "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "qwen3_5-video", "qwen3_5_moe",
+    "qwen2_5_omni-video", "cohere_compass", "cohere_compass-video", "qwen3_omni_moe-video", "cosmos3_omni",
     "generic-deepseek_vl", "generic-pixel_shuffle",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, features_of, finish, flat, noise
+from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, features_of, finish, flat, inner, llm, noise
 
 # (frames, rows, columns) of patches: portrait, square and landscape
 IMAGES = [(1, 8, 4), (1, 6, 6), (1, 4, 10)]
@@ -104,10 +104,10 @@ def image_pixels(patch: int, numbers: list[list[int]]) -> dict[str, Tensor]:
     return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
 
 
-def video_pixels(patch: int, seconds: bool, numbers: list[list[int]]) -> dict[str, Tensor]:
+def video_pixels(patch: int, seconds: str, numbers: list[list[int]]) -> dict[str, Tensor]:
     grids = [VIDEOS[number] for number in flat(numbers)]
     patches = [noise(20 + number, math.prod(VIDEOS[number]), 6 * patch**2) for number in flat(numbers)]
-    timing = {"second_per_grid_ts": torch.tensor([2.0 - min(number, 1) for number in flat(numbers)])} if seconds else {}
+    timing = {seconds: torch.tensor([2.0 - min(number, 1) for number in flat(numbers)])} if seconds else {}
     return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids), **timing}
 
 
@@ -142,7 +142,7 @@ def with_planes(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor,
     """The language model with DeepStack planes at the visual places; what was generated carries none."""
     visual = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
     visual[:, : prompt.visual.shape[1]] = prompt.visual
-    return model.model.language_model(
+    return llm(model)(
         inputs_embeds=embeddings,
         attention_mask=mask,
         position_ids=positions,
@@ -154,7 +154,7 @@ def with_planes(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor,
 
 def read(model: Any) -> Any:
     """The last layer; Qwen2.5-VL's last is one of those that see the whole image."""
-    return model.model.visual.blocks[-1].attn
+    return inner(model).visual.blocks[-1].attn
 
 
 def read_tower(model: Any) -> Any:
@@ -181,7 +181,7 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
         tokens = []
         for rows, columns in image.tokens.geometry.grids:
             sums = next(frames)[0].mean(dim=0).view(-1, 4).sum(dim=1)
-            if model.config.model_type == "qwen2_5_vl":
+            if hasattr(model.config.vision_config, "window_size"):
                 side = WINDOWS["window_size"] // 2 // 14
                 order = [row * columns + column for row, column in windows(rows, columns, side)]
                 sums = sums[torch.tensor([order.index(place) for place in range(rows * columns)])]
@@ -190,30 +190,29 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
     return found
 
 
-def qwen_rows(name: str, make: Any, patch: int, frames: Any = write_video, **more: Any) -> dict[str, Row]:
-    """A row with images and one with videos, whose prompts ``frames`` writes."""
+def qwen_rows(
+    name: str, make: Any, patch: int, frames: Any = write_video, seconds: str = "", **more: Any
+) -> dict[str, Row]:
+    """A row with images and one with videos.
+
+    Args:
+        name, make, more: see ``Row``.
+        patch: pixels of a patch's side.
+        frames: writes a video.
+        seconds: the argument that says how long a frame lasts, where there is one.
+    """
+    shared: dict[str, Any] = {"per_token": types, "rope": True, **more}
+    films = partial(video_pixels, patch, seconds)
     return {
-        name: Row(
-            make, partial(image_pixels, patch), read, saliency, write=write_image, per_token=types, rope=True, **more
-        ),
-        f"{name}-video": Row(
-            make,
-            partial(video_pixels, patch, make is qwen2_5_vl),
-            read,
-            saliency,
-            kind="video",
-            write=frames,
-            per_token=types,
-            rope=True,
-            **more,
-        ),
+        name: Row(make, partial(image_pixels, patch), read, saliency, write=write_image, **shared),
+        f"{name}-video": Row(make, films, read, saliency, kind="video", write=frames, **shared),
     }
 
 
 DEEPSTACK: dict[str, Any] = {"planes": planes, "hidden": with_planes, "embeds": False}
 ROWS = {
     **qwen_rows("qwen2_vl", qwen2_vl, 14),
-    **qwen_rows("qwen2_5_vl", qwen2_5_vl, 14),
+    **qwen_rows("qwen2_5_vl", qwen2_5_vl, 14, seconds="second_per_grid_ts"),
     **qwen_rows("qwen3_vl", qwen3_vl, 16, write_frames, **DEEPSTACK),
     "qwen3_vl_moe": qwen_rows("qwen3_vl_moe", qwen3_vl_moe, 16, write_frames, **DEEPSTACK)["qwen3_vl_moe"],
 }

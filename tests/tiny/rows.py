@@ -70,7 +70,13 @@ def flat(numbers: list[list[int]]) -> list[int]:
 
 def inner(model: Any) -> Any:
     """Where its ``get_image_features`` is: the inner model, or the model itself where there is none inside."""
-    return getattr(model, "model", model)
+    base = getattr(model, "model", model)
+    return base if hasattr(base, "get_image_features") else model
+
+
+def llm(model: Any) -> Any:
+    """Its language model, without the head."""
+    return getattr(inner(model), "language_model", None) or model.model
 
 
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
@@ -95,7 +101,7 @@ def one_each(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
 
 def language_model(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prompt: Any) -> Tensor:
     """(B, S, D) hidden states of the language model alone, without a cache."""
-    return model.model.language_model(
+    return llm(model)(
         inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
 

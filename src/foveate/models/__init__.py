@@ -21,13 +21,15 @@ from foveate.models.llava_onevision import LlavaOnevision
 from foveate.models.mistral3 import Mistral3
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
-from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
+from foveate.models.qwen_omni import Qwen3Omni, Qwen25Omni
+from foveate.models.qwen_vl import CohereCompass, Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
         AyaVision,
         Cohere2Vision,
+        CohereCompass,
         ErnieVl,
         Gemma3,
         Glm4v,
@@ -40,9 +42,11 @@ FAMILIES: dict[str, type[Family]] = {
         Mistral3,
         Ovis2,
         PaliGemma,
+        Qwen25Omni,
         Qwen25Vl,
         Qwen2Vl,
         Qwen35,
+        Qwen3Omni,
         Qwen3Vl,
         SmolVlm,
     )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from foveate.attention import beside
-from foveate.models.encoded import Kept, Kind
+from foveate.models.deepstack import DeepStackFamily
 from foveate.models.frame_labels import frame_labels
 from foveate.models.packed import PackedRopeFamily
 from foveate.models.windowed import WindowedFamily
@@ -21,6 +18,7 @@ class Qwen2Vl(PackedRopeFamily):
 
     title = "Qwen2-VL"
     model_types = ("qwen2_vl",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
 
@@ -29,6 +27,7 @@ class Qwen25Vl(WindowedFamily, PackedRopeFamily):
 
     title = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -51,17 +50,22 @@ class Qwen35(TimedRopeFamily):
     checkpoints: ClassVar[Mapping[str, str]] = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
 
 
-class Qwen3Vl(TimedRopeFamily):
-    """``Qwen3VLForConditionalGeneration`` and its MoE variant: DeepStack planes go along with the tokens."""
+class Qwen3Vl(DeepStackFamily, TimedRopeFamily):
+    """``Qwen3VLForConditionalGeneration``, its MoE variant, and Cosmos 3's reasoner, which is the same model: DeepStack
+    planes go along with the tokens."""
 
     title = "Qwen3-VL"
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    model_types = ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni")
+    checkpoints: ClassVar[Mapping[str, str]] = {
+        "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
+        "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "cosmos3_omni": "nvidia/Cosmos3-Nano (its reasoner)",
+    }
 
-    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
-        depth = len(self.base.visual.deepstack_visual_indexes)
-        planes: list[Any] = [[one.planes[level] for one in kept] for level in range(depth)]
-        # Since 5.18, which takes encoded images from outside, a plane is a list of one tensor per image.
-        if "mm_encoder_outputs" not in inspect.signature(self.base.forward).parameters:
-            planes = [torch.cat(plane) for plane in planes]
-        output = beside(self.base, "BaseModelOutputWithDeepstackFeatures")
-        return output(pooler_output=[one.features for one in kept], deepstack_features=planes)
+
+class CohereCompass(Qwen3Vl):
+    """``CohereCompassForConditionalGeneration``: Qwen3-VL's encoder and DeepStack before a Cohere 2."""
+
+    title = "Cohere Compass"
+    model_types = ("cohere_compass",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"cohere_compass": "CohereLabs/North-Micro-Vision-Instruct"}

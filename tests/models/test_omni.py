@@ -1,0 +1,97 @@
+"""What the omni thinkers have beyond the matrix: a prompt with audio beside a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveate
+from foveate.models import family_for
+from tests import reference
+from tests.reference import Assembled
+from tests.tiny import BOS, ROWS, SILENT, prompts
+from tests.tiny.omni import AUDIO, AUDIO_END, AUDIO_START
+from tests.tiny.rows import inner, noise
+
+NAMES = [name for name in ("qwen2_5_omni", "qwen3_omni_moe") if name in ROWS]
+GREEDY = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [*SILENT, AUDIO]}
+TOLD = {"return_dict_in_generate": True, "output_logits": True}
+FRAMES = 24
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(name: str) -> Any:
+    return ROWS[name].make("sdpa")
+
+
+@torch.no_grad()
+def heard(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """(a, D) what stock makes of the audio."""
+    audio = {name: inputs[name] for name in ("input_features", "feature_attention_mask")}
+    return inner(model).get_audio_features(**audio, return_dict=True).last_hidden_state
+
+
+def sound_and_picture(name: str, model: Any, first: bool) -> dict[str, Tensor]:
+    """One prompt: audio and a picture, in either order, a question."""
+    row = ROWS[name]
+    audio = {"input_features": noise(50, 1, 16, FRAMES), "feature_attention_mask": torch.ones(1, FRAMES).long()}
+    pixels = row.pixels([[0]])
+    sound = [AUDIO_START, *[AUDIO] * len(heard(model, audio)), AUDIO_END, 30]
+    seen = [*row.write(0, len(row.streams(model, pixels, "image")[0])), 31]
+    ids = torch.tensor([[BOS, 5, *(sound + seen if first else seen + sound), 40, 41, 42]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **audio, **pixels}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("keep", [1.0, 0.4, 2])
+def test_audio_passes_through(name: str, model: Any, keep: float | int, first: bool) -> None:
+    row, inputs = ROWS[name], sound_and_picture(name, model, first)
+    pruner = foveate.AdaFV(keep=keep)
+    with pruner(model):
+        result = model.generate(**inputs, **GREEDY, **TOLD)
+    if keep == 1.0:
+        stock = model.generate(**inputs, **GREEDY, **TOLD)
+        assert torch.equal(result.sequences, stock.sequences)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(result.logits, stock.logits, strict=True))
+        return
+    ids = inputs["input_ids"][0]
+    (selection,) = pruner.selections
+    places = (ids == row.token).nonzero()[:, 0]
+    columns = torch.cat([(ids != row.token).nonzero()[:, 0], places[selection.indices]]).sort().values
+    there = (ids[columns] == row.token)[None]
+    embeddings = model.get_input_embeddings()(ids[columns]).detach()[None]
+    embeddings[there] = row.streams(model, inputs, "image")[0][selection.indices]
+    embeddings[:, ids[columns] == AUDIO] = heard(model, inputs)
+    levels = []
+    for plane in row.planes(model, inputs, "image")[0] if row.planes else []:
+        levels.append(torch.zeros_like(embeddings))
+        levels[-1][there] = plane[selection.indices]
+    positions = inner(model).get_rope_index(
+        inputs["input_ids"], image_grid_thw=inputs["image_grid_thw"], attention_mask=inputs["attention_mask"],
+        audio_seqlens=torch.tensor([FRAMES]),
+    )[0][..., columns]  # fmt: skip
+    assembled = Assembled(embeddings, torch.ones(1, len(columns)).long(), positions, [], [], there, levels)
+    tokens, logits = reference.greedy(row, model, assembled, 5, suppress=GREEDY["suppress_tokens"])
+    assert torch.equal(result.sequences[:, len(ids) :], tokens)
+    torch.testing.assert_close(torch.stack(result.logits, dim=1), logits, atol=2e-4, rtol=1e-4)
+
+
+def test_audio_does_not_guide(name: str, model: Any) -> None:
+    inputs = sound_and_picture(name, model, True)
+    ids = inputs["input_ids"]
+    marks = family_for(model).marks(ids)
+    assert ids[~marks].tolist() == [BOS, 5, 30, 31, 40, 41, 42]
+
+
+def test_sound_between_frames_is_refused(name: str, model: Any) -> None:
+    inputs = prompts(ROWS[f"{name}-video"], model, "one")
+    with foveate.AdaFV(keep=0.4)(model), pytest.raises(ValueError, match="use_audio_in_video=True.*leave it out"):
+        model.generate(**inputs, use_audio_in_video=True, **GREEDY)

@@ -1,0 +1,45 @@
+"""Cohere Compass, with images and with videos: Qwen3-VL's encoder, DeepStack, and an LLM that sees a window in every
+other layer; Cosmos 3's reasoner, which is Qwen3-VL by another name."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+
+from tests.tiny.qwen import DEEPSTACK, IDS, QWEN3, qwen_rows, rope, vision, write_frames
+from tests.tiny.rows import TEXT, Row, finish, known
+
+
+@cache
+def cohere_compass(attention: str) -> Any:
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention"]
+    parameters = rope(mrope_interleaved=True)["rope_parameters"]
+    text = {
+        **TEXT,
+        "head_dim": 16,
+        "layer_types": kinds,
+        "sliding_window": 24,
+        "logit_scale": 0.5,
+        "rope_parameters": {kind: dict(parameters) for kind in kinds},
+    }
+    config = transformers.CohereCompassConfig(vision_config=vision(16, 3, **QWEN3), text_config=text, **IDS)
+    return finish(transformers.CohereCompassForConditionalGeneration(config), attention)
+
+
+@cache
+def cosmos3_omni(attention: str) -> Any:
+    torch.manual_seed(0)
+    text = {**TEXT, "head_dim": 16, **rope(mrope_interleaved=True)}
+    config = transformers.Cosmos3OmniConfig(vision_config=vision(16, 3, **QWEN3), text_config=text, **IDS)
+    return finish(transformers.Cosmos3OmniForConditionalGeneration(config), attention)
+
+
+ROWS: dict[str, Row] = {}
+if known("cohere_compass"):
+    ROWS |= qwen_rows("cohere_compass", cohere_compass, 16, write_frames, **DEEPSTACK)
+if known("cosmos3_omni"):
+    ROWS["cosmos3_omni"] = qwen_rows("cosmos3_omni", cosmos3_omni, 16, write_frames, **DEEPSTACK)["cosmos3_omni"]
