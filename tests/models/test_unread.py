@@ -123,6 +123,8 @@ COMPLETE = {
     "qwen2_5_omni-video",
     "qwen3_omni_moe",
     "qwen3_omni_moe-video",
+    "cosmos3_edge",
+    "cosmos3_edge-video",
     "cosmos3_omni",
     "cohere_compass",
     "cohere_compass-video",

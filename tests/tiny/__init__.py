@@ -43,7 +43,7 @@ KIN = frozenset({
     "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
     "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "qwen3_5-video", "qwen3_5_moe",
     "qwen2_5_omni-video", "cohere_compass", "cohere_compass-video", "qwen3_omni_moe-video", "cosmos3_omni",
-    "generic-deepseek_vl", "generic-pixel_shuffle",
+    "cosmos3_edge-video", "generic-deepseek_vl", "generic-pixel_shuffle",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
 hold every pair of them."""

@@ -1,5 +1,6 @@
 """Cohere Compass, with images and with videos: Qwen3-VL's encoder, DeepStack, and an LLM that sees a window in every
-other layer; Cosmos 3's reasoner, which is Qwen3-VL by another name."""
+other layer; Cosmos 3's reasoner, which is Qwen3-VL by another
+name, and its Edge variant."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 from tests.tiny.qwen import DEEPSTACK, IDS, QWEN3, qwen_rows, rope, vision, write_frames
-from tests.tiny.rows import TEXT, Row, finish, known
+from tests.tiny.rows import TEXT, VISION, Row, finish, known
 
 
 @cache
@@ -38,8 +39,24 @@ def cosmos3_omni(attention: str) -> Any:
     return finish(transformers.Cosmos3OmniForConditionalGeneration(config), attention)
 
 
+@cache
+def cosmos3_edge(attention: str) -> Any:
+    torch.manual_seed(0)
+    tower = {**VISION, "patch_size": 16, "num_patches": 16, "spatial_merge_size": 2}
+    del tower["image_size"]
+    text = {**TEXT, "head_dim": 16, **rope()}
+    config = transformers.Cosmos3EdgeConfig(vision_config=tower, text_config=text, projector_hidden_size=64, **IDS)
+    return finish(transformers.Cosmos3EdgeForConditionalGeneration(config), attention)
+
+
+def _last_layer(model: Any) -> Any:
+    return model.model.visual.encoder.layers[-1].self_attn
+
+
 ROWS: dict[str, Row] = {}
 if known("cohere_compass"):
     ROWS |= qwen_rows("cohere_compass", cohere_compass, 16, write_frames, **DEEPSTACK)
 if known("cosmos3_omni"):
     ROWS["cosmos3_omni"] = qwen_rows("cosmos3_omni", cosmos3_omni, 16, write_frames, **DEEPSTACK)["cosmos3_omni"]
+if known("cosmos3_edge"):
+    ROWS |= qwen_rows("cosmos3_edge", cosmos3_edge, 16, write_frames, depth=1, read=_last_layer)

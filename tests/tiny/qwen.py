@@ -98,15 +98,15 @@ def qwen3_vl_moe(attention: str) -> Any:
     )
 
 
-def image_pixels(patch: int, numbers: list[list[int]]) -> dict[str, Tensor]:
+def image_pixels(patch: int, numbers: list[list[int]], depth: int = 2) -> dict[str, Tensor]:
     grids = [IMAGES[number] for number in flat(numbers)]
-    patches = [noise(number, math.prod(IMAGES[number]), 6 * patch**2) for number in flat(numbers)]
+    patches = [noise(number, math.prod(IMAGES[number]), 3 * depth * patch**2) for number in flat(numbers)]
     return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
 
 
-def video_pixels(patch: int, seconds: str, numbers: list[list[int]]) -> dict[str, Tensor]:
+def video_pixels(patch: int, seconds: str, numbers: list[list[int]], depth: int = 2) -> dict[str, Tensor]:
     grids = [VIDEOS[number] for number in flat(numbers)]
-    patches = [noise(20 + number, math.prod(VIDEOS[number]), 6 * patch**2) for number in flat(numbers)]
+    patches = [noise(20 + number, math.prod(VIDEOS[number]), 3 * depth * patch**2) for number in flat(numbers)]
     timing = {seconds: torch.tensor([2.0 - min(number, 1) for number in flat(numbers)])} if seconds else {}
     return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids), **timing}
 
@@ -191,7 +191,7 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
 
 
 def qwen_rows(
-    name: str, make: Any, patch: int, frames: Any = write_video, seconds: str = "", **more: Any
+    name: str, make: Any, patch: int, frames: Any = write_video, seconds: str = "", depth: int = 2, **more: Any
 ) -> dict[str, Row]:
     """A row with images and one with videos.
 
@@ -200,12 +200,13 @@ def qwen_rows(
         patch: pixels of a patch's side.
         frames: writes a video.
         seconds: the argument that says how long a frame lasts, where there is one.
+        depth: frames of a video that one patch holds.
     """
-    shared: dict[str, Any] = {"per_token": types, "rope": True, **more}
-    films = partial(video_pixels, patch, seconds)
+    shared: dict[str, Any] = {"read": read, "saliency": saliency, "per_token": types, "rope": True, **more}
+    films = partial(video_pixels, patch, seconds, depth=depth)
     return {
-        name: Row(make, partial(image_pixels, patch), read, saliency, write=write_image, **shared),
-        f"{name}-video": Row(make, films, read, saliency, kind="video", write=frames, **shared),
+        name: Row(make, partial(image_pixels, patch, depth=depth), write=write_image, **shared),
+        f"{name}-video": Row(make, films, kind="video", write=frames, **shared),
     }
 
 

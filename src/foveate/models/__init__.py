@@ -22,7 +22,7 @@ from foveate.models.mistral3 import Mistral3
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_omni import Qwen3Omni, Qwen25Omni
-from foveate.models.qwen_vl import CohereCompass, Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
+from foveate.models.qwen_vl import CohereCompass, Cosmos3Edge, Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
@@ -30,6 +30,7 @@ FAMILIES: dict[str, type[Family]] = {
         AyaVision,
         Cohere2Vision,
         CohereCompass,
+        Cosmos3Edge,
         ErnieVl,
         Gemma3,
         Glm4v,

@@ -1,11 +1,11 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: dynamic resolution, merged patches, M-RoPE positions, images and videos."""
+"""Qwen-VL from 2 to 3.5 and what is made like it: dynamic resolution, merged patches, M-RoPE, images and videos."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.models.deepstack import DeepStackFamily
 from foveate.models.frame_labels import frame_labels
@@ -69,3 +69,27 @@ class CohereCompass(Qwen3Vl):
     title = "Cohere Compass"
     model_types = ("cohere_compass",)
     checkpoints: ClassVar[Mapping[str, str]] = {"cohere_compass": "CohereLabs/North-Micro-Vision-Instruct"}
+
+
+class Cosmos3Edge(TimedRopeFamily):
+    """``Cosmos3EdgeForConditionalGeneration``: a packed SigLIP 2, merged by a projector behind it."""
+
+    title = "Cosmos 3 Edge"
+    model_types = ("cosmos3_edge",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"cosmos3_edge": "nvidia/Cosmos3-Edge"}
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        blocks: Sequence[Any] = self.tower.encoder.layers
+        return blocks
+
+    @property
+    def attention(self) -> nn.Module:
+        attention: nn.Module = self.blocks[self.read_layer].self_attn
+        return attention
+
+    @property
+    def reader(self) -> nn.Module:
+        """The projector, behind the encoder's last norm."""
+        projector: nn.Module = self.base.projector
+        return projector
