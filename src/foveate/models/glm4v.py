@@ -1,4 +1,4 @@
-"""GLM-4.1V and what came after it: dynamic resolution, squares of patches made one by a convolution, M-RoPE positions.
+"""GLM-4.1V and what came after it: squares of patches merged by a convolution, M-RoPE positions, videos as images.
 
 A video's frames stand under the images' placeholder, with a time behind each; the video's own marks are around them all.
 """
@@ -6,9 +6,8 @@ A video's frames stand under the images' placeholder, with a time behind each; t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from foveate.arguments import setting
@@ -72,7 +71,7 @@ class Glm4v(GlmFamily, PackedRopeFamily):
 
     title = "GLM-4.1V"
     model_types = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr")
-    checkpoints = {
+    checkpoints: ClassVar[Mapping[str, str]] = {
         "glm4v": "zai-org/GLM-4.1V-9B-Thinking",
         "glm4v_moe": "zai-org/GLM-4.5V",
         "glm_ocr": "zai-org/GLM-OCR",
