@@ -96,6 +96,8 @@ class Recorder:
             self._note(query, key, scaling, mask)
 
     def _note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
+        if key.shape[1] != query.shape[1]:  # heads that share keys
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         lengths = [query.shape[2]]
         if self.segments is not None and query.shape[2] == sum(self.segments):
             lengths = list(self.segments)

@@ -115,7 +115,7 @@ class Row:
         read: model -> the attention module whose attention is saliency.
         saliency: (model, inputs, that module's whole attention matrices in call order, averaged over heads, the
             encoded images) -> per image (N,) float64, worked out by hand.
-        hands: model -> the module whose output the projector reads, where ``tests/models/test_encoded.py`` does not know.
+        hands: model -> the module whose output the projector reads; None: ``tests/models/test_encoded.py`` knows it.
         rope: whether positions have three dimensions.
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token

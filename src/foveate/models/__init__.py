@@ -14,6 +14,7 @@ from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
+from foveate.models.lfm3_vl import Lfm3Vl
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_onevision import LlavaOnevision
@@ -26,8 +27,8 @@ from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, ErnieVl, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision,
-        Mistral3, Ovis2, PaddleOcrVl, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        AyaVision, Cohere2Vision, ErnieVl, Gemma3, Glm4v, Idefics3, InternVl, Lfm3Vl, Llava, LlavaNext,
+        LlavaOnevision, Mistral3, Ovis2, PaddleOcrVl, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
 }  # fmt: skip
