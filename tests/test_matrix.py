@@ -103,12 +103,12 @@ def skip_if_stock_needs_its_cache(model: Any, inputs: dict[str, Tensor]) -> None
         pytest.skip("the stock model gives other logits without a cache")
 
 
-def refused_without_cache(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor]) -> None:
-    """Stock's own failure at the second token, which a pruned call says in advance."""
+def refused(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor], **options: Any) -> None:
+    """Where stock itself fails in the middle, a pruned call says so in advance."""
     with pytest.raises(IndexError):
-        model.generate(**inputs, **GREEDY, use_cache=False)
-    with pruner(model), pytest.raises(ValueError, match="use_cache"):
-        model.generate(**inputs, **GREEDY, use_cache=False)
+        model.generate(**inputs, **GREEDY, **options)
+    with pruner(model), pytest.raises(ValueError, match="stock transformers"):
+        model.generate(**inputs, **GREEDY, **options)
 
 
 def skip_if_stock_fails(row: Row, mode: str) -> None:
@@ -129,7 +129,7 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
             model.generate(**inputs, **options)
         return
     if mode == "no_cache" and not row.grows:
-        refused_without_cache(pruner, model, inputs)
+        refused(pruner, model, inputs, use_cache=False)
         return
     if mode in row.fails:
         for on in (nullcontext(), pruner(model)):
@@ -186,7 +186,7 @@ def test_positions_and_newlines(
 ) -> None:
     pruner = foveate.AdaFV(keep=keep)
     if not (use_cache or row.grows):
-        refused_without_cache(pruner, model, inputs)
+        refused(pruner, model, inputs, use_cache=False)
         return
     with pruner(model, positions=positions, newlines=newlines):
         result = model.generate(
@@ -261,9 +261,11 @@ def test_speculative(row: Row, model: Any, batch: str, keep: float | int) -> Non
             with there, pytest.raises(ValueError, match="not supported with stateful models"):
                 model.generate(**inputs, **GREEDY, **lookup)
         return
+    if not row.grows:
+        refused(pruner, model, inputs, **lookup)
     with pruner(model):
         alone = model.generate(**inputs, **GREEDY)
-        looked_up = model.generate(**inputs, **GREEDY, **lookup)
+        looked_up = model.generate(**inputs, **GREEDY, **lookup) if row.grows else alone
         chosen = indices(pruner)
     if not torch.equal(alone, looked_up):
         # Only where the stock model contradicts itself (keep=1.0 among it): from the short prompt it gives the same.

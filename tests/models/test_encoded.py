@@ -32,7 +32,9 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         layer = model.config.vision_feature_layer
     if kind == "vipllava":
         layer = -2
-    if kind.startswith(("qwen", "glm4v")):
+    if row.hands is not None:
+        module = row.hands(model)
+    elif kind.startswith(("qwen", "glm")):
         module = base.visual.blocks[-1] if kind.startswith("qwen") else base.visual.post_layernorm
     elif kind == "llama4":
         module = base.vision_model.layernorm_post

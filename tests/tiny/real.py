@@ -135,10 +135,13 @@ def seeing_only_its_own(model: Any) -> Any:
     assert len(stacks) == 1
     for layer in stacks[0]:
         layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
-    convolution = next(one for one in tower.modules() if isinstance(one, (nn.Conv2d, nn.Conv3d)))
-    scale = 1e-4 / convolution.weight[0].numel()
-    row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1))
-    weight = convolution.weight
+    weight = next(
+        module.weight
+        for name, module in tower.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)) or (isinstance(module, nn.Linear) and "patch_embed" in name)
+    )
+    scale = 1e-4 / weight[0].numel()
+    row = torch.randn(len(weight), generator=torch.Generator().manual_seed(1))
     weight.data.copy_((row * scale).view(-1, *[1] * (weight.ndim - 1)).expand_as(weight))
     return model
 

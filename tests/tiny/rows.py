@@ -124,6 +124,7 @@ class Row:
         read: model -> the attention module whose attention is saliency.
         saliency: (model, inputs, that module's whole attention matrices in call order, averaged over heads, the
             encoded images) -> per image (N,) float64, worked out by hand.
+        hands: model -> the module whose output the projector reads; None: ``tests/models/test_encoded.py`` knows it.
         rope: whether positions have three dimensions.
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
@@ -135,8 +136,8 @@ class Row:
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
             videos under an id that no prompt holds, and has none left).
-        grows: whether stock ``generate`` without a cache grows the per-token inputs with the prompt (ERNIE's own stay
-            as long as they came, and its experts fail).
+        grows: whether stock ``generate`` grows the per-token inputs with the prompt, where it reads them again: without
+            a cache and in prompt lookup (ERNIE's own stay as long as they came, and its experts fail).
     """
 
     make: Callable[[str], Any]
@@ -151,6 +152,7 @@ class Row:
     planes: Callable[[Any, dict[str, Tensor], str], list[list[Tensor]]] | None = None
     embed: Callable[[Any, Tensor], Tensor] = table
     hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
+    hands: Callable[[Any], Any] | None = None
     rope: bool = False
     mixes_beams: bool = False
     looks_up: bool = True

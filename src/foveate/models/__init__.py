@@ -14,12 +14,14 @@ from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
+from foveate.models.lfm3_vl import Lfm3Vl
 from foveate.models.llama4 import Llama4
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_onevision import LlavaOnevision
 from foveate.models.mistral3 import Mistral3
 from foveate.models.ovis2 import Ovis2
+from foveate.models.paddleocr_vl import PaddleOcrVl
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 
@@ -33,12 +35,14 @@ FAMILIES: dict[str, type[Family]] = {
         Glm4v,
         Idefics3,
         InternVl,
+        Lfm3Vl,
         Llama4,
         Llava,
         LlavaNext,
         LlavaOnevision,
         Mistral3,
         Ovis2,
+        PaddleOcrVl,
         PaliGemma,
         Qwen25Vl,
         Qwen2Vl,

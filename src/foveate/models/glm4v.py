@@ -1,12 +1,12 @@
-"""GLM-4.1V and its successors: dynamic resolution, squares of patches made one by a convolution, M-RoPE positions.
+"""GLM-4.1V and what came after it: squares of patches merged by a convolution, M-RoPE positions, videos as images.
 
-A video's frames stand under the images' placeholder, with a time behind each, and the video's marks around them all.
+A video's frames stand under the images' placeholder, a time behind each; the video's own marks are around them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ class Glm4v(GlmFamily, PackedRopeFamily):
 
     title = "GLM-4.1V"
     model_types = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr")
-    checkpoints = {
+    checkpoints: ClassVar[Mapping[str, str]] = {
         "glm4v": "zai-org/GLM-4.1V-9B-Thinking",
         "glm4v_moe": "zai-org/GLM-4.5V",
         "glm_ocr": "zai-org/GLM-OCR",
