@@ -23,7 +23,7 @@ import foveate
 from foveate import bundled
 from foveate.functional import Merge, sizes
 from tests import reference
-from tests.tiny import ROWS, SILENT, Row, prompts, siglip
+from tests.tiny import ROWS, SEEING, SILENT, Row, prompts, siglip
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
@@ -35,7 +35,7 @@ OLD = Version(transformers.__version__) < Version("5.18")
 BY_BLOCKS = ("gemma3", "paligemma")
 
 
-@pytest.fixture(params=list(ROWS))
+@pytest.fixture(params=SEEING)
 def row(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
