@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+import foveate
+
 IMAGE, VIDEO, END, START, PAD, BOS = 99, 98, 97, 96, 0, 1
 SILENT = [IMAGE, VIDEO, END, START]
 """Never generated: a random model would write placeholders."""
@@ -131,6 +133,8 @@ class Row:
             type, which puts them into PaliGemma's bidirectional prefix).
         hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
             nothing can be added.
+        unread: what no method can read of this encoder: "saliency", "keys".
+        cap: softcapping of the logits, where stock's head has any.
         fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         placeholder: its id; None: the one that everybody uses for its kind.
@@ -158,10 +162,20 @@ class Row:
     looks_up: bool = True
     hybrid: bool = False
     fails: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    cap: float | None = None
     embeds: bool = True
     placeholder: int | None = None
     repeats: bool = True
     grows: bool = True
+
+    def pruner(self, keep: float | int) -> Any:
+        """The method that the matrix's tests are run with: one that reads all there is to read."""
+        return foveate.get_pruner("cdpruner" if "saliency" in self.unread else "adafv", keep=keep)
+
+    def steady(self, keep: float | int) -> Any:
+        """One that does not read the text, which grows from turn to turn."""
+        return foveate.get_pruner("divprune" if "saliency" in self.unread else "saliency", keep=keep)
 
     @property
     def token(self) -> int:
