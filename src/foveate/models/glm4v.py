@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,10 @@ class Glm4v(PackedRopeFamily):
 
     title = "GLM-4.1V"
     model_types = ("glm4v", "glm4v_moe")
+    checkpoints: ClassVar[Mapping[str, str]] = {
+        "glm4v": "zai-org/GLM-4.1V-9B-Thinking",
+        "glm4v_moe": "zai-org/GLM-4.5V",
+    }
     joins_rows = True
 
     @property

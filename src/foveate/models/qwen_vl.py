@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Qwen2Vl(PackedRopeFamily):
 
     title = "Qwen2-VL"
     model_types = ("qwen2_vl",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
 
@@ -28,6 +29,7 @@ class Qwen25Vl(PackedRopeFamily):
 
     title = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
     saliency = "mean received attention, last layer that sees the whole image"
 
@@ -71,6 +73,10 @@ class Qwen3Vl(PackedRopeFamily):
 
     title = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
+    checkpoints: ClassVar[Mapping[str, str]] = {
+        "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
+        "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    }
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
     def marks(self, ids: Tensor) -> Tensor:
