@@ -14,6 +14,7 @@ from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
+from foveate.models.left_out import INSTEAD, REASONS
 from foveate.models.lfm3_vl import Lfm3Vl
 from foveate.models.llama4 import Llama4
 from foveate.models.llava import Llava
@@ -78,13 +79,14 @@ def family_for(model: Any) -> Family:
     """The adapter for a model; the generic one, which warns, where none knows its type.
 
     Raises:
-        ValueError: no adapter takes this model, or it is not one that generates; the message names the families there
-            are, and says what the generic adapter misses.
+        ValueError: no adapter takes this model, or it is not one that generates; the message says why its type is left
+            out, or names the families there are and says what the generic adapter misses.
     """
     model = stock_model(model)
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = FAMILIES.get(model_type)
     if family is None:
+        check_left_out(model_type)
         try:
             return Generic(model)
         except ValueError as error:
@@ -104,6 +106,16 @@ def _has_inner(family: type[Family], model: Any) -> bool:
         return False
 
 
+def check_left_out(model_type: str) -> None:
+    """Raises ValueError, with the reason, for a model type that is known and left out."""
+    reason = REASONS.get(model_type) or INSTEAD.get(model_type)
+    if reason is not None:
+        raise ValueError(
+            f"model family {model_type!r} is not supported: {reason}. Use a family that `foveate models` lists, or "
+            "this model without a pruner"
+        )
+
+
 def unsupported(model_type: str, reason: object) -> ValueError:
     """What to raise for a model type that has no adapter and does not fit the generic one."""
     return ValueError(
@@ -112,4 +124,4 @@ def unsupported(model_type: str, reason: object) -> ValueError:
     )
 
 
-__all__ = ["FAMILIES", "EncodedImage", "Family", "family_for", "stock_model", "unsupported"]
+__all__ = ["FAMILIES", "EncodedImage", "Family", "check_left_out", "family_for", "stock_model", "unsupported"]

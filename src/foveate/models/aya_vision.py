@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +19,7 @@ class AyaVision(TiledFamily):
 
     title = "Aya Vision"
     model_types = ("aya_vision",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"aya_vision": "CohereLabs/aya-vision-8b"}
 
     @property
     def factor(self) -> int:

@@ -72,7 +72,7 @@ class Family(ABC):
 
     @classmethod
     def traits(cls) -> Mapping[str, str]:
-        """For people: what saliency is read, which positions and layouts there are, whether video works."""
+        """For people: what saliency is read, which positions and layouts there are, whether videos and crops work."""
         return {
             "saliency": cls.saliency,
             "merge": cls.merge,
@@ -80,6 +80,7 @@ class Family(ABC):
             "positions": ", ".join(cls.positions),
             "layouts": ", ".join(cls.layouts),
             "video": "yes" if cls.video_inputs else "no",
+            "crops": "yes" if cls.crops else "no",
         }
 
     @abstractmethod

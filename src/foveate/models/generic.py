@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,6 +30,11 @@ class Generic(Family):
 
     title = "the generic adapter"
     model_types = ()
+    checkpoints: ClassVar[Mapping[str, str]] = {
+        "vipllava": "llava-hf/vip-llava-7b-hf",
+        "deepseek_vl": "deepseek-community/deepseek-vl-1.3b-chat",
+    }
+    """Of the types that it is known to take, by a row each in the matrix of tests."""
     saliency = "CLS row, or mean received attention"
     merge = "1, or a square"
     views = "a run of placeholders"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Idefics3(Family):
 
     title = "Idefics3"
     model_types = ("idefics3",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"idefics3": "HuggingFaceM4/Idefics3-8B-Llama3"}
     image_inputs = ("pixel_values", "pixel_attention_mask")
     merge = "pixel shuffle, scale_factor per side"
     views = "tiles + 1"
@@ -190,6 +191,7 @@ class SmolVlm(Idefics3):
 
     title = "SmolVLM"
     model_types = ("smolvlm",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct"}
 
     def marks(self, ids: Tensor) -> Tensor:
         known = super().marks(ids)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
 from foveate.models.frame_labels import frame_labels
@@ -14,6 +17,9 @@ class InternVl(TiledFamily):
 
     title = "InternVL"
     model_types = ("internvl",)
+    checkpoints: ClassVar[Mapping[str, str]] = {
+        "internvl": "OpenGVLab/InternVL3-8B-hf (the -hf form: the other runs code of its own)"
+    }
     saliency = "CLS row"
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Llava(TowerFamily):
 
     title = "LLaVA-1.5"
     model_types = ("llava",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"llava": "llava-hf/llava-1.5-7b-hf"}
     image_inputs = ("pixel_values", "image_sizes")  # the sizes come with a Pixtral tower only
     saliency = "CLS row (CLIP), mean received attention (SigLIP, Pixtral)"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ class Mistral3(TowerFamily):
 
     title = "Mistral 3"
     model_types = ("mistral3",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"mistral3": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"}
     image_inputs = ("pixel_values", "image_sizes")
     merge = "2x2"
     saliency = "mean received attention"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from foveate.models.squares import SquareFamily
 
 
@@ -13,5 +16,6 @@ class PaliGemma(SquareFamily):
 
     title = "PaliGemma"
     model_types = ("paligemma",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"paligemma": "google/paligemma2-3b-mix-448"}
     first_position = 1
     chats = False

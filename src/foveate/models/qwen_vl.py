@@ -21,6 +21,7 @@ class Qwen2Vl(PackedRopeFamily):
 
     title = "Qwen2-VL"
     model_types = ("qwen2_vl",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
 
@@ -29,6 +30,7 @@ class Qwen25Vl(WindowedFamily, PackedRopeFamily):
 
     title = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
+    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -56,6 +58,10 @@ class Qwen3Vl(TimedRopeFamily):
 
     title = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
+    checkpoints: ClassVar[Mapping[str, str]] = {
+        "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
+        "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    }
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         depth = len(self.base.visual.deepstack_visual_indexes)
