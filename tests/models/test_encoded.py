@@ -28,7 +28,7 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """(views, patches, d) or (patches of all, d): what the stock tower gives, CLS included where it has one."""
     base, kind = model.model, model.config.model_type
     layer: Any = None
-    if kind in ("llava", "llava_next", "llava_onevision", "aya_vision", "mistral3"):
+    if kind in ("llava", "llava_next", "llava_next_video", "llava_onevision", "aya_vision", "mistral3"):
         layer = model.config.vision_feature_layer
     if kind == "vipllava":
         layer = -2
