@@ -193,6 +193,8 @@ def _pad(
 @torch.no_grad()
 def logits_of(row: Row, model: Any, hidden: Tensor) -> Tensor:
     scores: Tensor = model.get_output_embeddings()(hidden)
+    if hasattr(model, "final_logit_softcapping"):
+        return (scores / model.final_logit_softcapping).tanh() * model.final_logit_softcapping
     return scores * model.logit_scale if hasattr(model, "logit_scale") else scores
 
 

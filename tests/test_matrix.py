@@ -393,7 +393,8 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
 # Families that cut a picture into crops, of which only some are encoded.
 TILING = [
     "llava_next-clip", "llava_next-siglip", "llava_next_video", "idefics3", "smolvlm", "smolvlm-uneven", "internvl",
-    "ovis2", "aya_vision", "cohere2_vision", *(["llama4"] if "llama4" in ROWS else []), "llava_onevision",
+    "ovis2", "aya_vision", "cohere2_vision", *(["qianfan_ocr"] if "qianfan_ocr" in ROWS else []),
+    *(["llama4"] if "llama4" in ROWS else []), "llava_onevision",
     "llava_onevision-crops",
 ]  # fmt: skip
 # (mode, batch, keep, crops): every value of each, and every mode with fewer crops than there are.

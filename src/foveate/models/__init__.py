@@ -13,13 +13,13 @@ from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3
-from foveate.models.internvl import InternVl
+from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.llama4 import Llama4
-from foveate.models.llava import Llava
+from foveate.models.llava import Llava, VipLlava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_next_video import LlavaNextVideo
 from foveate.models.llava_onevision import LlavaOnevision
-from foveate.models.mistral3 import Mistral3
+from foveate.models.mistral3 import LightOnOcr, Mistral3
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
@@ -35,6 +35,7 @@ FAMILIES: dict[str, type[Family]] = {
         Glm4v,
         Idefics3,
         InternVl,
+        LightOnOcr,
         Llama4,
         Llava,
         LlavaNext,
@@ -43,10 +44,12 @@ FAMILIES: dict[str, type[Family]] = {
         Mistral3,
         Ovis2,
         PaliGemma,
+        QianfanOcr,
         Qwen25Vl,
         Qwen2Vl,
         Qwen3Vl,
         SmolVlm,
+        VipLlava,
     )
     for model_type in family.model_types
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from torch import Tensor
 
 from foveate.models.films import Film, counted, film_labels, films_in
 from foveate.models.tiles import Cut, TiledFamily, runs_of
-from foveate.models.towers import Tower
+from foveate.models.towers import INTERN, Tower
 
 
 class InternVl(TiledFamily):
@@ -14,10 +16,11 @@ class InternVl(TiledFamily):
 
     title = "InternVL"
     model_types = ("internvl",)
+    checkpoints = MappingProxyType({"internvl": "OpenGVLab/InternVL3-8B-hf (the -hf form)"})
     saliency = "CLS row"
 
     def check(self) -> None:
-        self.tower = Tower(self.base, self.config, {"internvl_vision": "cls"})
+        self.tower = Tower(self.base, self.config, INTERN)
 
     @property
     def factor(self) -> int:
@@ -59,3 +62,14 @@ class InternVl(TiledFamily):
 
     def _films(self, row: Tensor, marks: Tensor, single: list[bool]) -> list[Film]:
         return films_in(row, self.image_token_id, marks, single, counted)
+
+
+class QianfanOcr(InternVl):
+    """``QianfanOCRForConditionalGeneration``: the same without videos."""
+
+    title = "Qianfan-OCR"
+    model_types = ("qianfan_ocr",)
+    checkpoints = MappingProxyType({"qianfan_ocr": "baidu/Qianfan-OCR"})
+
+    def _films(self, row: Tensor, marks: Tensor, single: list[bool]) -> list[Film]:
+        return []
