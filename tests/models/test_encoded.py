@@ -28,9 +28,17 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """(views, patches, d) or (patches of all, d): what the stock tower gives, CLS included where it has one."""
     base, kind = inner(model), model.config.model_type
     layer: Any = None
-    if kind in ("llava", "llava_next", "llava_onevision", "aya_vision", "mistral3"):
+    if kind in (
+        "llava",
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "aya_vision",
+        "mistral3",
+        "mistral_large4",
+    ):
         layer = model.config.vision_feature_layer
-    if kind == "vipllava":
+    if kind in ("vipllava", "another_llava"):
         layer = -2
     if row.hands is not None:
         module = row.hands(model)
@@ -40,6 +48,8 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         module = base.vision_model.layernorm_post
     elif kind == "ovis2":
         module = base.vision_tower.transformer
+    elif kind == "lighton_ocr":
+        module = base.vision_encoder
     else:
         module = base.vision_tower if hasattr(base, "vision_tower") else base.vision_model
     found: list[Any] = []

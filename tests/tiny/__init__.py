@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.tiny import (
     ernie,
+    films,
     generic,
     glm,
     lfm3,
@@ -37,6 +38,7 @@ ROWS: dict[str, Row] = {
     **lfm3.ROWS,
     **mistral.ROWS,
     **onevision.ROWS,
+    **films.ROWS,
 }
 
 SEEING = [name for name, row in ROWS.items() if not row.unread]
@@ -45,6 +47,9 @@ KIN = frozenset({
     "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
     "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "qwen3_5-video", "qwen3_5_moe",
     "generic-deepseek_vl", "generic-pixel_shuffle",
+    "internvl-video", "smolvlm-video", "llava_next_video", "llava_next_video-clip-video",
+    "llava_next_video-siglip-video", "mistral_large4", "lighton_ocr", "qianfan_ocr",
+    "vipllava",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
 hold every pair of them."""

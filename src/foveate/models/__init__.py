@@ -12,19 +12,21 @@ from foveate.models.ernie_vl import ErnieVl
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
-from foveate.models.idefics3 import Idefics3, SmolVlm
-from foveate.models.internvl import InternVl
+from foveate.models.idefics3 import Idefics3
+from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.left_out import INSTEAD, REASONS
 from foveate.models.lfm3_vl import Lfm3Vl
 from foveate.models.llama4 import Llama4
-from foveate.models.llava import Llava
+from foveate.models.llava import Llava, VipLlava
 from foveate.models.llava_next import LlavaNext
+from foveate.models.llava_next_video import LlavaNextVideo
 from foveate.models.llava_onevision import LlavaOnevision
-from foveate.models.mistral3 import Mistral3
+from foveate.models.mistral3 import LightOnOcr, Mistral3
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paddleocr_vl import PaddleOcrVl
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
+from foveate.models.smolvlm import SmolVlm
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
@@ -37,19 +39,23 @@ FAMILIES: dict[str, type[Family]] = {
         Idefics3,
         InternVl,
         Lfm3Vl,
+        LightOnOcr,
         Llama4,
         Llava,
         LlavaNext,
+        LlavaNextVideo,
         LlavaOnevision,
         Mistral3,
         Ovis2,
         PaddleOcrVl,
         PaliGemma,
+        QianfanOcr,
         Qwen25Vl,
         Qwen2Vl,
         Qwen35,
         Qwen3Vl,
         SmolVlm,
+        VipLlava,
     )
     for model_type in family.model_types
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ class ErnieVl(PackedRopeFamily):
     title = "ERNIE-4.5-VL"
     model_types = ("ernie4_5_vl_moe",)
     video_inputs = ("pixel_values_videos", "video_grid_thw")
-    per_token: ClassVar[Mapping[str, int]] = {"moe_mm_token_type_ids": 0}
+    per_token = {"moe_mm_token_type_ids": 0}
     merge = "2x2, in videos 2x2x2"
-    checkpoints: ClassVar[Mapping[str, str]] = {"ernie4_5_vl_moe": "baidu/ERNIE-4.5-VL-28B-A3B-PT"}
+    checkpoints = {"ernie4_5_vl_moe": "baidu/ERNIE-4.5-VL-28B-A3B-PT"}
 
     @property
     def tower(self) -> Any:

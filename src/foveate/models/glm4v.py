@@ -6,7 +6,7 @@ A video's frames stand under the images' placeholder, a time behind each; the vi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ class Glm4v(GlmFamily, PackedRopeFamily):
 
     title = "GLM-4.1V"
     model_types = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr")
-    checkpoints: ClassVar[Mapping[str, str]] = {
+    checkpoints = {
         "glm4v": "zai-org/GLM-4.1V-9B-Thinking",
         "glm4v_moe": "zai-org/GLM-4.5V",
         "glm_ocr": "zai-org/GLM-OCR",

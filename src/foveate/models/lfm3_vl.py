@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ class Lfm3Vl(PackedFamily):
     model_types = ("lfm3_vl",)
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     saliency = "mean received attention, last layer that has some"
-    checkpoints: ClassVar[Mapping[str, str]] = {"lfm3_vl": "LiquidAI/LFM3-VL-2B"}
+    checkpoints = {"lfm3_vl": "LiquidAI/LFM3-VL-2B"}
 
     def check(self) -> None:
         super().check()

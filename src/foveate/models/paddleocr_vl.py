@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class PaddleOcrVl(PackedRopeFamily):
     title = "PaddleOCR-VL"
     model_types = ("paddleocr_vl",)
     pixel_axes = ("patches", "channels", "height", "width")
-    checkpoints: ClassVar[Mapping[str, str]] = {"paddleocr_vl": "PaddlePaddle/PaddleOCR-VL"}
+    checkpoints = {"paddleocr_vl": "PaddlePaddle/PaddleOCR-VL"}
 
     @property
     def tower(self) -> Any:

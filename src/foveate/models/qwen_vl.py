@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Qwen2Vl(PackedRopeFamily):
 
     title = "Qwen2-VL"
     model_types = ("qwen2_vl",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
+    checkpoints = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
 
@@ -30,7 +30,7 @@ class Qwen25Vl(WindowedFamily, PackedRopeFamily):
 
     title = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    checkpoints = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -50,7 +50,7 @@ class Qwen35(TimedRopeFamily):
 
     title = "Qwen3.5"
     model_types = ("qwen3_5", "qwen3_5_moe")
-    checkpoints: ClassVar[Mapping[str, str]] = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
+    checkpoints = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
 
 
 class Qwen3Vl(TimedRopeFamily):
@@ -58,7 +58,7 @@ class Qwen3Vl(TimedRopeFamily):
 
     title = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
-    checkpoints: ClassVar[Mapping[str, str]] = {
+    checkpoints = {
         "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
         "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     }
