@@ -104,12 +104,12 @@ def skip_if_stock_needs_its_cache(model: Any, inputs: dict[str, Tensor]) -> None
         pytest.skip("the stock model gives other logits without a cache")
 
 
-def refused_without_cache(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor]) -> None:
-    """Stock's own failure at the second token, which a pruned call says in advance."""
+def refused(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor], **options: Any) -> None:
+    """Where stock itself fails in the middle, a pruned call says so in advance."""
     with pytest.raises(IndexError):
-        model.generate(**inputs, **GREEDY, use_cache=False)
-    with pruner(model), pytest.raises(ValueError, match="use_cache"):
-        model.generate(**inputs, **GREEDY, use_cache=False)
+        model.generate(**inputs, **GREEDY, **options)
+    with pruner(model), pytest.raises(ValueError, match="stock transformers"):
+        model.generate(**inputs, **GREEDY, **options)
 
 
 def skip_if_stock_fails(row: Row, mode: str) -> None:
@@ -122,7 +122,7 @@ def skip_if_stock_fails(row: Row, mode: str) -> None:
 @pytest.mark.parametrize("mode", list(MODES))
 def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, keep: float | int) -> None:
     options, wanted = MODES[mode]
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     if mode == "beams" and not row.repeats:
         with pytest.raises(RuntimeError):
             model.generate(**inputs, **options)
@@ -130,7 +130,7 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
             model.generate(**inputs, **options)
         return
     if mode == "no_cache" and not row.grows:
-        refused_without_cache(pruner, model, inputs)
+        refused(pruner, model, inputs, use_cache=False)
         return
     if mode in row.fails:
         for on in (nullcontext(), pruner(model)):
@@ -164,7 +164,7 @@ def test_eager(row: Row, keep: float | int) -> None:
     """The modes run on SDPA; with eager attention, masks are made in another way."""
     model = row.make("eager")
     inputs = prompts(row, model, "mixed")
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     with pruner(model):
         result = model.generate(**inputs, **GREEDY)
     if keep == 1.0:
@@ -185,9 +185,9 @@ def test_positions_and_newlines(
     keep: float | int,
     use_cache: bool,
 ) -> None:
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     if not (use_cache or row.grows):
-        refused_without_cache(pruner, model, inputs)
+        refused(pruner, model, inputs, use_cache=False)
         return
     with pruner(model, positions=positions, newlines=newlines):
         result = model.generate(
@@ -209,7 +209,7 @@ def test_positions_and_newlines(
 
 @pytest.mark.parametrize("keep", KEEPS)
 def test_scores(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     options = {
         "max_new_tokens": NEW,
         "do_sample": False,
@@ -229,7 +229,7 @@ def test_scores(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | i
 def test_lengths(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
     """max_length and min_length count the prompt as the user knows it."""
     length = inputs["input_ids"].shape[1]
-    with foveate.AdaFV(keep=keep)(model):
+    with row.pruner(keep)(model):
         bounded = model.generate(**inputs, max_length=length + 4, do_sample=False)
         given = model.generate(
             **inputs,
@@ -255,16 +255,18 @@ def test_speculative(row: Row, model: Any, batch: str, keep: float | int) -> Non
     if OLD:
         pytest.skip("this transformers looks for EOS tokens in candidates without asking whether there are any")
     inputs = prompts(row, model, batch)
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     lookup = {"prompt_lookup_num_tokens": 3}
     if model._is_stateful:  # a state cannot be taken back to where a candidate was refused: stock's own refusal
         for there in (pruner(model), nullcontext()):
             with there, pytest.raises(ValueError, match="not supported with stateful models"):
                 model.generate(**inputs, **GREEDY, **lookup)
         return
+    if not row.grows:
+        refused(pruner, model, inputs, **lookup)
     with pruner(model):
         alone = model.generate(**inputs, **GREEDY)
-        looked_up = model.generate(**inputs, **GREEDY, **lookup)
+        looked_up = model.generate(**inputs, **GREEDY, **lookup) if row.grows else alone
         chosen = indices(pruner)
     if not torch.equal(alone, looked_up):
         # Only where the stock model contradicts itself (keep=1.0 among it): from the short prompt it gives the same.
@@ -299,7 +301,7 @@ class Collector(BaseStreamer):
 def test_streamer(row: Row, model: Any, keep: float | int) -> None:
     inputs = prompts(row, model, "several")
     streamer = Collector()
-    with foveate.AdaFV(keep=keep)(model):
+    with row.pruner(keep)(model):
         result = model.generate(**inputs, **GREEDY, streamer=streamer)
     assert streamer.ended
     assert torch.equal(streamer.seen[0], inputs["input_ids"])
@@ -313,7 +315,7 @@ def test_forward(row: Row, model: Any, inputs: dict[str, Tensor], positions: str
     ids = inputs["input_ids"]
     unlabelled = torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0)
     labels = ids.masked_fill(unlabelled, -100)
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     with torch.no_grad(), pruner(model, positions=positions):
         output = model(**inputs, labels=labels)
         last = model(**inputs, logits_to_keep=2).logits
@@ -365,8 +367,8 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
         pytest.skip("stock's own linear attention begins anew when several tokens follow a cache")
     if OLD and cache is StaticCache and model.config.model_type == "paligemma":
         pytest.skip("stock 5.4 looks for token types that a second turn does not have")
-    # "prompt" text would change between the turns; saliency does not read it
-    pruner = foveate.Saliency(keep=keep)
+    # "prompt" text would change between the turns, which this method does not read
+    pruner = row.steady(keep)
     options = {"disable_compile": True, **GREEDY}
     with pruner(model, positions=positions):
         first = model.generate(**inputs, **options, past_key_values=store, return_dict_in_generate=True)
@@ -393,6 +395,11 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
     model = row.make("sdpa")
     inputs = prompts(row, model, "mixed")
     pruner = foveate.get_pruner(method, keep=keep)
+    unread = [one for one in row.unread if getattr(pruner, f"reads_{one}")]
+    if unread:
+        with pytest.raises(ValueError, match=f"{pruner.name} reads .*has none to read: .*Methods that do without: "):
+            foveate.attach(model, pruner)
+        return
     with pruner(model):
         result = model.generate(**inputs, **GREEDY)
         chosen, weights = indices(pruner), [one.weights for one in pruner.selections]
@@ -410,8 +417,10 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
 
 # Families that cut a picture into crops, of which only some are encoded.
 TILING = [
-    "llava_next-clip", "llava_next-siglip", "idefics3", "smolvlm", "smolvlm-uneven", "internvl", "ovis2", "aya_vision",
-    "cohere2_vision", *(["llama4"] if "llama4" in ROWS else []), "llava_onevision", "llava_onevision-crops",
+    "llava_next-clip", "llava_next-siglip", "llava_next_video", "idefics3", "smolvlm", "smolvlm-uneven", "internvl",
+    "ovis2", "aya_vision", "cohere2_vision", *(["qianfan_ocr"] if "qianfan_ocr" in ROWS else []),
+    *(["llama4"] if "llama4" in ROWS else []), "llava_onevision",
+    "llava_onevision-crops",
 ]  # fmt: skip
 # (mode, batch, keep, crops): every value of each, and every mode with fewer crops than there are.
 CROPPED = [
@@ -435,7 +444,8 @@ def test_kin_have_a_row_that_goes_through_everything() -> None:
 
 
 def test_every_tiling_family_has_its_row() -> None:
-    assert [name for name, row in ROWS.items() if family_for(row.make("sdpa")).crops and row.kind == "image"] == TILING
+    pictures = [name for name in ROWS if not name.endswith("-video")]
+    assert [name for name in pictures if family_for(ROWS[name].make("sdpa")).crops] == TILING
 
 
 @cache
@@ -472,7 +482,7 @@ def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float
     inputs = prompts(row, model, batch)
     skip_if_stock_fails(row, mode)
     options, wanted = MODES[mode]
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     torch.manual_seed(11)
     with pruner(model, crops=crops), embedded(model) as seen:
         result = model.generate(**inputs, **options)
@@ -503,7 +513,7 @@ def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float
 )
 def test_crops_positions_and_newlines(row: Row, model: Any, positions: str, newlines: str) -> None:
     inputs = prompts(row, model, "mixed")
-    pruner = foveate.AdaFV(keep=0.4)
+    pruner = row.pruner(0.4)
     with pruner(model, positions=positions, newlines=newlines, crops=1):
         result = model.generate(**inputs, **GREEDY)
     assembled = reference.assemble(row, model, inputs, indices(pruner), newlines, positions)
@@ -521,7 +531,7 @@ def test_all_crops_are_stock(name: str, mode: str, keep: float | int) -> None:
     options = {**MODES[mode][0], "return_dict_in_generate": True, "output_logits": True}
     found = []
     for crops in (None, 1.0, 9):
-        pruner = foveate.AdaFV(keep=keep)
+        pruner = row.pruner(keep)
         with pruner(model, crops=crops):
             found.append((model.generate(**inputs, **options), pruner.selections))
     (plain, chosen), *others = found
@@ -545,7 +555,7 @@ def test_crops_forward(name: str) -> None:
     inputs = prompts(row, model, "mixed")
     ids = inputs["input_ids"]
     labels = ids.masked_fill(torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0), -100)
-    pruner = foveate.AdaFV(keep=0.4)
+    pruner = row.pruner(0.4)
     with pruner(model, crops=0.5):
         output = model(**inputs, labels=labels)
     assembled = reference.assemble(row, model, inputs, indices(pruner))

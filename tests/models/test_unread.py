@@ -150,7 +150,8 @@ COMPLETE = {
     "cohere2_vision",
     "ovis2",
     "llama4",
-    "internvl", "internvl, -1", "mistral3, -1", "mistral3, 3",
+    "internvl", "internvl-video", "smolvlm-video", "lighton_ocr", "qianfan_ocr",
+    "internvl, -1", "mistral3, -1", "mistral3, 3",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
 }  # fmt: skip
 """Those of which stock models read all that they compute."""

@@ -53,10 +53,20 @@ def _last_layer(model: Any) -> Any:
     return model.model.visual.encoder.layers[-1].self_attn
 
 
+def _last_norm(model: Any) -> Any:
+    return model.model.visual.post_layernorm
+
+
+def _last_block(model: Any) -> Any:
+    return model.model.visual.blocks[-1]
+
+
 ROWS: dict[str, Row] = {}
 if known("cohere_compass"):
-    ROWS |= qwen_rows("cohere_compass", cohere_compass, 16, write_frames, **DEEPSTACK)
+    ROWS |= qwen_rows("cohere_compass", cohere_compass, 16, write_frames, hands=_last_block, **DEEPSTACK)
 if known("cosmos3_omni"):
-    ROWS["cosmos3_omni"] = qwen_rows("cosmos3_omni", cosmos3_omni, 16, write_frames, **DEEPSTACK)["cosmos3_omni"]
+    ROWS["cosmos3_omni"] = qwen_rows("cosmos3_omni", cosmos3_omni, 16, write_frames, hands=_last_block, **DEEPSTACK)[
+        "cosmos3_omni"
+    ]
 if known("cosmos3_edge"):
-    ROWS |= qwen_rows("cosmos3_edge", cosmos3_edge, 16, write_frames, depth=1, read=_last_layer)
+    ROWS |= qwen_rows("cosmos3_edge", cosmos3_edge, 16, write_frames, depth=1, read=_last_layer, hands=_last_norm)

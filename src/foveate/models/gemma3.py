@@ -14,6 +14,7 @@ class Gemma3(SquareFamily):
 
     title = "Gemma 3"
     model_types = ("gemma3",)
+    checkpoints = {"gemma3": "google/gemma-3-4b-it"}
     merge = "average pool to mm_tokens_per_image"
 
     def check(self) -> None:

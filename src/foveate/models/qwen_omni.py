@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Qwen25Omni(WindowedFamily, OmniFamily):
 
     title = "Qwen2.5-Omni"
     model_types = ("qwen2_5_omni_thinker",)
-    checkpoints: ClassVar[Mapping[str, str]] = {
+    checkpoints = {
         "qwen2_5_omni_thinker": "Qwen/Qwen2.5-Omni-7B (its thinker: Qwen2_5OmniThinkerForConditionalGeneration)"
     }
 
@@ -67,7 +67,7 @@ class Qwen3Omni(DeepStackFamily, OmniFamily):
 
     title = "Qwen3-Omni"
     model_types = ("qwen3_omni_moe_thinker",)
-    checkpoints: ClassVar[Mapping[str, str]] = {
+    checkpoints = {
         "qwen3_omni_moe_thinker": (
             "Qwen/Qwen3-Omni-30B-A3B-Instruct (its thinker: Qwen3OmniMoeThinkerForConditionalGeneration)"
         )

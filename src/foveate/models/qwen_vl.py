@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ class Qwen2Vl(PackedRopeFamily):
 
     title = "Qwen2-VL"
     model_types = ("qwen2_vl",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
+    checkpoints = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
 
@@ -27,7 +27,7 @@ class Qwen25Vl(WindowedFamily, PackedRopeFamily):
 
     title = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    checkpoints = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -47,7 +47,7 @@ class Qwen35(TimedRopeFamily):
 
     title = "Qwen3.5"
     model_types = ("qwen3_5", "qwen3_5_moe")
-    checkpoints: ClassVar[Mapping[str, str]] = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
+    checkpoints = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
 
 
 class Qwen3Vl(DeepStackFamily, TimedRopeFamily):
@@ -56,7 +56,7 @@ class Qwen3Vl(DeepStackFamily, TimedRopeFamily):
 
     title = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni")
-    checkpoints: ClassVar[Mapping[str, str]] = {
+    checkpoints = {
         "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
         "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
         "cosmos3_omni": "nvidia/Cosmos3-Nano (its reasoner)",
@@ -68,7 +68,7 @@ class CohereCompass(Qwen3Vl):
 
     title = "Cohere Compass"
     model_types = ("cohere_compass",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"cohere_compass": "CohereLabs/North-Micro-Vision-Instruct"}
+    checkpoints = {"cohere_compass": "CohereLabs/North-Micro-Vision-Instruct"}
 
 
 class Cosmos3Edge(TimedRopeFamily):
@@ -76,7 +76,7 @@ class Cosmos3Edge(TimedRopeFamily):
 
     title = "Cosmos 3 Edge"
     model_types = ("cosmos3_edge",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"cosmos3_edge": "nvidia/Cosmos3-Edge"}
+    checkpoints = {"cosmos3_edge": "nvidia/Cosmos3-Edge"}
 
     @property
     def blocks(self) -> Sequence[Any]:
