@@ -1,12 +1,13 @@
-"""Families that talk ChatML: what their own processors write, read by the adapter, and the words that guide."""
+"""Families that write a time before every frame: prompts by their own processors, and the words that guide."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
-from transformers import ProcessorMixin, Qwen3VLProcessor
+from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 import foveate
@@ -14,18 +15,15 @@ from tests.chat import TALKS, guiding, moving, of_kind, tokenizer, written
 from tests.dynamic import picture
 from tests.tiny import END, IMAGE, ROWS, SILENT, START, VIDEO
 
-MARKS = {
-    **dict.fromkeys(("<|im_start|>", "<|im_end|>"), -1),
-    "<|image_pad|>": IMAGE,
-    "<|video_pad|>": VIDEO,
-    "<|vision_start|>": START,
-    "<|vision_end|>": END,
-}
 NAMED = {
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
     "vision_start_token": "<|vision_start|>",
     "vision_end_token": "<|vision_end|>",
+}
+MARKS = {
+    **dict.fromkeys(("<|im_start|>", "<|im_end|>"), -1),
+    **dict(zip(NAMED.values(), (IMAGE, VIDEO, START, END), strict=True)),
 }
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
@@ -33,27 +31,52 @@ TEMPLATE = (
     "<|vision_end|>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% endif %}"
 )
+COHERE_NAMED = {name: token.upper() for name, token in NAMED.items()}
+COHERE_ROLES = {"system": "<|SYSTEM_TOKEN|>", "user": "<|USER_TOKEN|>", "assistant": "<|CHATBOT_TOKEN|>"}
+COHERE_MARKS = {
+    **dict.fromkeys(("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", *COHERE_ROLES.values()), -1),
+    **dict(zip(COHERE_NAMED.values(), (IMAGE, VIDEO, START, END), strict=True)),
+}
+COHERE = (
+    f"{{% set roles = {COHERE_ROLES} %}}{{% for message in messages %}}<|START_OF_TURN_TOKEN|>"
+    "{{ roles[message['role']] }}{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}<|VISION_START|><|{{ part['type'] | upper }}_PAD|><|VISION_END|>{% endif %}{% endfor %}"
+    "<|END_OF_TURN_TOKEN|>{% endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}"
+)
 SIZE = {"shortest_edge": 64 * 64, "longest_edge": 6 * 128 * 128}
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
 
 
-@pytest.fixture(params=[name for name in ("qwen3_vl", "qwen3_5") if name in ROWS])
+# By row: the folder and the name of its processor, and where its image processor is.
+FOLDERS = {
+    "qwen3_vl": ("qwen3_vl", "Qwen3VL", "qwen2_vl", "Qwen2VL"),
+    "qwen3_5": ("qwen3_vl", "Qwen3VL", "qwen2_vl", "Qwen2VL"),
+    "cohere_compass": ("cohere_compass", "CohereCompass", "cohere_compass", "CohereCompass"),
+    "cosmos3_edge": ("cosmos3_edge", "Cosmos3Edge", "cosmos3_edge", "Cosmos3Edge"),
+}
+
+
+@pytest.fixture(params=[name for name in FOLDERS if name in ROWS])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Qwen3-VL's, which Qwen3.5 has too."""
-    pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+def processor(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    folder, prefix, images_folder, images_prefix = FOLDERS[name]
+    pil = pytest.importorskip(f"transformers.models.{images_folder}.image_processing_pil_{images_folder}")
+    images = getattr(pil, f"{images_prefix}ImageProcessorPil")(size=SIZE, patch_size=16)
+    module = importlib.import_module(f"transformers.models.{folder}.processing_{folder}")
     videos = None
     if is_torchvision_available():
-        made = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl")
-        videos = made.Qwen3VLVideoProcessor(size=SIZE)
+        made = pytest.importorskip(f"transformers.models.{folder}.video_processing_{folder}")
+        videos = getattr(made, f"{prefix}VideoProcessor")(size=SIZE)
     else:  # only the check for one is left out
         monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
-    images = pil.Qwen2VLImageProcessorPil(size=SIZE, patch_size=16)
-    return Qwen3VLProcessor(images, tokenizer(MARKS, NAMED), videos, chat_template=TEMPLATE)
+    cohere = name == "cohere_compass"
+    words = tokenizer(COHERE_MARKS if cohere else MARKS, COHERE_NAMED if cohere else NAMED)
+    template = COHERE if cohere else TEMPLATE
+    return getattr(module, f"{prefix}Processor")(images, words, videos, chat_template=template)
 
 
 @pytest.mark.parametrize("talk", TALKS)
@@ -71,7 +94,12 @@ def films(processor: Any, said: Any, count: int, frames: int = 6) -> dict[str, A
     videos = [moving(seed, frames, 60 + 40 * seed, 90) for seed in range(count)]
     about = [{"fps": 1.0, "total_num_frames": frames, "duration": float(frames), "frames_indices": [*range(frames)]}]
     return written(
-        processor, of_kind(said, "video"), videos=videos, video_metadata=about * count, do_sample_frames=False
+        processor,
+        of_kind(said, "video"),
+        videos=videos,
+        video_metadata=about * count,
+        do_sample_frames=False,
+        return_metadata=True,
     )
 
 
@@ -81,9 +109,9 @@ def films(processor: Any, said: Any, count: int, frames: int = 6) -> dict[str, A
 def test_times_of_frames_do_not_guide(name: str, processor: Any, talk: str, frames: int) -> None:
     said, expected = TALKS[talk]
     inputs = films(processor, said, len(expected), frames)
-    assert inputs["video_grid_thw"][:, 0].tolist() == [frames // 2] * len(expected)
-    read = processor.tokenizer.decode(inputs["input_ids"][0])
-    assert read.count("seconds") == frames // 2 * len(expected)
+    times = frames // processor.video_processor.temporal_patch_size
+    assert inputs["video_grid_thw"][:, 0].tolist() == [times] * len(expected)
+    assert processor.tokenizer.decode(inputs["input_ids"][0]).count("seconds") == times * len(expected)
     assert guiding(ROWS[name].make("sdpa"), processor, inputs, "video") == expected
 
 
@@ -103,4 +131,5 @@ def test_a_video_is_one_budget(name: str, processor: Any, talk: str) -> None:
     with pruner(model):
         model.generate(**inputs, **GREEDY)
     assert [len(one) for one in pruner.selections] == [5] * len(expected)
-    assert all(len(one.geometry.grids) == 3 for one in pruner.selections)
+    times = 6 // processor.video_processor.temporal_patch_size
+    assert all(len(one.geometry.grids) == times for one in pruner.selections)

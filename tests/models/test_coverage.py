@@ -41,9 +41,6 @@ GONE = {"pixtral"}
 """Types that the newest transformers no longer lists, and the oldest one does."""
 
 PENDING = {
-    "cohere_compass",
-    "cosmos3_edge",
-    "cosmos3_omni",
     "deepseek_ocr2",
     "deepseek_vl_hybrid",
     "dots3_note",
@@ -86,10 +83,6 @@ PENDING = {
     "perception_lm",
     "pp_chart2table",
     "qianfan_ocr",
-    "qwen2_5_omni_thinker",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_omni_moe_thinker",
     "qwen4_exp",
     "shieldgemma2",
     "step3p7",

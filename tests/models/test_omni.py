@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import ProcessorMixin, WhisperFeatureExtractor
 
 import foveate
 from foveate.models import family_for
 from tests import reference
+from tests.chat import TALKS, guiding, tokenizer, written
+from tests.dynamic import picture
 from tests.reference import Assembled
-from tests.tiny import BOS, ROWS, SILENT, prompts
+from tests.tiny import BOS, END, IMAGE, ROWS, SILENT, START, VIDEO, prompts
 from tests.tiny.omni import AUDIO, AUDIO_END, AUDIO_START
 from tests.tiny.rows import inner, noise
 
@@ -95,3 +100,59 @@ def test_sound_between_frames_is_refused(name: str, model: Any) -> None:
     inputs = prompts(ROWS[f"{name}-video"], model, "one")
     with foveate.AdaFV(keep=0.4)(model), pytest.raises(ValueError, match="use_audio_in_video=True.*leave it out"):
         model.generate(**inputs, use_audio_in_video=True, **GREEDY)
+
+
+PREFIXES = {"qwen2_5_omni": "Qwen2_5Omni", "qwen3_omni_moe": "Qwen3OmniMoe"}
+TOKENS = {
+    "image_token": ("<|IMAGE|>", IMAGE),
+    "video_token": ("<|VIDEO|>", VIDEO),
+    "audio_token": ("<|AUDIO|>", AUDIO),
+    "vision_bos_token": ("<|vision_bos|>", START),
+    "vision_eos_token": ("<|vision_eos|>", END),
+    "audio_bos_token": ("<|audio_bos|>", AUDIO_START),
+    "audio_eos_token": ("<|audio_eos|>", AUDIO_END),
+}
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'audio' %}<|audio_bos|><|AUDIO|>"
+    "<|audio_eos|>{% else %}<|vision_bos|><|{{ part['type'] | upper }}|><|vision_eos|>{% endif %}{% endfor %}<|im_end|>"
+    "\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def processor(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    module = importlib.import_module(f"transformers.models.{name}.processing_{name}")
+    # Its video processor needs torchvision, which pictures do not: only the check for one is left out.
+    monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
+    size = {"shortest_edge": 64 * 64, "longest_edge": 160 * 160}
+    images = pil.Qwen2VLImageProcessorPil(size=size, patch_size=14 if name == "qwen2_5_omni" else 16)
+    marks = {"<|im_start|>": -1, "<|im_end|>": -1, **dict(TOKENS.values())}
+    words = tokenizer(marks, {attribute: token for attribute, (token, _) in TOKENS.items()})
+    hearing = WhisperFeatureExtractor(feature_size=16)
+    made = getattr(module, f"{PREFIXES[name]}Processor")
+    return made(images, None, hearing, words, chat_template=TEMPLATE)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_the_question_guides(name: str, model: Any, processor: Any, talk: str) -> None:
+    said, expected = TALKS[talk]
+    pictures = [picture(seed, *size) for seed, size in zip(range(len(expected)), [(90, 140), (200, 70)], strict=False)]
+    assert guiding(model, processor, written(processor, said, images=pictures)) == expected
+
+
+def test_what_is_said_beside_a_question(name: str, model: Any, processor: Any) -> None:
+    """Audio in a picture's turn: the words in writing guide, and stock's answer is kept to the bit where all is."""
+    said, expected = TALKS["question last"]
+    ((role, parts),) = said
+    sound = np.sin(np.arange(16000 * 2) / 7).astype(np.float32)
+    inputs = written(
+        processor, [(role, [{"type": "audio"}, *parts])], images=[picture(0, 90, 140)], audio=[sound],
+        sampling_rate=16000,
+    )  # fmt: skip
+    assert int((inputs["input_ids"] == AUDIO).sum()) > 10
+    assert guiding(model, processor, inputs) == expected
+    with foveate.AdaFV(keep=1.0)(model):
+        result = model.generate(**inputs, **GREEDY)
+    assert torch.equal(result, model.generate(**inputs, **GREEDY))

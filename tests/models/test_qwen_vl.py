@@ -28,7 +28,9 @@ except ImportError:  # before 5.10
     from transformers import Qwen2VLImageProcessor as Images
 
 OLD = Version(transformers.__version__) < Version("5.6")
-NAMES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+NAMES = [
+    name for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "cohere_compass", "cosmos3_edge") if name in ROWS
+]
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SILENT}
 
 

@@ -11,7 +11,11 @@ from torch import Tensor
 from tests.encoding import encode
 
 real = pytest.importorskip("tests.tiny.real", reason="image processors without torchvision came with 5.10")
-REAL = {**real.REAL, **pytest.importorskip("tests.tiny.real_packed").REAL}
+REAL = {
+    **real.REAL,
+    **pytest.importorskip("tests.tiny.real_packed").REAL,
+    **pytest.importorskip("tests.tiny.real_rope").REAL,
+}
 
 
 def painted(size: tuple[int, int], box: Tensor) -> tuple[Image.Image, Tensor]:

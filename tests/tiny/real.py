@@ -68,7 +68,7 @@ from tests.tiny import real_llama4
 from tests.tiny.glm import IDS as GLM_IDS
 from tests.tiny.glm import ROPE as GLM_ROPE
 from tests.tiny.qwen import IDS as QWEN_IDS
-from tests.tiny.rows import BOS, IMAGE, TEXT, finish
+from tests.tiny.rows import BOS, IMAGE, TEXT, finish, inner
 from tests.tiny.siglip import write_grid
 from tests.tiny.tiles import COLUMN, GRID, INDICATORS, LINE, TAG, WHOLE
 from tests.tiny.tiles import END as LAST
@@ -128,9 +128,9 @@ def seeing_only_its_own(model: Any) -> Any:
     as much as its patches do.
     """
     tower = next(
-        getattr(model.model, name)
+        getattr(inner(model), name)
         for name in ("vision_tower", "vision_model", "visual")
-        if isinstance(getattr(model.model, name, None), nn.Module)
+        if isinstance(getattr(inner(model), name, None), nn.Module)
     )
     stacks = [
         module
