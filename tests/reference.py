@@ -192,8 +192,7 @@ def _pad(
 
 @torch.no_grad()
 def logits_of(row: Row, model: Any, hidden: Tensor) -> Tensor:
-    scores: Tensor = model.lm_head(hidden)
-    return scores * model.logit_scale if hasattr(model, "logit_scale") else scores
+    return row.scores(model, hidden)
 
 
 @torch.no_grad()

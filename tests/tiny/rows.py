@@ -70,9 +70,10 @@ def flat(numbers: list[list[int]]) -> list[int]:
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
-        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),
-        "video": ("pixel_values_videos", "video_grid_thw"),
-    }[kind]
+        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+                  "image_merge_sizes"),
+        "video": ("pixel_values_videos", "video_grid_thw", "video_merge_sizes"),
+    }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
     with torch.no_grad():
@@ -97,6 +98,12 @@ def table(model: Any, ids: Tensor) -> Tensor:
     return embeddings
 
 
+def scaled(model: Any, hidden: Tensor) -> Tensor:
+    """The logits of (..., D) hidden states."""
+    scores: Tensor = model.lm_head(hidden)
+    return scores * model.logit_scale if hasattr(model, "logit_scale") else scores
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the family matrix: how to build the model, and its inputs.
@@ -119,6 +126,9 @@ class Row:
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
+        scores: (model, (..., D) hidden states) -> logits.
+        encoded: (model, inputs, kind) -> what the stock tower hands to its projector, patches in the order of its
+            attention, where its output is not that.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
     """
 
@@ -134,6 +144,8 @@ class Row:
     planes: Callable[[Any, dict[str, Tensor], str], list[list[Tensor]]] | None = None
     embed: Callable[[Any, Tensor], Tensor] = table
     hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
+    scores: Callable[[Any, Tensor], Tensor] = scaled
+    encoded: Callable[[Any, dict[str, Tensor], str], Tensor] | None = None
     rope: bool = False
     mixes_beams: bool = False
     looks_up: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -83,6 +83,10 @@ class PackedFamily(Family):
         """What ``reader`` is given to (..., d), one row per patch in the encoder's order."""
         return given
 
+    def handed(self, grids: Sequence[Grid]) -> Callable[[Tensor], Tensor]:
+        """The same for encoders where the order depends on the grids."""
+        return self.patches_of
+
     def instruments(self) -> Sequence[Patch]:
         read = handing(self.reader, lambda output: output) if self.reads_output else projecting(self.reader)
         return [
@@ -115,7 +119,7 @@ class PackedFamily(Family):
             "received",
             self.attention,
             project=self.reader,
-            patches=self.patches_of,
+            patches=self.handed(grids),
             segments=self.segments(grids),
         )
         with recording(recorder) as record:
