@@ -123,12 +123,14 @@ class Row:
         saliency: (model, inputs, that module's whole attention matrices in call order, averaged over heads, the
             encoded images) -> per image (N,) float64, worked out by hand.
         rope: whether positions have three dimensions.
+        positions: how they may be numbered where they have one dimension.
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
         scores: (model, (..., D) hidden states) -> logits.
         encoded: (model, inputs, kind) -> what the stock tower hands to its projector, patches in the order of its
             attention, where its output is not that.
+        slices: whether stock's forward takes ``logits_to_keep``, rather than passing it over.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
     """
 
@@ -147,8 +149,10 @@ class Row:
     scores: Callable[[Any, Tensor], Tensor] = scaled
     encoded: Callable[[Any, dict[str, Tensor], str], Tensor] | None = None
     rope: bool = False
+    positions: tuple[str, ...] = ("compact", "original")
     mixes_beams: bool = False
     looks_up: bool = True
+    slices: bool = True
     embeds: bool = True
 
     @property

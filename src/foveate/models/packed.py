@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,8 @@ class PackedFamily(Family):
     """What the axes of the pixels are."""
     reads_output: ClassVar[bool] = False
     """Whether the encoder's last features are what ``reader`` gives (its last norm), rather than what it is given."""
+    pads: ClassVar[bool] = False
+    """Whether the processor pads images to whole tokens, rather than stretching them."""
     merge = "2x2"
     saliency = "mean received attention, last layer"
 
@@ -137,9 +140,10 @@ class PackedFamily(Family):
             ours = sources[start : start + len(stream)]
             start += len(stream)
             boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(times, -1)
-            tokens = read_tokens(
-                record, stream, grid_geometry([(rows, columns)] * times, boxes, seen, stream.device), ours
-            )
+            geometry = grid_geometry([(rows, columns)] * times, boxes, seen, stream.device)
+            if self.pads:
+                geometry = replace(geometry, padded=self.side * self.patch)
+            tokens = read_tokens(record, stream, geometry, ours)
             images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
         return images
 
