@@ -5,7 +5,7 @@ A new family joins by a file here and a line in ``ROWS``.
 
 from __future__ import annotations
 
-from tests.tiny import generic, glm, llava, mistral, onevision, qwen, siglip, tiles
+from tests.tiny import generic, glm, llava, mistral, onevision, plain, qwen, siglip, tiles
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
 
@@ -18,6 +18,7 @@ ROWS: dict[str, Row] = {
     **glm.ROWS,
     **mistral.ROWS,
     **onevision.ROWS,
+    **plain.ROWS,
 }
 
 __all__ = [

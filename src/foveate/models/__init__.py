@@ -7,25 +7,32 @@ from typing import Any
 from foveate.models.aya_vision import AyaVision
 from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
+from foveate.models.dots3_note import Dots3Note
 from foveate.models.encoded import EncodedImage
+from foveate.models.exaone4_5 import Exaone45, HyperClovaX
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
+from foveate.models.kimi_k25 import KimiK25
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_onevision import LlavaOnevision
+from foveate.models.minimax_m3 import MiniMaxM3
 from foveate.models.mistral3 import Mistral3
+from foveate.models.muse import Muse
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
+from foveate.models.video_llama_3 import VideoLlama3
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2,
-        PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        AyaVision, Cohere2Vision, Dots3Note, Exaone45, Gemma3, Glm4v, HyperClovaX, Idefics3, InternVl, KimiK25, Llava,
+        LlavaNext, LlavaOnevision, MiniMaxM3, Mistral3, Muse, Ovis2, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        VideoLlama3,
     )
     for model_type in family.model_types
 }  # fmt: skip
