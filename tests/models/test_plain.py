@@ -22,7 +22,8 @@ from foveate.turns import turns_of
 from tests import reference
 from tests.encoding import encode
 from tests.tiny import BOS, END, IMAGE, PAD, ROWS, SILENT, START, VIDEO, prompts
-from tests.tiny.plain import CONTENT, compressed_pixels
+from tests.tiny.plain import CONTENT, compressed_pixels, minimax_m3
+from tests.tiny.rows import known
 
 WORDS = ["where", "is", "the", "cat", "be", "brief", "on", "mat", "and", "dog", "image", "video", "seconds", "time"]
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
@@ -323,6 +324,12 @@ def test_videos_of_which_the_processor_left_out_tokens(keep: float) -> None:
     assert torch.equal(result[:, inputs["input_ids"].shape[1] :], expected)
     for image, stream in zip(encode(model, inputs, "video"), row.streams(model, inputs, "video"), strict=True):
         assert torch.equal(image.stream, stream)
+
+
+@pytest.mark.skipif(not known("minimax_m3_vl") or "minimax_m3_vl" in ROWS, reason="images are apart, or there are none")
+def test_an_encoder_that_mixes_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="lets all images of a call see each other.*use a newer one"):
+        foveate.attach(minimax_m3("sdpa"), foveate.AdaFV())
 
 
 def test_other_merge_sizes_are_refused() -> None:

@@ -400,6 +400,11 @@ def by_windows(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], im
     return found
 
 
+def mixes_beams(model: str) -> bool:
+    """Whether stock beam search repeats pixels, patch by patch: it encodes images first where the class names them."""
+    return "image" not in getattr(transformers, model).input_modalities
+
+
 def write_bare(_: int, count: int) -> list[int]:
     """A video without marks."""
     return [VIDEO] * count
@@ -434,6 +439,7 @@ if known("exaone4_5"):
         saliency=by_windows,
         encoded=given_by(lambda model: model.model.visual.blocks[-1]),
         positions=("compact",),
+        mixes_beams=mixes_beams("Exaone4_5_ForConditionalGeneration"),
         embeds=False,  # stock generate refuses them
     )
 if known("hyperclovax_vision_v2"):
@@ -458,7 +464,8 @@ if known("video_llama_3"):
     ROWS["video_llama_3-video"] = Row(
         video_llama_3, partial(merged_pixels, 14, video=True), kind="video", write=write_bare, **llama
     )
-if known("minimax_m3_vl"):
+# Before, its encoder let all images of a call see each other; such models are refused.
+if known("minimax_m3_vl") and "cu_seqlens" in inspect.getsource(transformers.MiniMaxM3VLVisionModel.forward):
     ROWS |= pair(
         "minimax_m3_vl",
         minimax_m3,
@@ -467,7 +474,10 @@ if known("minimax_m3_vl"):
         saliency=by_squares,
         encoded=lambda *given: given_by(lambda model: model.model.vision_tower.layers[-1])(*given)[0],
     )
-for name, make in (("muse_glimmer", muse_glimmer), ("muse_spark", muse_spark)):
+for name, make, model_name in (
+    ("muse_glimmer", muse_glimmer, "MuseGlimmerForConditionalGeneration"),
+    ("muse_spark", muse_spark, "MuseSparkForConditionalGeneration"),
+):
     if known(name):
         ROWS |= pair(
             name,
@@ -476,6 +486,7 @@ for name, make in (("muse_glimmer", muse_glimmer), ("muse_spark", muse_spark)):
             saliency=by_patch_windows,
             encoded=in_windows,
             scores=capped,
+            mixes_beams=mixes_beams(model_name),
         )
 if known("dots3_note"):
     note: dict[str, Any] = {

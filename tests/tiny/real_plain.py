@@ -66,7 +66,7 @@ if known("video_llama_3"):
         _by(VideoLlama3ImageProcessorPil()),
         counts=_counts(576, 4015, 5002, 3003, 16),
     )
-if known("minimax_m3_vl"):
+if "minimax_m3_vl" in plain.ROWS:
     REAL["minimax-m3"] = Real(
         _finished(partial(_model, plain.minimax_m3)), _torchvision("minimax_m3_vl", "MiniMaxM3VLImageProcessor")
     )

@@ -24,6 +24,13 @@ class MiniMaxM3(PackedFamily):
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     checkpoints: ClassVar = {"minimax_m3_vl": "MiniMaxAI/MiniMax-M3"}
 
+    def check(self) -> None:
+        if not hasattr(self.tower, "merge_temporal"):  # which came with the borders between images
+            raise ValueError(
+                f"{self.title}: in this version of transformers its encoder lets all images of a call see each other, "
+                "so what an image becomes depends on the others: use a newer one (5.24 is known to be right)"
+            )
+
     @property
     def tower(self) -> Any:
         return self.base.vision_tower
