@@ -59,6 +59,7 @@ class Call(PrunedCall[Pruner]):
         ids: Tensor = arguments[key]
         short = self._shorten(arguments, prompt)
         plan = short.plan
+        self._spend(arguments)
         if short.touched:
             arguments.update(self._short_arguments(arguments, ids, plan, key, from_mask=True))
             dropped = ids.shape[1] - arguments[key].shape[1]
@@ -93,6 +94,7 @@ class Call(PrunedCall[Pruner]):
         only_new = cached_length(cache_in(arguments)) > 0
         short = self._shorten(arguments, self.whole_prompt(arguments, ids, mask, only_new))
         plan = short.plan
+        self._spend(arguments)
         if not short.touched:
             with delivering(self._delivery(arguments, short, None)):
                 output = original(**arguments)
@@ -150,6 +152,13 @@ class Call(PrunedCall[Pruner]):
         plan = make_plan(prompt, repeats)
         bias = bias_of(located, chosen, fetched, prompt, plan, float(self.options.calibrate))
         return Shortened(plan, rows, touched=True, bias=bias)
+
+    def _spend(self, arguments: dict[str, Any]) -> None:
+        """Takes out of a call what encoding its images has done already; stock's output, where it is not, goes too."""
+        for name in self.family.spent:
+            if arguments.get(name) is not None:
+                arguments[name] = None
+                self.stock.clear()
 
     @contextmanager
     def _calibrating(self, short: Shortened) -> Iterator[None]:

@@ -27,6 +27,8 @@ class Geometry:
         grids: (rows, columns) of every view's full grid, in view order.
         cropped: True when the model sees only the centre square of the image and ``image_size`` is that square
             (LLaVA-1.5), so that the original's size must be given to find the original's pixels.
+        padded: pixels whose multiple both sides of ``image_size`` are, where the image was scaled down in proportion,
+            if at all, laid into the upper left corner and padded to such multiples (Kimi K2.5); 0: it was not.
     """
 
     view: Tensor
@@ -36,6 +38,7 @@ class Geometry:
     image_size: tuple[int, int]
     grids: tuple[tuple[int, int], ...]
     cropped: bool = False
+    padded: int = 0
 
     def __len__(self) -> int:
         return self.view.shape[0]
@@ -49,6 +52,8 @@ class Geometry:
 
     def boxes_in(self, height: int, width: int) -> Tensor:
         """(N, 4) float32: each token's (x0, y0, x1, y1) in pixels of the original ``height`` x ``width`` image."""
+        if self.padded:
+            return self._unpadded(height, width)
         if not self.cropped:
             seen_height, seen_width = self.image_size
             return self.boxes * self.boxes.new_tensor([width / seen_width, height / seen_height] * 2)
@@ -56,6 +61,15 @@ class Geometry:
         scale = min(height, width) / min(self.image_size)
         offset = [(width - self.image_size[1] * scale) / 2, (height - self.image_size[0] * scale) / 2]
         return self.boxes * scale + self.boxes.new_tensor(offset * 2)
+
+    def _unpadded(self, height: int, width: int) -> Tensor:
+        """Where it was scaled down, the middle of the scales that fit: off by half of ``padded`` at the far edges."""
+        sides = list(zip(self.image_size, (height, width), strict=True))
+        low = max((seen - self.padded + 1) / side for seen, side in sides)
+        high = min((seen + 1) / side for seen, side in sides)
+        scale = 1.0 if low <= 1 < high else (low + high) / 2
+        limits = self.boxes.new_tensor([width, height] * 2)
+        return torch.minimum(self.boxes / scale, limits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,8 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """(views, patches, d) or (patches of all, d): what the stock tower gives, CLS included where it has one."""
+    if row.encoded is not None:
+        return row.encoded(model, inputs, row.kind)
     base, kind = inner(model), model.config.model_type
     layer: Any = None
     if kind in (

@@ -17,7 +17,7 @@ from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionP
 from transformers.utils.output_capturing import capture_outputs
 
 from tests.encoding import encode
-from tests.tiny import ROWS, Row, prompts
+from tests.tiny import ROWS, Row, plain, prompts
 from tests.tiny.rows import features_of, inner
 
 
@@ -155,6 +155,7 @@ COMPLETE = {
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
 }  # fmt: skip
 """Those of which stock models read all that they compute."""
+COMPLETE |= set(plain.ROWS)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -18,6 +18,7 @@ from tests.tiny import (
     ocr,
     omni,
     onevision,
+    plain,
     qwen,
     qwen35,
     siglip,
@@ -43,6 +44,7 @@ ROWS: dict[str, Row] = {
     **mistral.ROWS,
     **onevision.ROWS,
     **films.ROWS,
+    **plain.ROWS,
 }
 
 SEEING = [name for name, row in ROWS.items() if not row.unread]

@@ -103,9 +103,13 @@ class Real:
 
     def features(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """(n, D) what stock transformers puts into the placeholders of one image."""
-        names = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
+        names = (
+            "pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+            "image_merge_sizes",
+        )  # fmt: skip
         with torch.no_grad():
-            output = model.get_image_features(
+            owner = model if hasattr(model, "get_image_features") else model.model
+            output = owner.get_image_features(
                 **{name: inputs[name] for name in names if name in inputs}, return_dict=True
             )
             if getattr(output, "pooler_output", None) is None:  # Llama 4, whose forward projects
@@ -140,11 +144,8 @@ def seeing_only_its_own(model: Any) -> Any:
     assert len(stacks) == 1
     for layer in stacks[0]:
         layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
-    weight = next(
-        module.weight
-        for name, module in tower.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)) or (isinstance(module, nn.Linear) and "patch_embed" in name)
-    )
+    kinds = (nn.Conv2d, nn.Conv3d, nn.Linear)  # where there is no convolution, patches come flat
+    weight = next(module.weight for module in tower.modules() if isinstance(module, kinds))
     scale = 1e-4 / weight[0].numel()
     row = torch.randn(len(weight), generator=torch.Generator().manual_seed(1))
     weight.data.copy_((row * scale).view(-1, *[1] * (weight.ndim - 1)).expand_as(weight))
@@ -489,3 +490,8 @@ def spots(geometry: Any, few: int) -> Sequence[int]:
         places = [len(inside) - 1, len(inside) // 2, 0, len(inside) // 3, len(inside) - len(inside) // 5 - 1]
         found += inside[places[:few]].tolist()
     return list(dict.fromkeys(found))
+
+
+from tests.tiny import real_plain  # noqa: E402
+
+REAL |= real_plain.REAL

@@ -84,9 +84,10 @@ def llm(model: Any) -> Any:
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
-        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),
-        "video": ("pixel_values_videos", "video_grid_thw"),
-    }[kind]
+        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+                  "image_merge_sizes"),
+        "video": ("pixel_values_videos", "video_grid_thw", "video_merge_sizes"),
+    }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
     features = getattr(owner, f"get_{kind}_features")
@@ -114,6 +115,12 @@ def table(model: Any, ids: Tensor) -> Tensor:
     return embeddings
 
 
+def scaled(model: Any, hidden: Tensor) -> Tensor:
+    """The logits of (..., D) hidden states."""
+    scores: Tensor = model.get_output_embeddings()(hidden)
+    return scores * model.logit_scale if hasattr(model, "logit_scale") else scores
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the family matrix: how to build the model, and its inputs.
@@ -134,6 +141,7 @@ class Row:
             encoded images) -> per image (N,) float64, worked out by hand.
         hands: model -> the module whose output the projector reads; None: ``tests/models/test_encoded.py`` knows it.
         rope: whether positions have three dimensions.
+        positions: how they may be numbered where they have one dimension.
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
@@ -142,6 +150,10 @@ class Row:
         unread: what no method can read of this encoder: "saliency", "keys".
         cap: softcapping of the logits, where stock's head has any.
         fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
+        scores: (model, (..., D) hidden states) -> logits.
+        encoded: (model, inputs, kind) -> what the stock tower hands to its projector, patches in the order of its
+            attention, where its output is not that.
+        slices: whether stock's forward takes ``logits_to_keep``, rather than passing it over.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
@@ -163,13 +175,17 @@ class Row:
     embed: Callable[[Any, Tensor], Tensor] = table
     hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
     hands: Callable[[Any], Any] | None = None
+    scores: Callable[[Any, Tensor], Tensor] = scaled
+    encoded: Callable[[Any, dict[str, Tensor], str], Tensor] | None = None
     rope: bool = False
+    positions: tuple[str, ...] = ("compact", "original")
     mixes_beams: bool = False
     looks_up: bool = True
     hybrid: bool = False
     fails: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     cap: float | None = None
+    slices: bool = True
     embeds: bool = True
     placeholder: int | None = None
     repeats: bool = True

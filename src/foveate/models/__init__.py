@@ -7,13 +7,16 @@ from typing import Any
 from foveate.models.aya_vision import AyaVision
 from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
+from foveate.models.dots3_note import Dots3Note
 from foveate.models.encoded import EncodedImage
 from foveate.models.ernie_vl import ErnieVl
+from foveate.models.exaone4_5 import Exaone45, HyperClovaX
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3
 from foveate.models.internvl import InternVl, QianfanOcr
+from foveate.models.kimi_k25 import KimiK25
 from foveate.models.left_out import INSTEAD, REASONS
 from foveate.models.lfm3_vl import Lfm3Vl
 from foveate.models.llama4 import Llama4
@@ -21,13 +24,16 @@ from foveate.models.llava import Llava, VipLlava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_next_video import LlavaNextVideo
 from foveate.models.llava_onevision import LlavaOnevision
+from foveate.models.minimax_m3 import MiniMaxM3
 from foveate.models.mistral3 import LightOnOcr, Mistral3
+from foveate.models.muse import Muse
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paddleocr_vl import PaddleOcrVl
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_omni import Qwen3Omni, Qwen25Omni
 from foveate.models.qwen_vl import CohereCompass, Cosmos3Edge, Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 from foveate.models.smolvlm import SmolVlm
+from foveate.models.video_llama_3 import VideoLlama3
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
@@ -36,11 +42,15 @@ FAMILIES: dict[str, type[Family]] = {
         Cohere2Vision,
         CohereCompass,
         Cosmos3Edge,
+        Dots3Note,
         ErnieVl,
+        Exaone45,
         Gemma3,
         Glm4v,
+        HyperClovaX,
         Idefics3,
         InternVl,
+        KimiK25,
         Lfm3Vl,
         LightOnOcr,
         Llama4,
@@ -48,7 +58,9 @@ FAMILIES: dict[str, type[Family]] = {
         LlavaNext,
         LlavaNextVideo,
         LlavaOnevision,
+        MiniMaxM3,
         Mistral3,
+        Muse,
         Ovis2,
         PaddleOcrVl,
         PaliGemma,
@@ -60,6 +72,7 @@ FAMILIES: dict[str, type[Family]] = {
         Qwen3Omni,
         Qwen3Vl,
         SmolVlm,
+        VideoLlama3,
         VipLlava,
     )
     for model_type in family.model_types

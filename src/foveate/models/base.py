@@ -45,6 +45,9 @@ class Family(ABC):
     ``Request.views`` then, and there is ``views_of``."""
     per_token: ClassVar[Mapping[str, int]] = {}
     """Inputs of its own with one entry per prompt token, and what padding gets in them: they are shortened with it."""
+    spent: ClassVar[tuple[str, ...]] = ()
+    """Arguments by which stock drops tokens itself once it has the features: ``encode`` does it, and what it gives must
+    not go through them again."""
     unread: ClassVar[Mapping[str, str]] = {}
     """What no method can read of this encoder (``"saliency"``, ``"keys"``, ``"encoded"``), and why; see
     ``foveate.readable``."""

@@ -19,13 +19,14 @@ COUNTER = 6
 """Tokens that may differ from one label to the next: "00:59" to "01:00" are five."""
 
 
-def frame_labels(ids: Tensor, token: int, marks: Tensor) -> Tensor:
+def frame_labels(ids: Tensor, token: int, marks: Tensor, equal: bool = True) -> Tensor:
     """(B, S) bool: text that labels the frames of a video, the first one's label among it.
 
     Args:
         ids: (B, S) int64 on the CPU, -1 where not to be looked at.
         token: the placeholder's id.
         marks: (B, S) bool: what is known to be no text.
+        equal: whether all frames of a video have as many tokens.
     """
     found = torch.zeros_like(marks)
     for row, known, line in zip(ids, marks, found, strict=True):
@@ -37,7 +38,11 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor) -> Tensor:
         start = 0
         while start < len(gaps):
             end = start + 1
-            while end < len(gaps) and len({*lengths[start : end + 2]}) == 1 and _alike(gaps[start : end + 1]):
+            while (
+                end < len(gaps)
+                and (not equal or len({*lengths[start : end + 2]}) == 1)
+                and _alike(gaps[start : end + 1])
+            ):
                 end += 1
             if end - start > 1:
                 line[[place for gap in places[start:end] for place in gap]] = True

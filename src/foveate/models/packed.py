@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,8 @@ class PackedFamily(Family):
     """What the axes of the pixels are."""
     reads_output: ClassVar[bool] = False
     """Whether the encoder's last features are what ``reader`` gives (its last norm), rather than what it is given."""
+    pads: ClassVar[bool] = False
+    """Whether the processor pads images to whole tokens, rather than stretching them."""
     merge = "2x2"
     saliency = "mean received attention, last layer"
 
@@ -83,6 +86,10 @@ class PackedFamily(Family):
         """What ``reader`` is given to (..., d), one row per patch in the encoder's order."""
         return given
 
+    def handed(self, grids: Sequence[Grid]) -> Callable[[Tensor], Tensor]:
+        """The same for encoders where the order depends on the grids."""
+        return self.patches_of
+
     def instruments(self) -> Sequence[Patch]:
         read = handing(self.reader, lambda output: output) if self.reads_output else projecting(self.reader)
         return [
@@ -115,7 +122,7 @@ class PackedFamily(Family):
             "received",
             self.attention,
             project=self.reader,
-            patches=self.patches_of,
+            patches=self.handed(grids),
             segments=self.segments(grids),
         )
         with recording(recorder) as record:
@@ -133,9 +140,10 @@ class PackedFamily(Family):
             ours = sources[start : start + len(stream)]
             start += len(stream)
             boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(times, -1)
-            tokens = read_tokens(
-                record, stream, grid_geometry([(rows, columns)] * times, boxes, seen, stream.device), ours
-            )
+            geometry = grid_geometry([(rows, columns)] * times, boxes, seen, stream.device)
+            if self.pads:
+                geometry = replace(geometry, padded=self.side * self.patch)
+            tokens = read_tokens(record, stream, geometry, ours)
             images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
         return images
 

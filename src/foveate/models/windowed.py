@@ -39,13 +39,24 @@ class WindowedFamily(PackedFamily):
         """The encoder sees the merged squares window by window; where each has gone is worked out as it does."""
         vision = self.config.vision_config
         across = vision.window_size // self.side // vision.patch_size
-        order, first = [], 0
-        for frames, height, width in grids:
-            rows, columns = height // self.side, width // self.side
-            line, column = grid_places(frames * rows, columns)
-            window = (line // rows * rows + line % rows // across) * columns + column // across
-            order.append(first + window.argsort(stable=True))
-            first += window.numel()
-        place = torch.cat(order).argsort()
+        place = window_order(grids, self.side, across).argsort()
         unit = self.side**2
         return place[:, None] * unit + torch.arange(unit, device="cpu")
+
+
+def window_order(grids: Sequence[Grid], side: int, across: int) -> Tensor:
+    """(M,) int64 on the CPU: the squares of all images in the order in which windows visit them.
+
+    Args:
+        grids: of patches.
+        side: patches per side of a square.
+        across: squares per side of a window.
+    """
+    order, first = [], 0
+    for frames, height, width in grids:
+        rows, columns = height // side, width // side
+        line, column = grid_places(frames * rows, columns)
+        window = (line // rows * rows + line % rows // across) * columns + column // across
+        order.append(first + window.argsort(stable=True))
+        first += window.numel()
+    return torch.cat(order)
