@@ -117,7 +117,8 @@ class Row:
             encoded images) -> per image (N,) float64, worked out by hand.
         hands: model -> the module whose output the projector reads; None: ``tests/models/test_encoded.py`` knows it.
         rope: whether positions have three dimensions.
-        mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
+        mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams, or
+            the patches of one (PaddleOCR-VL in 5.19).
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
