@@ -1,4 +1,4 @@
-"""The same as ``tests.tiny.real`` for encoders that pack patches: GLM after 4.1V, ERNIE-4.5-VL, PaddleOCR-VL."""
+"""The same as ``tests.tiny.real`` for encoders that pack patches: later GLMs, ERNIE-4.5-VL, PaddleOCR-VL, LFM3-VL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from tests.tiny import ernie, glm, ocr
+from tests.tiny import ernie, glm, lfm3, ocr
 from tests.tiny.real import _TEXT as TEXT
 from tests.tiny.real import _WIDTHS as WIDTHS
 from tests.tiny.real import Real, _by, _counts, _finished
@@ -51,6 +51,13 @@ def _paddleocr() -> Any:
     )
 
 
+def _lfm3_vl() -> Any:
+    text = {**TEXT, "model_type": "lfm3", "head_dim": 16, "layer_types": ["full_attention"]}
+    return transformers.Lfm3VlForConditionalGeneration(
+        transformers.Lfm3VlConfig(vision_config=lfm3.VISION, text_config=text, projector_hidden_size=64, **lfm3.IDS)
+    )
+
+
 REAL: dict[str, Real] = {}
 if known("glm46v"):
     # As of GLM-4.1V, but at 4000x3000, where there is more room.
@@ -65,3 +72,9 @@ if known("ernie4_5_vl_moe"):
     REAL["ernie-4.5-vl"] = Real(_finished(_ernie), pil("ernie4_5_vl_moe", "Ernie4_5_VLMoe"))
 if known("paddleocr_vl"):
     REAL["paddleocr-vl"] = Real(_finished(_paddleocr), pil("paddleocr_vl", "PaddleOCRVL"))
+if known("lfm3_vl"):
+    REAL["lfm3-vl"] = Real(
+        _finished(_lfm3_vl),
+        pil("qwen2_vl", "Qwen2VL", size={"shortest_edge": 65536, "longest_edge": 16777216}, patch_size=16),
+        counts=_counts(100, 768),
+    )
