@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -244,6 +244,11 @@ def test_speculative(row: Row, model: Any, batch: str, keep: float | int) -> Non
     inputs = prompts(row, model, batch)
     pruner = foveate.AdaFV(keep=keep)
     lookup = {"prompt_lookup_num_tokens": 3}
+    if model._is_stateful:  # linear attention: stock's own refusal, with and without a pruner
+        for context in (nullcontext(), pruner(model)):
+            with context, pytest.raises(ValueError, match="not supported with stateful models"):
+                model.generate(**inputs, **GREEDY, **lookup)
+        return
     if not row.grows:
         refused(pruner, model, inputs, **lookup)
     with pruner(model):

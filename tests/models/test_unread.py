@@ -117,6 +117,7 @@ if 'self.config, "tie_last_hidden_states"' in inspect.getsource(capture_outputs)
 COMPLETE = {
     "qwen2_vl", "qwen2_vl-video", "qwen2_5_vl", "qwen2_5_vl-video", "qwen3_vl", "qwen3_vl-video", "qwen3_vl_moe",
     "glm4v", "glm4v-video", "glm4v_moe", "glm4v_moe-video", "glm46v", "glm46v-video", "glm46v_moe", "glmga", "glm_ocr",
+    "glm5_next", "glm5_next-video",
     "ernie4_5_vl_moe", "ernie4_5_vl_moe-video", "lfm3_vl", "lfm3_vl-video", "paddleocr_vl", "idefics3",
     "smolvlm", "smolvlm-uneven", "gemma3", "paligemma", "cohere2_vision", "ovis2",
     "internvl", "internvl, -1", "mistral3, -1", "mistral3, 3",

@@ -36,6 +36,14 @@ def _glm_ocr() -> Any:
     )
 
 
+def _glm5_next() -> Any:
+    vision = {**SMALL, **MERGED, "projection_intermediate_size": 64}
+    text = {**TEXT, **glm.GLM5, "mlp_layer_types": ["dense"], "layer_types": ["indexed_attention"]}
+    return transformers.Glm5NextForConditionalGeneration(
+        transformers.Glm5NextConfig(vision_config=vision, text_config=text, **glm.IDS)
+    )
+
+
 def _ernie() -> Any:
     vision = {**ernie.VISION, **SMALL}
     return transformers.Ernie4_5_VLMoeForConditionalGeneration(
@@ -68,6 +76,8 @@ if known("glmga"):
     REAL["glmga"] = Real(_finished(lambda: _glm46v("GlmgaConfig")), pil("glmga", "Glmga"))
 if known("glm_ocr", "glm46v"):
     REAL["glm-ocr"] = Real(_finished(_glm_ocr), pil("glm46v", "Glm46V"))
+if known("glm5_next"):
+    REAL["glm-5.3-flash"] = Real(_finished(_glm5_next), pil("glm5_next", "Glm5Next"))
 if known("ernie4_5_vl_moe"):
     REAL["ernie-4.5-vl"] = Real(_finished(_ernie), pil("ernie4_5_vl_moe", "Ernie4_5_VLMoe"))
 if known("paddleocr_vl"):

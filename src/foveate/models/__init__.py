@@ -11,7 +11,7 @@ from foveate.models.encoded import EncodedImage
 from foveate.models.ernie_vl import ErnieVl
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
-from foveate.models.glm4v import Glm4v
+from foveate.models.glm4v import Glm4v, Glm5Next
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
 from foveate.models.lfm3_vl import Lfm3Vl
@@ -27,7 +27,7 @@ from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, ErnieVl, Gemma3, Glm4v, Idefics3, InternVl, Lfm3Vl, Llava, LlavaNext,
+        AyaVision, Cohere2Vision, ErnieVl, Gemma3, Glm4v, Glm5Next, Idefics3, InternVl, Lfm3Vl, Llava, LlavaNext,
         LlavaOnevision, Mistral3, Ovis2, PaddleOcrVl, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
