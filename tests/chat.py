@@ -61,7 +61,10 @@ TALKS: dict[str, tuple[list[tuple[str, list[Any]]], list[str]]] = {
         [("user", [IMAGE_PART, text(FIRST)]), ("assistant", [text(ANSWER)]), ("user", [IMAGE_PART, text(SECOND)])],
         [FIRST, SECOND],
     ),
-    "picture first": ([("user", [IMAGE_PART]), ("user", [text(SECOND)])], [SECOND]),
+    "picture first": (
+        [("user", [IMAGE_PART]), ("assistant", [text(ANSWER)]), ("user", [text(SECOND)])],
+        [SECOND],
+    ),
 }
 """Conversations, and the words that guide each of their pictures."""
 

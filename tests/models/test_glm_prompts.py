@@ -16,7 +16,12 @@ from tests.dynamic import picture
 from tests.tiny import END, IMAGE, ROWS, SILENT, START
 from tests.tiny.glm import CUT, FILM
 
-FOLDERS = {"glm4v": ("glm4v", "Glm4v"), "glm46v": ("glm46v", "Glm46V"), "glm_ocr": ("glm46v", "Glm46V")}
+FOLDERS = {
+    "glm4v": ("glm4v", "Glm4v"),
+    "glm46v": ("glm46v", "Glm46V"),
+    "glm_ocr": ("glm46v", "Glm46V"),
+    "glm5_next": ("glm5_next", "Glm5Next"),
+}
 """By row: where its processor is, and what its name begins with."""
 MARKS = {
     **dict.fromkeys(("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), -1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -94,6 +95,37 @@ def glm_ocr(attention: str) -> Any:
     return finish(transformers.GlmOcrForConditionalGeneration(config), attention)
 
 
+GLM5 = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "mlp_layer_types": ["dense", "sparse"],
+    "layer_types": ["linear_attention", "indexed_attention"],
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
+    "index_topk": 512,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "index_kpool": 4,
+    "hc_mult": 2,
+}
+"""More positions are chosen than a prompt has, so that what stays can be compared."""
+
+
+@cache
+def glm5_next(attention: str) -> Any:
+    torch.manual_seed(0)
+    vision = {**VISION, "projection_intermediate_size": 64}
+    config = transformers.Glm5NextConfig(vision_config=vision, text_config={**TEXT, **GLM5}, **IDS)
+    return finish(transformers.Glm5NextForConditionalGeneration(config), attention)
+
+
 def types(ids: Tensor) -> dict[str, Tensor]:
     """A placeholder is a video's between its marks."""
     inside = (ids == FILM).cumsum(1) > (ids == CUT).cumsum(1)
@@ -140,3 +172,6 @@ if known("glm_ocr"):
     ROWS["glm_ocr"] = _row(glm_ocr)
 if known("glmga"):
     ROWS["glmga"] = _row(glmga)
+if known("glm5_next"):
+    ROWS["glm5_next"] = Row(glm5_next, partial(image_pixels, 14), read, saliency, write=write_image, mixes_beams=True)
+    ROWS["glm5_next-video"] = replace(_film(glm5_next), per_token=lambda _: {}, rope=False)

@@ -76,4 +76,5 @@ if known("paddleocr_vl"):
         streams=streams,
         hands=hands,
         rope=True,
+        mixes_beams=True,
     )

@@ -1,4 +1,4 @@
-"""The same as ``tests.tiny.real`` for encoders that pack patches: GLM after 4.1V, ERNIE-4.5-VL, PaddleOCR-VL."""
+"""The same as ``tests.tiny.real`` for encoders that pack patches: later GLMs, ERNIE-4.5-VL, PaddleOCR-VL, LFM3-VL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from tests.tiny import ernie, glm, ocr
+from tests.tiny import ernie, glm, lfm3, ocr
 from tests.tiny.real import _TEXT as TEXT
 from tests.tiny.real import _WIDTHS as WIDTHS
 from tests.tiny.real import Real, _by, _counts, _finished
@@ -36,6 +36,14 @@ def _glm_ocr() -> Any:
     )
 
 
+def _glm5_next() -> Any:
+    vision = {**SMALL, **MERGED, "projection_intermediate_size": 64}
+    text = {**TEXT, **glm.GLM5, "mlp_layer_types": ["dense"], "layer_types": ["indexed_attention"]}
+    return transformers.Glm5NextForConditionalGeneration(
+        transformers.Glm5NextConfig(vision_config=vision, text_config=text, **glm.IDS)
+    )
+
+
 def _ernie() -> Any:
     vision = {**ernie.VISION, **SMALL}
     return transformers.Ernie4_5_VLMoeForConditionalGeneration(
@@ -51,6 +59,13 @@ def _paddleocr() -> Any:
     )
 
 
+def _lfm3_vl() -> Any:
+    text = {**TEXT, "model_type": "lfm3", "head_dim": 16, "layer_types": ["full_attention"]}
+    return transformers.Lfm3VlForConditionalGeneration(
+        transformers.Lfm3VlConfig(vision_config=lfm3.VISION, text_config=text, projector_hidden_size=64, **lfm3.IDS)
+    )
+
+
 REAL: dict[str, Real] = {}
 if known("glm46v"):
     # As of GLM-4.1V, but at 4000x3000, where there is more room.
@@ -61,7 +76,15 @@ if known("glmga"):
     REAL["glmga"] = Real(_finished(lambda: _glm46v("GlmgaConfig")), pil("glmga", "Glmga"))
 if known("glm_ocr", "glm46v"):
     REAL["glm-ocr"] = Real(_finished(_glm_ocr), pil("glm46v", "Glm46V"))
+if known("glm5_next"):
+    REAL["glm-5.3-flash"] = Real(_finished(_glm5_next), pil("glm5_next", "Glm5Next"))
 if known("ernie4_5_vl_moe"):
     REAL["ernie-4.5-vl"] = Real(_finished(_ernie), pil("ernie4_5_vl_moe", "Ernie4_5_VLMoe"))
 if known("paddleocr_vl"):
     REAL["paddleocr-vl"] = Real(_finished(_paddleocr), pil("paddleocr_vl", "PaddleOCRVL"))
+if known("lfm3_vl"):
+    REAL["lfm3-vl"] = Real(
+        _finished(_lfm3_vl),
+        pil("qwen2_vl", "Qwen2VL", size={"shortest_edge": 65536, "longest_edge": 16777216}, patch_size=16),
+        counts=_counts(100, 768),
+    )

@@ -142,7 +142,8 @@ class Row:
         hands: model -> the module whose output the projector reads; None: ``tests/models/test_encoded.py`` knows it.
         rope: whether positions have three dimensions.
         positions: how they may be numbered where they have one dimension.
-        mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
+        mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams, or
+            the patches of one (PaddleOCR-VL in 5.19).
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
         hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which

@@ -13,7 +13,7 @@ from foveate.models.ernie_vl import ErnieVl
 from foveate.models.exaone4_5 import Exaone45, HyperClovaX
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
-from foveate.models.glm4v import Glm4v
+from foveate.models.glm4v import Glm4v, Glm5Next
 from foveate.models.idefics3 import Idefics3
 from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.kimi_k25 import KimiK25
@@ -47,6 +47,7 @@ FAMILIES: dict[str, type[Family]] = {
         Exaone45,
         Gemma3,
         Glm4v,
+        Glm5Next,
         HyperClovaX,
         Idefics3,
         InternVl,

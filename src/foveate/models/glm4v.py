@@ -20,6 +20,8 @@ class GlmFamily(PackedFamily):
 
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     joins_rows = True
+    mixed: ClassVar[str] = "stock transformers takes every placeholder for both"
+    """Why images and videos cannot be in one call."""
 
     @property
     def reader(self) -> nn.Module:
@@ -52,8 +54,8 @@ class GlmFamily(PackedFamily):
         super().refuse(inputs)
         if self.has(inputs, "image") and self.has(inputs, "video"):
             raise ValueError(
-                f"{self.title}: images and videos in one call have the same placeholder id, and stock transformers "
-                "takes every placeholder for both. Ask about them in calls of their own."
+                f"{self.title}: images and videos in one call have the same placeholder id, and {self.mixed}. "
+                "Ask about them in calls of their own."
             )
 
     def refuse_generation(self, arguments: Mapping[str, Any]) -> None:
@@ -88,3 +90,12 @@ class Glm4v(GlmFamily, PackedRopeFamily):
                         "image outside of them. Pass all that the processor returned."
                     )
         return super().rope(arguments, ids, mask, types)
+
+
+class Glm5Next(GlmFamily):
+    """``Glm5NextForConditionalGeneration``: the same encoder before an LLM of linear and indexed attention."""
+
+    title = "GLM-5.3-Flash"
+    model_types = ("glm5_next",)
+    mixed = "which is which is not known here"
+    checkpoints = {"glm5_next": "zai-org/GLM-5.3-Flash"}
