@@ -32,7 +32,9 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         layer = model.config.vision_feature_layer
     if kind == "vipllava":
         layer = -2
-    if kind.startswith(("qwen", "glm4v")):
+    if row.encoder is not None:
+        module = row.encoder(model)
+    elif kind.startswith(("qwen", "glm4v")):
         module = base.visual.blocks[-1] if kind.startswith("qwen") else base.visual.post_layernorm
     elif kind == "ovis2":
         module = base.vision_tower.transformer

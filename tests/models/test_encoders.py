@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
@@ -20,6 +22,8 @@ from foveate.models.encoded import Request
 from tests.encoding import encode
 from tests.tiny import ROWS, SILENT, Row, prompts
 from tests.tiny.rows import features_of
+
+_Function = TypeVar("_Function")
 
 
 @pytest.fixture(params=list(ROWS))
@@ -52,12 +56,22 @@ class Materialised:
         return (weights @ value.double()).transpose(1, 2).to(value.dtype), weights
 
 
+@contextmanager
+def registered(name: str, function: _Function) -> Iterator[_Function]:
+    """As an attention implementation that is given SDPA's masks; of one it does not know, transformers makes none."""
+    ALL_ATTENTION_FUNCTIONS.register(name, function)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    try:
+        yield function
+    finally:
+        del ALL_ATTENTION_FUNCTIONS._global_mapping[name]
+        del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping[name]
+
+
 @pytest.fixture
 def materialised() -> Iterator[Materialised]:
-    function = Materialised()
-    ALL_ATTENTION_FUNCTIONS.register("materialised", function)
-    yield function
-    del ALL_ATTENTION_FUNCTIONS._global_mapping["materialised"]
+    with registered("materialised", Materialised()) as function:
+        yield function
 
 
 class Watched(Materialised):
@@ -71,10 +85,8 @@ class Watched(Materialised):
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
-    function = Watched()
-    ALL_ATTENTION_FUNCTIONS.register("watched", function)
-    yield function
-    del ALL_ATTENTION_FUNCTIONS._global_mapping["watched"]
+    with registered("watched", Watched()) as function:
+        yield function
 
 
 def double(row: Row) -> Any:

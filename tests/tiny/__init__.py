@@ -5,7 +5,7 @@ A new family joins by a file here and a line in ``ROWS``.
 
 from __future__ import annotations
 
-from tests.tiny import generic, glm, llava, mistral, onevision, qwen, siglip, tiles
+from tests.tiny import gemma4, generic, glm, lfm2, llava, minicpm, mistral, onevision, qwen, siglip, tiles
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
 
@@ -13,6 +13,9 @@ ROWS: dict[str, Row] = {
     **llava.ROWS,
     **qwen.ROWS,
     **siglip.ROWS,
+    **gemma4.ROWS,
+    **minicpm.ROWS,
+    **lfm2.ROWS,
     **tiles.ROWS,
     **generic.ROWS,
     **glm.ROWS,

@@ -70,9 +70,12 @@ def flat(numbers: list[list[int]]) -> list[int]:
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
-        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),
-        "video": ("pixel_values_videos", "video_grid_thw"),
-    }[kind]
+        "image": (
+            "pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+            "image_position_ids", "target_sizes", "spatial_shapes",
+        ),
+        "video": ("pixel_values_videos", "video_grid_thw", "video_position_ids", "num_frames_per_video"),
+    }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
     with torch.no_grad():
@@ -120,6 +123,7 @@ class Row:
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
+        encoder: model -> the module whose output methods read as the encoder's features, where its name does not tell.
     """
 
     make: Callable[[str], Any]
@@ -138,6 +142,7 @@ class Row:
     mixes_beams: bool = False
     looks_up: bool = True
     embeds: bool = True
+    encoder: Callable[[Any], Any] | None = None
 
     @property
     def token(self) -> int:

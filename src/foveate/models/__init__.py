@@ -9,13 +9,17 @@ from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
 from foveate.models.encoded import EncodedImage
 from foveate.models.gemma3 import Gemma3
+from foveate.models.gemma4 import Gemma4
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
+from foveate.models.lfm2_vl import Lfm2Vl
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_onevision import LlavaOnevision
+from foveate.models.minicpm_v import MiniCpmV
+from foveate.models.minicpm_v47 import MiniCpmV47
 from foveate.models.mistral3 import Mistral3
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
@@ -24,8 +28,8 @@ from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2,
-        PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        AyaVision, Cohere2Vision, Gemma3, Gemma4, Glm4v, Idefics3, InternVl, Lfm2Vl, Llava, LlavaNext,
+        LlavaOnevision, MiniCpmV, MiniCpmV47, Mistral3, Ovis2, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
 }  # fmt: skip

@@ -1,0 +1,144 @@
+"""Gemma 4: images in their own proportions, squares of patches averaged to a token, which see each other in the LLM."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from foveate.attention import projecting, recording, tapped_config
+from foveate.models.base import Family
+from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, recorder_for
+from foveate.models.frame_labels import frame_labels
+from foveate.models.padded import require_patches, unpadded
+from foveate.models.squares import square_sources
+from foveate.patches import Patch
+
+
+class Gemma4(Family):
+    """``Gemma4ForConditionalGeneration``: dense, with experts, and with embeddings per layer (E2B, E4B).
+
+    Larger models let an image's (or a frame's) tokens see each other within the window: ``mm_token_type_ids`` say
+    where, and are shortened with the prompt; the marks around every image stay, so that blocks never grow together.
+    What smaller models add to every layer is looked up by id, alike for all placeholders.
+    """
+
+    title = "Gemma 4"
+    model_types = ("gemma4",)
+    image_inputs = ("pixel_values", "image_position_ids")
+    video_inputs = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
+    merge = "3x3 average"
+    saliency = "mean received attention, last layer"
+
+    def check(self) -> None:
+        if self.base.vision_tower is None:
+            raise ValueError(f"{self.title}: this checkpoint has no vision_config, so it sees no images to prune")
+
+    @property
+    def _attention(self) -> nn.Module:
+        attention: nn.Module = self.base.vision_tower.encoder.layers[-1].self_attn
+        return attention
+
+    def instruments(self) -> Sequence[Patch]:
+        pooler = self.base.vision_tower.pooler
+        return [
+            Patch(self._attention, "config", tapped_config(self._attention)),
+            Patch(pooler, "forward", projecting(pooler)),
+        ]
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        grids = self._grids(inputs, "image")
+        return self._encode(inputs, request, "image", [[grid] for grid in grids])
+
+    def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        grids, counts = self._grids(inputs, "video"), inputs.get("num_frames_per_video")
+        if counts is None:
+            raise ValueError(
+                f"{self.title} needs num_frames_per_video beside pixel_values_videos: pass all that the processor "
+                "returned"
+            )
+        frames = torch.as_tensor(counts, device="cpu").tolist()
+        if sum(frames) != len(grids):
+            raise ValueError(f"num_frames_per_video {frames} does not add up to the {len(grids)} frames there are")
+        parts = iter(grids)
+        return self._encode(inputs, request, "video", [[next(parts) for _ in range(count)] for count in frames])
+
+    def _encode(
+        self, inputs: Mapping[str, Any], request: Request, kind: Kind, views: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[EncodedImage]:
+        vision = self.config.vision_config
+        side, patch = vision.pooling_kernel_size, vision.patch_size
+        lengths = [rows * columns for grids in views for rows, columns in grids]
+        recorder = recorder_for(
+            request,
+            "received",
+            self._attention,
+            project=self.base.vision_tower.pooler,
+            patches=unpadded(lengths),
+            segments=lengths,
+        )
+        given = {name: inputs[name] for name in self.inputs_of(kind) if inputs.get(name) is not None}
+        with recording(recorder) as record:
+            output = request.features(**given, return_dict=True).pooler_output
+        # In 5.5 all images come in one tensor.
+        streams = output if torch.is_tensor(output) else torch.cat(list(output))
+        counts = [sum(rows * columns for rows, columns in grids) // side**2 for grids in views]
+        images, start = [], 0
+        for grids, stream in zip(views, streams.split(counts), strict=True):
+            sources = []
+            for grid in grids:
+                sources.append(start + square_sources(grid, side))
+                start += grid[0] * grid[1]
+            seen = (grids[0][0] * patch, grids[0][1] * patch)
+            boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(len(grids), -1)
+            cells = [(rows // side, columns // side) for rows, columns in grids]
+            geometry = grid_geometry(cells, boxes, seen, stream.device)
+            tokens = read_tokens(record, stream, geometry, torch.cat(sources))
+            images.append(EncodedImage.of_patches(tokens, kind=kind))
+        return images
+
+    def _grids(self, inputs: Mapping[str, Any], kind: Kind) -> list[tuple[int, int]]:
+        """(rows, columns) of the patches of every image or frame."""
+        names = self.inputs_of(kind)[:2]
+        pixels, positions = (inputs.get(name) for name in names)
+        require_patches(self.title, names[0], pixels, names[1], positions, 2)
+        assert torch.is_tensor(positions)
+        columns, rows = (positions.amax(dim=1) + 1).unbind(dim=1)
+        place = torch.arange(positions.shape[1], device=positions.device)
+        width = columns.clamp(min=1)[:, None]
+        written = torch.stack([place % width, place // width], dim=-1)
+        written = torch.where((place < (rows * columns)[:, None])[..., None], written, -1)
+        same = (written == positions).all(dim=2).all(dim=1)
+        side = self.config.vision_config.pooling_kernel_size
+        grids = []
+        for height, width_, fine in torch.stack([rows, columns, same], dim=1).tolist():  # one read for all
+            if not fine or height < 1 or height % side or width_ % side:
+                raise ValueError(
+                    f"{self.title} takes {names[1]} as its processor writes them: row by row, sides that are a "
+                    f"multiple of {side}, -1 behind them"
+                )
+            grids.append((height, width_))
+        return grids
+
+    def refuse(self, inputs: Mapping[str, Any]) -> None:
+        passes = "num_frames_per_video" in inspect.signature(self.base.forward).parameters
+        if self.has(inputs, "video") and not passes:
+            raise ValueError(
+                f"{self.title}: forward has no num_frames_per_video in this transformers, and cannot encode "
+                "videos without: upgrade transformers, or pass frames as images"
+            )
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """Also the times between a video's frames."""
+        known = super().marks(ids)
+        return known | frame_labels(ids, self.placeholder_ids["video"], known)
+
+    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
+        if "mm_encoder_outputs" in inspect.signature(self.base.forward).parameters:
+            return super().package(kept, kind)
+        together = torch.cat([one.features for one in kept])
+        return BaseModelOutputWithPooling(pooler_output=together)  # type: ignore[arg-type]
