@@ -119,6 +119,7 @@ COMPLETE = {
     "glm4v", "glm4v_moe", "idefics3", "smolvlm", "smolvlm-uneven", "gemma3", "paligemma", "cohere2_vision", "ovis2",
     "internvl", "internvl, -1", "mistral3, -1", "mistral3, 3",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
+    *(name for name in ROWS if name.startswith(("gemma4", "minicpm"))),
 }  # fmt: skip
 """Those of which stock models read all that they compute."""
 
