@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,8 @@ import foveate
 from foveate.models import family_for
 from tests import crops_by_hand, reference
 from tests.encoding import encode
-from tests.tiny import BATCHES, BOS, ROWS, SILENT, Row, assistant, prompts
+from tests.tiny import BATCHES, BOS, KIN, ROWS, SILENT, Row, assistant, prompts
+from tests.tiny.rows import inner
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
@@ -102,11 +103,39 @@ def skip_if_stock_needs_its_cache(model: Any, inputs: dict[str, Tensor]) -> None
         pytest.skip("the stock model gives other logits without a cache")
 
 
+def refused_without_cache(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor]) -> None:
+    """Stock's own failure at the second token, which a pruned call says in advance."""
+    with pytest.raises(IndexError):
+        model.generate(**inputs, **GREEDY, use_cache=False)
+    with pruner(model), pytest.raises(ValueError, match="use_cache"):
+        model.generate(**inputs, **GREEDY, use_cache=False)
+
+
+def skip_if_stock_fails(row: Row, mode: str) -> None:
+    """``test_generate`` shows that it does."""
+    if mode in row.fails:
+        pytest.skip(f"stock itself: {row.fails[mode]}")
+
+
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("mode", list(MODES))
 def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, keep: float | int) -> None:
     options, wanted = MODES[mode]
     pruner = foveate.AdaFV(keep=keep)
+    if mode == "beams" and not row.repeats:
+        with pytest.raises(RuntimeError):
+            model.generate(**inputs, **options)
+        with pruner(model), pytest.raises(ValueError, match="stock transformers"):
+            model.generate(**inputs, **options)
+        return
+    if mode == "no_cache" and not row.grows:
+        refused_without_cache(pruner, model, inputs)
+        return
+    if mode in row.fails:
+        for on in (nullcontext(), pruner(model)):
+            with on, pytest.raises((ValueError, TypeError), match=row.fails[mode]):
+                model.generate(**inputs, **options)
+        return
     torch.manual_seed(11)
     with pruner(model):
         result = model.generate(**inputs, **options)
@@ -156,6 +185,9 @@ def test_positions_and_newlines(
     use_cache: bool,
 ) -> None:
     pruner = foveate.AdaFV(keep=keep)
+    if not (use_cache or row.grows):
+        refused_without_cache(pruner, model, inputs)
+        return
     with pruner(model, positions=positions, newlines=newlines):
         result = model.generate(
             **inputs, **GREEDY, use_cache=use_cache, return_dict_in_generate=True, output_logits=True
@@ -311,6 +343,8 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
             pytest.skip(
                 "stock places this video behind the text that follows it: generation goes on from another place"
             )
+    if cache is StaticCache:
+        skip_if_stock_fails(row, "static_cache")
     if OLD and cache is StaticCache and model.config.model_type == "paligemma":
         pytest.skip("stock 5.4 looks for token types that a second turn does not have")
     # "prompt" text would change between the turns; saliency does not read it
@@ -359,7 +393,7 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
 # Families that cut a picture into crops, of which only some are encoded.
 TILING = [
     "llava_next-clip", "llava_next-siglip", "idefics3", "smolvlm", "smolvlm-uneven", "internvl", "ovis2", "aya_vision",
-    "cohere2_vision", "llava_onevision", "llava_onevision-crops",
+    "cohere2_vision", *(["llama4"] if "llama4" in ROWS else []), "llava_onevision", "llava_onevision-crops",
 ]  # fmt: skip
 # (mode, batch, keep, crops): every value of each, and every mode with fewer crops than there are.
 CROPPED = [
@@ -374,6 +408,12 @@ CROPPED = [
     ("sampling", "mixed", 0.4, 0.5),
 ]
 ALL_CROPS = [("greedy", 1.0), ("beams", 0.4)]
+
+
+def test_kin_have_a_row_that_goes_through_everything() -> None:
+    whole = {type(family_for(row.make("sdpa"))) for name, row in ROWS.items() if name not in KIN}
+    for name in KIN & ROWS.keys():
+        assert set(type(family_for(ROWS[name].make("sdpa"))).__mro__) & whole, name
 
 
 def test_every_tiling_family_has_its_row() -> None:
@@ -393,7 +433,8 @@ def views_by_hand(name: str, batch: str, amount: float | int | str) -> list[tupl
 @contextmanager
 def embedded(model: Any) -> Iterator[list[Tensor]]:
     """What the LLM is given, call by call."""
-    language_model = model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+    base = inner(model)
+    language_model = base.language_model if hasattr(base, "language_model") else base.text_model
     seen: list[Tensor] = []
     hook = language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
@@ -411,6 +452,7 @@ def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float
     row = ROWS[name]
     model = row.make("sdpa")
     inputs = prompts(row, model, batch)
+    skip_if_stock_fails(row, mode)
     options, wanted = MODES[mode]
     pruner = foveate.AdaFV(keep=keep)
     torch.manual_seed(11)
@@ -457,6 +499,7 @@ def test_all_crops_are_stock(name: str, mode: str, keep: float | int) -> None:
     row = ROWS[name]
     model = row.make("sdpa")
     inputs = prompts(row, model, "mixed")
+    skip_if_stock_fails(row, mode)
     options = {**MODES[mode][0], "return_dict_in_generate": True, "output_logits": True}
     found = []
     for crops in (None, 1.0, 9):

@@ -157,6 +157,11 @@ def read(model: Any) -> Any:
     return model.model.visual.blocks[-1].attn
 
 
+def read_tower(model: Any) -> Any:
+    """The last layer, where the encoder is called a tower."""
+    return model.model.vision_tower.blocks[-1].attn
+
+
 def windows(rows: int, columns: int, side: int) -> list[tuple[int, int]]:
     """The merged squares of one frame, as Qwen2.5-VL's encoder visits them."""
     return [

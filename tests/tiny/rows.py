@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def flat(numbers: list[list[int]]) -> list[int]:
     return [number for images in numbers for number in images]
 
 
+def inner(model: Any) -> Any:
+    """Where its ``get_image_features`` is: the inner model, or the model itself where there is none inside."""
+    return getattr(model, "model", model)
+
+
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
@@ -78,8 +84,11 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
+    features = getattr(owner, f"get_{kind}_features")
+    if "vision_feature_select_strategy" in inspect.signature(features).parameters and inner(model) is model:
+        images["vision_feature_select_strategy"] = None  # Llama 4 in 5.5: without a default, and unused
     with torch.no_grad():
-        return getattr(owner, f"get_{kind}_features")(**images, return_dict=True)
+        return features(**images, return_dict=True)
 
 
 def one_each(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
@@ -122,8 +131,14 @@ class Row:
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
+        fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         encoder: model -> the module whose output methods read as the encoder's features, where its name does not tell.
+        placeholder: its id; None: the one that everybody uses for its kind.
+        repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
+            videos under an id that no prompt holds, and has none left).
+        grows: whether stock ``generate`` without a cache grows the per-token inputs with the prompt (ERNIE's own stay
+            as long as they came, and its experts fail).
     """
 
     make: Callable[[str], Any]
@@ -141,11 +156,17 @@ class Row:
     rope: bool = False
     mixes_beams: bool = False
     looks_up: bool = True
+    fails: Mapping[str, str] = field(default_factory=dict)
     embeds: bool = True
     encoder: Callable[[Any], Any] | None = None
+    placeholder: int | None = None
+    repeats: bool = True
+    grows: bool = True
 
     @property
     def token(self) -> int:
+        if self.placeholder is not None:
+            return self.placeholder
         return IMAGE if self.kind == "image" else VIDEO
 
 

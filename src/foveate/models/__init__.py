@@ -8,6 +8,7 @@ from foveate.models.aya_vision import AyaVision
 from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
 from foveate.models.encoded import EncodedImage
+from foveate.models.ernie_vl import ErnieVl
 from foveate.models.gemma3 import Gemma3
 from foveate.models.gemma4 import Gemma4
 from foveate.models.generic import REMEDY, Generic
@@ -15,6 +16,7 @@ from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
 from foveate.models.lfm2_vl import Lfm2Vl
+from foveate.models.llama4 import Llama4
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_onevision import LlavaOnevision
@@ -28,11 +30,31 @@ from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, Gemma3, Gemma4, Glm4v, Idefics3, InternVl, Lfm2Vl, Llava, LlavaNext,
-        LlavaOnevision, MiniCpmV, MiniCpmV47, Mistral3, Ovis2, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        AyaVision,
+        Cohere2Vision,
+        ErnieVl,
+        Gemma3,
+        Gemma4,
+        Glm4v,
+        Idefics3,
+        InternVl,
+        Lfm2Vl,
+        Llama4,
+        Llava,
+        LlavaNext,
+        LlavaOnevision,
+        MiniCpmV,
+        MiniCpmV47,
+        Mistral3,
+        Ovis2,
+        PaliGemma,
+        Qwen25Vl,
+        Qwen2Vl,
+        Qwen3Vl,
+        SmolVlm,
     )
     for model_type in family.model_types
-}  # fmt: skip
+}
 
 
 def stock_model(model: Any) -> Any:
@@ -70,12 +92,19 @@ def family_for(model: Any) -> Family:
             return Generic(model)
         except ValueError as error:
             raise unsupported(model_type, error) from error
-    if not hasattr(model, "generate") or not hasattr(model, "model"):
+    if not hasattr(model, "generate") or not _has_inner(family, model):
         raise ValueError(
             f"{type(model).__name__} has no language-modelling head to generate with; "
             f"load the {family.title} checkpoint with AutoModelForImageTextToText"
         )
     return family(model)
+
+
+def _has_inner(family: type[Family], model: Any) -> bool:
+    try:
+        return family.inner(model) is not None
+    except AttributeError:
+        return False
 
 
 def unsupported(model_type: str, reason: object) -> ValueError:
