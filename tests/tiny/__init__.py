@@ -42,6 +42,7 @@ ROWS: dict[str, Row] = {
 KIN = frozenset({
     "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
     "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "generic-deepseek_vl", "generic-pixel_shuffle",
+    "gemma4-experts", "gemma4-per-layer", "gemma4-video", "minicpmv4_6-4x", "minicpm_ocr",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
 hold every pair of them."""

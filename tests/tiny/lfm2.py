@@ -109,5 +109,6 @@ if known("lfm2_vl"):
         saliency,
         write=write,
         streams=streams,
+        hybrid=True,
         encoder=lambda model: tower(model).post_layernorm,
     )

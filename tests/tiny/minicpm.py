@@ -133,6 +133,7 @@ def _row(name: str, mode: str, **more: Any) -> Row:
         partial(saliency, within),
         write=partial(write, 2 * within),
         streams=streams,
+        hybrid=True,
         encoder=lambda model: model.model.vision_tower.post_layernorm,
         **more,
     )
