@@ -41,7 +41,7 @@ VISION = {
     "head_dim": 16,
     "patch_size": PATCH,
     "pooling_kernel_size": SIDE,
-    "position_embedding_size": 64,
+    "position_embedding_size": 128,
 }
 LAYERS = ["sliding_attention", "full_attention"]
 LARGE = {
@@ -116,7 +116,7 @@ def write_frames(number: int, count: int) -> list[int]:
     """A time before every frame."""
     frames = VIDEOS[number][0]
     run = [START, *[VIDEO] * (count // frames), END]
-    return [token for frame in range(frames) for token in (70 + frame, *run)]
+    return [token for frame in range(frames) for token in (70, 70, 69, 70, 70 + frame, *run)]
 
 
 def streams(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:

@@ -102,7 +102,10 @@ class Real:
 
     def features(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """(n, D) what stock transformers puts into the placeholders of one image."""
-        names = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
+        names = (
+            "pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+            "image_position_ids", "target_sizes", "spatial_shapes",
+        )  # fmt: skip
         with torch.no_grad():
             output = model.get_image_features(
                 **{name: inputs[name] for name in names if name in inputs}, return_dict=True
@@ -135,7 +138,10 @@ def seeing_only_its_own(model: Any) -> Any:
     assert len(stacks) == 1
     for layer in stacks[0]:
         layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
-    convolution = next(one for one in tower.modules() if isinstance(one, (nn.Conv2d, nn.Conv3d)))
+    modules = list(tower.modules())  # some make tokens of patches that are cut out already
+    convolution = next(
+        one for kinds in ((nn.Conv2d, nn.Conv3d), nn.Linear) for one in modules if isinstance(one, kinds)
+    )
     scale = 1e-4 / convolution.weight[0].numel()
     row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1))
     weight = convolution.weight
@@ -463,6 +469,10 @@ REAL: dict[str, Real] = {
     # Its own image processor needs torchvision; tiles of the same sides, put together in the same way.
     "command-a-vision": Real(_finished(_cohere2_vision), _by(_tiles(512, 12)), _write_breaks),
 }
+
+from tests.tiny import real_views  # noqa: E402 - it needs what stands above
+
+REAL |= real_views.REAL
 
 
 def spots(geometry: Any, few: int) -> Sequence[int]:

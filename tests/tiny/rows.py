@@ -132,8 +132,8 @@ class Row:
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
         fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
-        hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which nothing
-            can be added.
+        hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
+            nothing can be added.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         encoder: model -> the module whose output methods read as the encoder's features, where its name does not tell.
         placeholder: its id; None: the one that everybody uses for its kind.

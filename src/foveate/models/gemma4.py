@@ -13,10 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from foveate.attention import projecting, recording, tapped_config
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, recorder_for
-from foveate.models.frame_labels import frame_labels
 from foveate.models.padded import require_patches, unpadded
 from foveate.models.squares import square_sources
+from foveate.models.tiles import runs_of
 from foveate.patches import Patch
+
+TIME = 5
+"""Tokens of a time, "01:23": digits are tokens of their own."""
 
 
 class Gemma4(Family):
@@ -133,12 +136,36 @@ class Gemma4(Family):
             )
 
     def marks(self, ids: Tensor) -> Tensor:
-        """Also the times between a video's frames."""
-        known = super().marks(ids)
-        return known | frame_labels(ids, self.placeholder_ids["video"], known)
+        """Also the times before a video's frames."""
+        found = super().marks(ids)
+        for row, line in zip(ids, found, strict=True):
+            for first, end in times_before(row, self.placeholder_ids["video"]):
+                line[first:end] = True
+        return found
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         if "mm_encoder_outputs" in inspect.signature(self.base.forward).parameters:
             return super().package(kept, kind)
         together = torch.cat([one.features for one in kept])
         return BaseModelOutputWithPooling(pooler_output=together)  # type: ignore[arg-type]
+
+
+def times_before(row: Tensor, token: int) -> list[tuple[int, int]]:
+    """(first, past the last) column of the times that the processor writes before the marks of a video's frames.
+
+    No config names their tokens. The colon stands at the same distance from every frame; there may be a blank behind.
+
+    Args:
+        row: (S,) int64 ids on the CPU, -1 where not to be looked at.
+        token: the placeholder's id.
+    """
+    starts = [first - 1 for first, _ in runs_of(row, token)]
+    if not starts or min(starts) <= TIME:
+        return []
+    blank = all(int(row[start - 1]) not in row[start - TIME - 1 : start - 1].tolist() for start in starts)
+    times = [row[start - TIME - blank : start - blank].tolist() for start in starts]
+    colons = {time[TIME // 2] for time in times}
+    digits = {digit for time in times for place, digit in enumerate(time) if place != TIME // 2}
+    if len(colons) > 1 or colons & digits or -1 in digits:
+        return []
+    return [(start - TIME - blank, start) for start in starts]
