@@ -205,6 +205,8 @@ def test_features_are_asked_for_once_and_what_they_give_can_be_handed_back(
     """Where nothing is dropped, the model may get stock's own output object: its answer is stock's, to the shapes."""
     model = row.make("sdpa")
     inputs = prompts(row, model, "mixed")
+    if "forward" in row.fails:
+        pytest.skip(f"stock itself: {row.fails['forward']}")
     with torch.no_grad():
         stock = model(**inputs)
     given: list[Any] = []

@@ -63,7 +63,7 @@ def test_the_question_guides(name: str, processor: Any, talk: str) -> None:
     assert guiding(ROWS[name].make("sdpa"), processor, inputs) == expected
 
 
-@pytest.mark.skipif("gemma4-video" not in ROWS, reason="this transformers cannot take a video in a forward")
+@pytest.mark.skipif("gemma4-video" not in ROWS, reason="this transformers wants videos of one length")
 @pytest.mark.skipif(not is_torchvision_available(), reason="videos are processed by torchvision")
 @pytest.mark.parametrize("frames", [1, 2, 4])
 @pytest.mark.parametrize("talk", TALKS)
@@ -137,7 +137,7 @@ def test_what_is_missing_is_named() -> None:
         model.generate(**inputs, **GREEDY)
 
 
-@pytest.mark.skipif("gemma4-video" not in ROWS, reason="this transformers cannot take a video in a forward")
+@pytest.mark.skipif("gemma4-video" not in ROWS, reason="this transformers wants videos of one length")
 @pytest.mark.parametrize("counts, message", [(None, "needs num_frames_per_video"), ([3, 9, 9], "does not add up")])
 def test_videos_without_their_counts(counts: Any, message: str) -> None:
     row = ROWS["gemma4-video"]
@@ -148,11 +148,11 @@ def test_videos_without_their_counts(counts: Any, message: str) -> None:
         model(**inputs)
 
 
-@pytest.mark.skipif("gemma4-video" in ROWS, reason="this transformers can take a video in a forward")
-def test_videos_are_refused_where_a_forward_cannot_take_them() -> None:
+@pytest.mark.skipif("gemma4-video" in ROWS, reason="this transformers takes videos of any length")
+def test_videos_are_refused_where_they_must_have_one_length() -> None:
     row = ROWS["gemma4"]
     model = row.make("sdpa")
     inputs = prompts(row, model, "one")
     inputs["pixel_values_videos"] = inputs["pixel_values"]
-    with foveate.AdaFV(keep=0.5)(model), pytest.raises(ValueError, match="cannot encode videos without"):
+    with foveate.AdaFV(keep=0.5)(model), pytest.raises(ValueError, match="wants videos of one length"):
         model.generate(**inputs, **GREEDY)

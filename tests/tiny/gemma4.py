@@ -217,6 +217,9 @@ if known("gemma4"):
         "gemma4-experts": _row("experts", blocks),
         "gemma4-per-layer": _row("small", per_layer),
     }
-    # Before, a forward could not encode videos.
-    if "num_frames_per_video" in inspect.signature(transformers.Gemma4Model.forward).parameters:
-        ROWS["gemma4-video"] = _row("large", blocks, pixels=videos, write=write_frames, kind="video")
+    # Before, all videos of a call had to have as many frames.
+    if "num_frames_per_video" in inspect.signature(transformers.Gemma4Model.get_video_features).parameters:
+        # 5.19 does not hand them on in a forward, and needs them.
+        hands_on = "num_frames_per_video=num_frames" in inspect.getsource(transformers.Gemma4Model.forward)
+        fails = {} if hands_on else {"forward": "num_frames_per_video. is required"}
+        ROWS["gemma4-video"] = _row("large", blocks, pixels=videos, write=write_frames, kind="video", fails=fails)

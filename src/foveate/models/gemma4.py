@@ -128,11 +128,11 @@ class Gemma4(Family):
         return grids
 
     def refuse(self, inputs: Mapping[str, Any]) -> None:
-        passes = "num_frames_per_video" in inspect.signature(self.base.forward).parameters
+        passes = "num_frames_per_video" in inspect.signature(self.base.get_video_features).parameters
         if self.has(inputs, "video") and not passes:
             raise ValueError(
-                f"{self.title}: forward has no num_frames_per_video in this transformers, and cannot encode "
-                "videos without: upgrade transformers, or pass frames as images"
+                f"{self.title}: this transformers wants videos of one length, and tells them by it: upgrade "
+                "transformers, or pass frames as images"
             )
 
     def marks(self, ids: Tensor) -> Tensor:
