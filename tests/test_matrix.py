@@ -122,7 +122,7 @@ def skip_if_stock_fails(row: Row, mode: str) -> None:
 @pytest.mark.parametrize("mode", list(MODES))
 def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, keep: float | int) -> None:
     options, wanted = MODES[mode]
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     if mode == "beams" and not row.repeats:
         with pytest.raises(RuntimeError):
             model.generate(**inputs, **options)
@@ -164,7 +164,7 @@ def test_eager(row: Row, keep: float | int) -> None:
     """The modes run on SDPA; with eager attention, masks are made in another way."""
     model = row.make("eager")
     inputs = prompts(row, model, "mixed")
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     with pruner(model):
         result = model.generate(**inputs, **GREEDY)
     if keep == 1.0:
@@ -185,7 +185,7 @@ def test_positions_and_newlines(
     keep: float | int,
     use_cache: bool,
 ) -> None:
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     if not (use_cache or row.grows):
         refused_without_cache(pruner, model, inputs)
         return
@@ -209,7 +209,7 @@ def test_positions_and_newlines(
 
 @pytest.mark.parametrize("keep", KEEPS)
 def test_scores(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     options = {
         "max_new_tokens": NEW,
         "do_sample": False,
@@ -229,7 +229,7 @@ def test_scores(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | i
 def test_lengths(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
     """max_length and min_length count the prompt as the user knows it."""
     length = inputs["input_ids"].shape[1]
-    with foveate.AdaFV(keep=keep)(model):
+    with row.pruner(keep)(model):
         bounded = model.generate(**inputs, max_length=length + 4, do_sample=False)
         given = model.generate(
             **inputs,
@@ -255,7 +255,7 @@ def test_speculative(row: Row, model: Any, batch: str, keep: float | int) -> Non
     if OLD:
         pytest.skip("this transformers looks for EOS tokens in candidates without asking whether there are any")
     inputs = prompts(row, model, batch)
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     lookup = {"prompt_lookup_num_tokens": 3}
     if model._is_stateful:  # a state cannot be taken back to where a candidate was refused: stock's own refusal
         for there in (pruner(model), nullcontext()):
@@ -299,7 +299,7 @@ class Collector(BaseStreamer):
 def test_streamer(row: Row, model: Any, keep: float | int) -> None:
     inputs = prompts(row, model, "several")
     streamer = Collector()
-    with foveate.AdaFV(keep=keep)(model):
+    with row.pruner(keep)(model):
         result = model.generate(**inputs, **GREEDY, streamer=streamer)
     assert streamer.ended
     assert torch.equal(streamer.seen[0], inputs["input_ids"])
@@ -313,7 +313,7 @@ def test_forward(row: Row, model: Any, inputs: dict[str, Tensor], positions: str
     ids = inputs["input_ids"]
     unlabelled = torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0)
     labels = ids.masked_fill(unlabelled, -100)
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     with torch.no_grad(), pruner(model, positions=positions):
         output = model(**inputs, labels=labels)
         last = None
@@ -362,8 +362,8 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
         skip_if_stock_fails(row, "static_cache")
     if OLD and cache is StaticCache and model.config.model_type == "paligemma":
         pytest.skip("stock 5.4 looks for token types that a second turn does not have")
-    # "prompt" text would change between the turns; saliency does not read it
-    pruner = foveate.Saliency(keep=keep)
+    # "prompt" text would change between the turns, which this method does not read
+    pruner = row.steady(keep)
     options = {"disable_compile": True, **GREEDY}
     with pruner(model, positions=positions):
         first = model.generate(**inputs, **options, past_key_values=store, return_dict_in_generate=True)
@@ -390,6 +390,11 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
     model = row.make("sdpa")
     inputs = prompts(row, model, "mixed")
     pruner = foveate.get_pruner(method, keep=keep)
+    unread = [one for one in row.unread if getattr(pruner, f"reads_{one}")]
+    if unread:
+        with pytest.raises(ValueError, match=f"{pruner.name} reads .*has none to read: .*Methods that do without: "):
+            foveate.attach(model, pruner)
+        return
     with pruner(model):
         result = model.generate(**inputs, **GREEDY)
         chosen, weights = indices(pruner), [one.weights for one in pruner.selections]
@@ -469,7 +474,7 @@ def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float
     inputs = prompts(row, model, batch)
     skip_if_stock_fails(row, mode)
     options, wanted = MODES[mode]
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     torch.manual_seed(11)
     with pruner(model, crops=crops), embedded(model) as seen:
         result = model.generate(**inputs, **options)
@@ -500,7 +505,7 @@ def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float
 )
 def test_crops_positions_and_newlines(row: Row, model: Any, positions: str, newlines: str) -> None:
     inputs = prompts(row, model, "mixed")
-    pruner = foveate.AdaFV(keep=0.4)
+    pruner = row.pruner(0.4)
     with pruner(model, positions=positions, newlines=newlines, crops=1):
         result = model.generate(**inputs, **GREEDY)
     assembled = reference.assemble(row, model, inputs, indices(pruner), newlines, positions)
@@ -518,7 +523,7 @@ def test_all_crops_are_stock(name: str, mode: str, keep: float | int) -> None:
     options = {**MODES[mode][0], "return_dict_in_generate": True, "output_logits": True}
     found = []
     for crops in (None, 1.0, 9):
-        pruner = foveate.AdaFV(keep=keep)
+        pruner = row.pruner(keep)
         with pruner(model, crops=crops):
             found.append((model.generate(**inputs, **options), pruner.selections))
     (plain, chosen), *others = found
@@ -542,7 +547,7 @@ def test_crops_forward(name: str) -> None:
     inputs = prompts(row, model, "mixed")
     ids = inputs["input_ids"]
     labels = ids.masked_fill(torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0), -100)
-    pruner = foveate.AdaFV(keep=0.4)
+    pruner = row.pruner(0.4)
     with pruner(model, crops=0.5):
         output = model(**inputs, labels=labels)
     assembled = reference.assemble(row, model, inputs, indices(pruner))

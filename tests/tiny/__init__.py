@@ -39,6 +39,8 @@ ROWS: dict[str, Row] = {
     **onevision.ROWS,
 }
 
+SEEING = [name for name, row in ROWS.items() if not row.unread]
+"""Rows whose encoder has attention to read."""
 KIN = frozenset({
     "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
     "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "generic-deepseek_vl", "generic-pixel_shuffle",
@@ -48,6 +50,23 @@ KIN = frozenset({
 hold every pair of them."""
 
 __all__ = [
-    "BATCHES", "BOS", "END", "IMAGE", "KIN", "PAD", "PINPOINTS", "ROWS", "SIDE", "SILENT", "SIZES", "START", "VIDEO",
-    "Row", "assistant", "llava_next", "prompts", "text_config",
+    "BATCHES",
+    "BOS",
+    "END",
+    "IMAGE",
+    "KIN",
+    "PAD",
+    "PINPOINTS",
+    "ROWS",
+    "SEEING",
+    "SIDE",
+    "SILENT",
+    "SIZES",
+    "START",
+    "VIDEO",
+    "Row",
+    "assistant",
+    "llava_next",
+    "prompts",
+    "text_config",
 ]  # fmt: skip

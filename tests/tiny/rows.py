@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+import foveate
+
 IMAGE, VIDEO, END, START, PAD, BOS = 99, 98, 97, 96, 0, 1
 SILENT = [IMAGE, VIDEO, END, START]
 """Never generated: a random model would write placeholders."""
@@ -134,6 +136,8 @@ class Row:
         fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it; "forward" for a forward.
         hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
             nothing can be added.
+        unread: what no method can read of this encoder: "saliency", "keys".
+        cap: softcapping of the logits, where stock's head has any.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         encoder: model -> the module whose output methods read as the encoder's features, where its name does not tell.
         placeholder: its id; None: the one that everybody uses for its kind.
@@ -160,11 +164,21 @@ class Row:
     looks_up: bool = True
     fails: Mapping[str, str] = field(default_factory=dict)
     hybrid: bool = False
+    unread: tuple[str, ...] = ()
+    cap: float | None = None
     embeds: bool = True
     encoder: Callable[[Any], Any] | None = None
     placeholder: int | None = None
     repeats: bool = True
     grows: bool = True
+
+    def pruner(self, keep: float | int) -> Any:
+        """The method that the matrix's tests are run with: one that reads all there is to read."""
+        return foveate.get_pruner("cdpruner" if "saliency" in self.unread else "adafv", keep=keep)
+
+    def steady(self, keep: float | int) -> Any:
+        """One that does not read the text, which grows from turn to turn."""
+        return foveate.get_pruner("divprune" if "saliency" in self.unread else "saliency", keep=keep)
 
     @property
     def token(self) -> int:
