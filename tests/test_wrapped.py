@@ -23,7 +23,6 @@ from transformers import BitsAndBytesConfig, CompileConfig, PreTrainedModel
 import foveate
 from tests import checkpoint
 from tests.tiny import IMAGE, ROWS, SEEING, SILENT, prompts
-from tests.tiny.rows import inner
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
 FEW = ["llava-clip", "qwen2_5_vl", "generic-pixel_shuffle"]

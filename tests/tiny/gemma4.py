@@ -82,6 +82,29 @@ def gemma4(text: str, attention: str) -> Any:
     return model
 
 
+@cache
+def unified(attention: str) -> Any:
+    torch.manual_seed(0)
+    text = {name: value for name, value in LARGE.items() if "per_layer_input" not in name}
+    vision = {"patch_size": PATCH, "pooling_kernel_size": SIDE, "mm_embed_dim": 64, "output_proj_dims": 64}
+    vision["mm_posemb_size"] = 64
+    config = transformers.Gemma4UnifiedConfig(text_config=text, vision_config=vision, audio_config=None, **IDS)
+    return finish(transformers.Gemma4UnifiedForConditionalGeneration(config), attention)
+
+
+def whole_squares(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same pictures as their tokens' squares of pixels."""
+    pixels, places = inputs["pixel_values"], inputs["image_position_ids"]
+    count = [int((one[:, 0] >= 0).sum()) for one in places]
+    found, where = torch.zeros(len(pixels), MOST, 3 * (PATCH * SIDE) ** 2), torch.full((len(pixels), MOST, 2), -1)
+    for number, (patches, there) in enumerate(zip(pixels, count, strict=True)):
+        found[number, : there // SIDE**2] = patches[:there].reshape(there // SIDE**2, -1)
+        columns, rows = (places[number].amax(dim=0) + 1).tolist()
+        squares = [[x, y] for y in range(rows // SIDE) for x in range(columns // SIDE)]
+        where[number, : len(squares)] = torch.tensor(squares)
+    return {"pixel_values": found, "image_position_ids": where}
+
+
 def _padded(views: Sequence[tuple[int, int]], numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(views, patches, values) and (views, patches, 2) x and y, filled up behind with 0 and -1."""
     most = MOST * SIDE**2
@@ -123,7 +146,8 @@ def streams(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
     output = features_of(model, inputs, kind).pooler_output
     whole = output if torch.is_tensor(output) else torch.cat(list(output))
     positions = inputs["image_position_ids" if kind == "image" else "video_position_ids"]
-    counts = [int((one[:, 0] >= 0).sum()) // SIDE**2 for one in positions]
+    merged = 1 if model.config.model_type == "gemma4_unified" else SIDE**2
+    counts = [int((one[:, 0] >= 0).sum()) // merged for one in positions]
     if kind == "video":
         views = iter(counts)
         counts = [sum(next(views) for _ in range(frames)) for frames in inputs["num_frames_per_video"].tolist()]
@@ -223,3 +247,16 @@ if known("gemma4"):
         hands_on = "num_frames_per_video=num_frames" in inspect.getsource(transformers.Gemma4Model.forward)
         fails = {} if hands_on else {"forward": "num_frames_per_video. is required"}
         ROWS["gemma4-video"] = _row("large", blocks, pixels=videos, write=write_frames, kind="video", fails=fails)
+if known("gemma4_unified"):
+    ROWS["gemma4_unified"] = Row(
+        unified,
+        lambda numbers: whole_squares(images(numbers)),
+        lambda model: model.model.embed_vision.patch_dense,
+        saliency,
+        write=write_image,
+        per_token=types,
+        streams=streams,
+        hidden=blocks,
+        embeds=False,
+        unread=("saliency", "keys", "encoded"),
+    )

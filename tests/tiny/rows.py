@@ -133,7 +133,7 @@ class Row:
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
-        fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it; "forward" for a forward.
+        fails: by mode of the matrix, or "forward", the error with which stock transformers itself fails in it.
         hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
             nothing can be added.
         unread: what no method can read of this encoder: "saliency", "keys".

@@ -11,6 +11,7 @@ from foveate.models.encoded import EncodedImage
 from foveate.models.ernie_vl import ErnieVl
 from foveate.models.gemma3 import Gemma3
 from foveate.models.gemma4 import Gemma4
+from foveate.models.gemma4_unified import Gemma4Unified
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
@@ -35,6 +36,7 @@ FAMILIES: dict[str, type[Family]] = {
         ErnieVl,
         Gemma3,
         Gemma4,
+        Gemma4Unified,
         Glm4v,
         Idefics3,
         InternVl,

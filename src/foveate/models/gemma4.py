@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from foveate.attention import projecting, recording, tapped_config
+from foveate.attention import Recorder, projecting, recording, tapped_config
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, recorder_for
 from foveate.models.padded import require_patches, unpadded
@@ -36,10 +36,32 @@ class Gemma4(Family):
     video_inputs = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
     merge = "3x3 average"
     saliency = "mean received attention, last layer"
+    checkpoints: ClassVar[Mapping[str, str]] = {"gemma4": "google/gemma-4-E2B-it"}
 
     def check(self) -> None:
-        if self.base.vision_tower is None:
+        if self.config.vision_config is None:
             raise ValueError(f"{self.title}: this checkpoint has no vision_config, so it sees no images to prune")
+
+    @property
+    def side(self) -> int:
+        """Patches per side of the square that is averaged to a token."""
+        return int(self.config.vision_config.pooling_kernel_size)
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch's side."""
+        return int(self.config.vision_config.patch_size)
+
+    def recorder(self, request: Request, lengths: Sequence[int]) -> Recorder:
+        """What taps the encoder in one call on views of so many patches."""
+        return recorder_for(
+            request,
+            "received",
+            self._attention,
+            project=self.base.vision_tower.pooler,
+            patches=unpadded(lengths),
+            segments=lengths,
+        )
 
     @property
     def _attention(self) -> nn.Module:
@@ -73,19 +95,10 @@ class Gemma4(Family):
     def _encode(
         self, inputs: Mapping[str, Any], request: Request, kind: Kind, views: Sequence[Sequence[tuple[int, int]]]
     ) -> list[EncodedImage]:
-        vision = self.config.vision_config
-        side, patch = vision.pooling_kernel_size, vision.patch_size
+        side = self.side
         lengths = [rows * columns for grids in views for rows, columns in grids]
-        recorder = recorder_for(
-            request,
-            "received",
-            self._attention,
-            project=self.base.vision_tower.pooler,
-            patches=unpadded(lengths),
-            segments=lengths,
-        )
         given = {name: inputs[name] for name in self.inputs_of(kind) if inputs.get(name) is not None}
-        with recording(recorder) as record:
+        with recording(self.recorder(request, lengths)) as record:
             output = request.features(**given, return_dict=True).pooler_output
         # In 5.5 all images come in one tensor.
         streams = output if torch.is_tensor(output) else torch.cat(list(output))
@@ -96,7 +109,7 @@ class Gemma4(Family):
             for grid in grids:
                 sources.append(start + square_sources(grid, side))
                 start += grid[0] * grid[1]
-            seen = (grids[0][0] * patch, grids[0][1] * patch)
+            seen = (grids[0][0] * self.patch, grids[0][1] * self.patch)
             boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(len(grids), -1)
             cells = [(rows // side, columns // side) for rows, columns in grids]
             geometry = grid_geometry(cells, boxes, seen, stream.device)
@@ -116,7 +129,7 @@ class Gemma4(Family):
         written = torch.stack([place % width, place // width], dim=-1)
         written = torch.where((place < (rows * columns)[:, None])[..., None], written, -1)
         same = (written == positions).all(dim=2).all(dim=1)
-        side = self.config.vision_config.pooling_kernel_size
+        side = self.side
         grids = []
         for height, width_, fine in torch.stack([rows, columns, same], dim=1).tolist():  # one read for all
             if not fine or height < 1 or height % side or width_ % side:
