@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
@@ -148,11 +150,42 @@ def test_videos_without_their_counts(counts: Any, message: str) -> None:
         model(**inputs)
 
 
-@pytest.mark.skipif("gemma4-video" in ROWS, reason="this transformers takes videos of any length")
 def test_videos_are_refused_where_they_must_have_one_length() -> None:
     row = ROWS["gemma4"]
-    model = row.make("sdpa")
+    model = copy.deepcopy(row.make("sdpa"))
     inputs = prompts(row, model, "one")
     inputs["pixel_values_videos"] = inputs["pixel_values"]
+    model.model.get_video_features = lambda pixel_values_videos, video_position_ids=None: None  # as before 5.19
     with foveate.AdaFV(keep=0.5)(model), pytest.raises(ValueError, match="wants videos of one length"):
         model.generate(**inputs, **GREEDY)
+
+
+@pytest.mark.skipif("gemma4_unified" not in ROWS, reason="this transformers has no Gemma 4 without an encoder")
+@pytest.mark.parametrize("size", [(400, 300), (60, 200), (96, 96)])
+def test_without_an_encoder_a_token_is_a_square_of_pixels(size: tuple[int, int]) -> None:
+    """One bright square in a black picture, through its own image processor: it goes into the token of that box."""
+    pytest.importorskip("torchvision", reason="its image processor has no form without torchvision")
+    from transformers import Gemma4UnifiedImageProcessor
+
+    model = ROWS["gemma4_unified"].make("sdpa")
+    process = Gemma4UnifiedImageProcessor(patch_size=PATCH, pooling_kernel_size=SIDE, max_soft_tokens=70)
+
+    def inputs(picture: Image.Image) -> dict[str, Any]:
+        found = process(picture, return_tensors="pt")
+        return {name: found[name] for name in ("pixel_values", "image_position_ids")}
+
+    black = Image.new("RGB", size)
+    (image,) = encode(model, inputs(black), saliency=False)
+    boxes = image.tokens.geometry.boxes_in(size[1], size[0])
+    assert 35 < len(boxes) <= 70
+    for token in (0, len(boxes) // 2, len(boxes) - 1):
+        left, top, right, bottom = boxes[token].round().int().tolist()
+        picture = black.copy()
+        picture.paste((255, 255, 255), (left, top, right, bottom))
+        given = inputs(picture)
+        bright = given["pixel_values"][0].mean(dim=1)
+        assert int(bright.argmax()) == token
+        (found,) = encode(model, given, saliency=False)
+        changed = (found.stream - image.stream).norm(dim=1) > 0
+        assert changed[token]
+        assert not changed[bright[: len(boxes)] == 0].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from foveate.models.lfm2_vl import tile_grid
 from tests.chat import TALKS, guiding, tokenizer, written
 from tests.dynamic import picture
 from tests.encoding import encode
-from tests.tiny import BOS, END, IMAGE, ROWS, SILENT, START, VIDEO, lfm2, minicpm, prompts
+from tests.tiny import BOS, END, IMAGE, ROWS, SILENT, START, VIDEO, gemma4, lfm2, minicpm, prompts
+from tests.tiny.rows import known
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
 CHATML = (
@@ -209,3 +211,11 @@ def test_a_pictures_number_is_no_text(number: int) -> None:
 )
 def test_tags_tell_how_tiles_lie(tags: list[int], grid: tuple[int, int]) -> None:
     assert tile_grid(tags, [(32, 32)] * (len(tags) - 1) + [(28, 38)]) == grid
+
+
+@pytest.mark.parametrize("name, make", [("gemma4", partial(gemma4.gemma4, "large")), ("lfm2_vl", lfm2.lfm2_vl)])
+def test_refused_where_stock_itself_fails(name: str, make: Any) -> None:
+    if name in ROWS or not known(name):
+        pytest.skip("not an old one that has it")
+    with pytest.raises(ValueError, match=r"known to work from 5\.19 on"):
+        family_for(make("sdpa"))

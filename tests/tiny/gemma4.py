@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from tests.tiny.qwen import types, write_image
-from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, features_of, finish, flat, known, noise
+from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, encodes_apart, features_of, finish, flat, noise
 from tests.tiny.siglip import WINDOW, _additive
 
 PATCH, SIDE = 4, 3
@@ -235,7 +235,7 @@ def _row(text: str, hidden: Any, **more: Any) -> Row:
 
 
 ROWS: dict[str, Row] = {}
-if known("gemma4"):
+if encodes_apart("Gemma4Model"):
     ROWS = {
         "gemma4": _row("large", blocks),
         "gemma4-experts": _row("experts", blocks),
@@ -247,7 +247,7 @@ if known("gemma4"):
         hands_on = "num_frames_per_video=num_frames" in inspect.getsource(transformers.Gemma4Model.forward)
         fails = {} if hands_on else {"forward": "num_frames_per_video. is required"}
         ROWS["gemma4-video"] = _row("large", blocks, pixels=videos, write=write_frames, kind="video", fails=fails)
-if known("gemma4_unified"):
+if encodes_apart("Gemma4UnifiedModel"):
     ROWS["gemma4_unified"] = Row(
         unified,
         lambda numbers: whole_squares(images(numbers)),

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.tiny.rows import END, IMAGE, START, TEXT, Row, features_of, finish, flat, known, noise
+from tests.tiny.rows import END, IMAGE, START, TEXT, Row, encodes_apart, features_of, finish, flat, noise
 
 PATCH, TAG, STRIDE, THUMBNAIL = 4, 70, 3, 80
 """Tags of tiles are ids from ``TAG`` on, those of a row one behind the other, ``STRIDE`` from row to row."""
@@ -101,7 +101,7 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
 
 
 ROWS: dict[str, Row] = {}
-if known("lfm2_vl"):
+if encodes_apart("Lfm2VlModel"):
     ROWS["lfm2_vl"] = Row(
         lfm2_vl,
         pixels,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -60,6 +61,12 @@ def finish(model: Any, attention: str, noise: float = 0.1) -> Any:
 def known(*model_types: str) -> bool:
     """Whether this transformers has these types; a row of a family it does not have is left out."""
     return all(model_type in CONFIG_MAPPING_NAMES for model_type in model_types)
+
+
+def encodes_apart(name: str) -> bool:
+    """Whether a class is there whose forward takes encoded images from outside (5.18)."""
+    found = getattr(transformers, name, None)
+    return found is not None and "mm_encoder_outputs" in inspect.signature(found.forward).parameters
 
 
 def noise(number: int, *shape: int) -> Tensor:

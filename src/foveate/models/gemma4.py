@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveate.attention import Recorder, projecting, recording, tapped_config
-from foveate.models.base import Family
-from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, recorder_for
+from foveate.models.base import Family, require_encoded_apart
+from foveate.models.encoded import EncodedImage, Kind, Request, grid_geometry, read_tokens, recorder_for
 from foveate.models.padded import require_patches, unpadded
 from foveate.models.squares import square_sources
 from foveate.models.tiles import runs_of
@@ -41,6 +40,7 @@ class Gemma4(Family):
     def check(self) -> None:
         if self.config.vision_config is None:
             raise ValueError(f"{self.title}: this checkpoint has no vision_config, so it sees no images to prune")
+        require_encoded_apart(self.title, self.base)
 
     @property
     def side(self) -> int:
@@ -99,12 +99,9 @@ class Gemma4(Family):
         lengths = [rows * columns for grids in views for rows, columns in grids]
         given = {name: inputs[name] for name in self.inputs_of(kind) if inputs.get(name) is not None}
         with recording(self.recorder(request, lengths)) as record:
-            output = request.features(**given, return_dict=True).pooler_output
-        # In 5.5 all images come in one tensor.
-        streams = output if torch.is_tensor(output) else torch.cat(list(output))
-        counts = [sum(rows * columns for rows, columns in grids) // side**2 for grids in views]
+            streams = request.features(**given, return_dict=True).pooler_output
         images, start = [], 0
-        for grids, stream in zip(views, streams.split(counts), strict=True):
+        for grids, stream in zip(views, streams, strict=True):
             sources = []
             for grid in grids:
                 sources.append(start + square_sources(grid, side))
@@ -155,12 +152,6 @@ class Gemma4(Family):
             for first, end in times_before(row, self.placeholder_ids["video"]):
                 line[first:end] = True
         return found
-
-    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
-        if "mm_encoder_outputs" in inspect.signature(self.base.forward).parameters:
-            return super().package(kept, kind)
-        together = torch.cat([one.features for one in kept])
-        return BaseModelOutputWithPooling(pooler_output=together)  # type: ignore[arg-type]
 
 
 def times_before(row: Tensor, token: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import handing, recording, skippable, tapped_config
-from foveate.models.base import Family
+from foveate.models.base import Family, require_encoded_apart
 from foveate.models.encoded import (
     EncodedImage,
     Request,
@@ -45,13 +45,14 @@ class Lfm2Vl(Family):
     checkpoints: ClassVar[Mapping[str, str]] = {"lfm2_vl": "LiquidAI/LFM2-VL-1.6B"}
 
     def check(self) -> None:
+        require_encoded_apart(self.title, self.base)
         tower = self.base.vision_tower
         if self.config.vision_config.model_type != "siglip2_vision_model":
             raise ValueError(
                 f"vision tower {self.config.vision_config.model_type!r} is not supported in a {self.title} model; "
                 "known: siglip2_vision_model"
             )
-        # The path lost its ``vision_model`` level between transformers 5.5 and 5.19.
+        # The path lost its ``vision_model`` level before transformers 5.24.
         self.tower = getattr(tower, "vision_model", tower)
         self.side = int(self.config.downsample_factor)
 
