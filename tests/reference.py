@@ -88,7 +88,14 @@ def take(stream: Tensor, places: list[int], patches: list[int], weights: Any) ->
 
 def long_positions(model: Any, row: Row, inputs: dict[str, Tensor]) -> Tensor:
     """(3, B, S) the positions the stock model gives the long prompt."""
-    names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+    names = (
+        "mm_token_type_ids",
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+        "attention_mask",
+        "target_sizes",
+    )
     given = {name: inputs[name] for name in names if name in inputs}
     if "video_second_per_grid" in inputs:  # what the processors of the omni models call it
         given["second_per_grids"] = inputs["video_second_per_grid"]

@@ -324,7 +324,10 @@ def test_forward(row: Row, model: Any, inputs: dict[str, Tensor], positions: str
     assert output.logits.shape[:2] == labels.shape
     torch.testing.assert_close(last, output.logits[:, -few:])
     assert torch.equal(as_tuple[0], output.loss)
-    if keep == 1.0:
+    if "forward" in row.fails:
+        with pytest.raises(ValueError, match=row.fails["forward"]):
+            model(**inputs, labels=labels)
+    elif keep == 1.0:
         with torch.no_grad():
             stock = model(**inputs, labels=labels)
         assert torch.equal(output.logits, stock.logits)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
@@ -20,6 +22,8 @@ from foveate.models.encoded import Request
 from tests.encoding import encode
 from tests.tiny import ROWS, SEEING, SILENT, Row, prompts
 from tests.tiny.rows import features_of, inner
+
+_Function = TypeVar("_Function")
 
 
 @pytest.fixture(params=SEEING)
@@ -58,12 +62,22 @@ class Materialised:
         return (weights @ value.double()).transpose(1, 2).to(value.dtype), weights
 
 
+@contextmanager
+def registered(name: str, function: _Function) -> Iterator[_Function]:
+    """As an attention implementation that is given SDPA's masks; of one it does not know, transformers makes none."""
+    ALL_ATTENTION_FUNCTIONS.register(name, function)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    try:
+        yield function
+    finally:
+        del ALL_ATTENTION_FUNCTIONS._global_mapping[name]
+        del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping[name]
+
+
 @pytest.fixture
 def materialised() -> Iterator[Materialised]:
-    function = Materialised()
-    ALL_ATTENTION_FUNCTIONS.register("materialised", function)
-    yield function
-    del ALL_ATTENTION_FUNCTIONS._global_mapping["materialised"]
+    with registered("materialised", Materialised()) as function:
+        yield function
 
 
 class Watched(Materialised):
@@ -77,10 +91,8 @@ class Watched(Materialised):
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
-    function = Watched()
-    ALL_ATTENTION_FUNCTIONS.register("watched", function)
-    yield function
-    del ALL_ATTENTION_FUNCTIONS._global_mapping["watched"]
+    with registered("watched", Watched()) as function:
+        yield function
 
 
 def double(row: Row) -> Any:
@@ -199,6 +211,8 @@ def test_features_are_asked_for_once_and_what_they_give_can_be_handed_back(
     """Where nothing is dropped, the model may get stock's own output object: its answer is stock's, to the shapes."""
     model = any_row.make("sdpa")
     inputs = prompts(any_row, model, "mixed")
+    if "forward" in any_row.fails:
+        pytest.skip(f"stock itself: {any_row.fails['forward']}")
     with torch.no_grad():
         stock = model(**inputs)
     given: list[Any] = []

@@ -164,6 +164,7 @@ COMPLETE = {
     "lfm3_vl-video",
     "paddleocr_vl",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
+    *(name for name in ROWS if name.startswith(("gemma4", "minicpm"))),
 }  # fmt: skip
 """Those of which stock models read all that they compute."""
 COMPLETE |= set(plain.ROWS)

@@ -9,11 +9,14 @@ from tests.tiny import (
     compass,
     ernie,
     films,
+    gemma4,
     generic,
     glm,
+    lfm2,
     lfm3,
     llama4,
     llava,
+    minicpm,
     mistral,
     ocr,
     omni,
@@ -34,6 +37,9 @@ ROWS: dict[str, Row] = {
     **omni.ROWS,
     **compass.ROWS,
     **siglip.ROWS,
+    **gemma4.ROWS,
+    **minicpm.ROWS,
+    **lfm2.ROWS,
     **tiles.ROWS,
     **generic.ROWS,
     **glm.ROWS,
@@ -58,6 +64,7 @@ KIN = frozenset({
     "internvl-video", "smolvlm-video", "llava_next_video", "llava_next_video-clip-video",
     "llava_next_video-siglip-video", "mistral_large4", "lighton_ocr", "qianfan_ocr",
     "vipllava",
+    "gemma4-experts", "gemma4-per-layer", "gemma4-video", "minicpmv4_6-4x", "minicpm_ocr",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
 hold every pair of them."""

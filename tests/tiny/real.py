@@ -106,6 +106,7 @@ class Real:
         names = (
             "pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
             "image_merge_sizes",
+            "image_position_ids", "target_sizes", "spatial_shapes",
         )  # fmt: skip
         with torch.no_grad():
             owner = model if hasattr(model, "get_image_features") else model.model
@@ -479,6 +480,10 @@ if real_llama4.RUNS:
         real_llama4.write,
         counts={(336, 336): 144, (28, 28): 144},  # a single tile
     )
+
+from tests.tiny import real_views  # noqa: E402 - it needs what stands above
+
+REAL |= real_views.REAL
 
 
 def spots(geometry: Any, few: int) -> Sequence[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -62,6 +63,12 @@ def known(*model_types: str) -> bool:
     return all(model_type in CONFIG_MAPPING_NAMES for model_type in model_types)
 
 
+def encodes_apart(name: str) -> bool:
+    """Whether a class is there whose forward takes encoded images from outside (5.18)."""
+    found = getattr(transformers, name, None)
+    return found is not None and "mm_encoder_outputs" in inspect.signature(found.forward).parameters
+
+
 def noise(number: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(10 + number), device="cpu")
 
@@ -84,9 +91,13 @@ def llm(model: Any) -> Any:
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
-        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
-                  "image_merge_sizes"),
-        "video": ("pixel_values_videos", "video_grid_thw", "video_merge_sizes"),
+        "image": (
+            "pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+            "image_merge_sizes", "image_position_ids", "target_sizes", "spatial_shapes",
+        ),
+        "video": (
+            "pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_position_ids", "num_frames_per_video",
+        ),
     }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
@@ -146,11 +157,11 @@ class Row:
             the patches of one (PaddleOCR-VL in 5.19).
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
+        fails: by mode of the matrix, or "forward", the error with which stock transformers itself fails in it.
         hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
             nothing can be added.
         unread: what no method can read of this encoder: "saliency", "keys".
         cap: softcapping of the logits, where stock's head has any.
-        fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
         scores: (model, (..., D) hidden states) -> logits.
         encoded: (model, inputs, kind) -> what the stock tower hands to its projector, patches in the order of its
             attention, where its output is not that.

@@ -12,18 +12,23 @@ from foveate.models.encoded import EncodedImage
 from foveate.models.ernie_vl import ErnieVl
 from foveate.models.exaone4_5 import Exaone45, HyperClovaX
 from foveate.models.gemma3 import Gemma3
+from foveate.models.gemma4 import Gemma4
+from foveate.models.gemma4_unified import Gemma4Unified
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v, Glm5Next
 from foveate.models.idefics3 import Idefics3
 from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.kimi_k25 import KimiK25
 from foveate.models.left_out import INSTEAD, REASONS
+from foveate.models.lfm2_vl import Lfm2Vl
 from foveate.models.lfm3_vl import Lfm3Vl
 from foveate.models.llama4 import Llama4
 from foveate.models.llava import Llava, VipLlava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_next_video import LlavaNextVideo
 from foveate.models.llava_onevision import LlavaOnevision
+from foveate.models.minicpm_v import MiniCpmV
+from foveate.models.minicpm_v47 import MiniCpmV47
 from foveate.models.minimax_m3 import MiniMaxM3
 from foveate.models.mistral3 import LightOnOcr, Mistral3
 from foveate.models.muse import Muse
@@ -46,12 +51,15 @@ FAMILIES: dict[str, type[Family]] = {
         ErnieVl,
         Exaone45,
         Gemma3,
+        Gemma4,
+        Gemma4Unified,
         Glm4v,
         Glm5Next,
         HyperClovaX,
         Idefics3,
         InternVl,
         KimiK25,
+        Lfm2Vl,
         Lfm3Vl,
         LightOnOcr,
         Llama4,
@@ -59,6 +67,8 @@ FAMILIES: dict[str, type[Family]] = {
         LlavaNext,
         LlavaNextVideo,
         LlavaOnevision,
+        MiniCpmV,
+        MiniCpmV47,
         MiniMaxM3,
         Mistral3,
         Muse,

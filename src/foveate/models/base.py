@@ -253,6 +253,16 @@ class Family(ABC):
         return look_up(self.model.get_input_embeddings(), ids)
 
 
+def require_encoded_apart(title: str, base: nn.Module) -> None:
+    """Raises ValueError where a class's forward takes no encoded images from outside (before 5.18): for families whose
+    class fails by itself in older versions."""
+    if "mm_encoder_outputs" not in inspect.signature(base.forward).parameters:
+        raise ValueError(
+            f"{title}: the model of this transformers fails by itself (static caches, decoding without a cache); it is "
+            "known to work from 5.19 on: upgrade transformers, or use no pruner"
+        )
+
+
 def look_up(table: nn.Module, ids: Tensor) -> Tensor:
     """(T,) ids to the (T, D) rows of an embedding table."""
     device = next(table.parameters()).device

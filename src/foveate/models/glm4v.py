@@ -6,7 +6,7 @@ A video's frames stand under the images' placeholder, a time behind each; the vi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
