@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.tiny import SILENT, Row
-from tests.tiny.rows import features_of
+from tests.tiny.rows import features_of, inner
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Assembled:
 
 def newline_mask(model: Any, stream: Tensor) -> Tensor:
     """(n,) bool: which placeholders carry the newline embedding; recognised by its value."""
-    newline = getattr(model.model, "image_newline", None)
+    newline = getattr(inner(model), "image_newline", None)
     if newline is None:
         return torch.zeros(len(stream), dtype=torch.bool)
     return (stream == newline.detach()).all(dim=1)
@@ -164,7 +164,7 @@ def _pad(
     visual = torch.zeros(len(rows), width, dtype=torch.bool)
     spatial = torch.zeros(3, len(rows), width, dtype=torch.long)
     whole = long_positions(model, row, inputs) if row.rope else None
-    names = [name for name in ("mm_token_type_ids", "token_type_ids") if name in inputs]
+    names = list(row.per_token(inputs["input_ids"]))
     types = {name: torch.zeros(len(rows), width, dtype=inputs[name].dtype) for name in names}
     levels = max((len(one) for deeper in depth for one in deeper if one is not None), default=0)
     planes = [torch.zeros_like(batch) for _ in range(levels)]
@@ -192,7 +192,9 @@ def _pad(
 
 @torch.no_grad()
 def logits_of(row: Row, model: Any, hidden: Tensor) -> Tensor:
-    scores: Tensor = model.lm_head(hidden)
+    scores: Tensor = model.get_output_embeddings()(hidden)
+    if row.cap is not None:
+        scores = row.cap * (scores / row.cap).tanh()
     return scores * model.logit_scale if hasattr(model, "logit_scale") else scores
 
 

@@ -25,7 +25,8 @@ from foveate.attention_rows import cls_attention, over_patches, received_attenti
 if TYPE_CHECKING:
     from foveate.models.view_store import ViewStore
 
-Read = Literal["cls", "received"]
+Read = Literal["cls", "cls_last", "received"]
+_PATCHES = {"cls": slice(1, None), "cls_last": slice(None, -1)}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -47,7 +48,8 @@ class Recorder:
     """What one ``encode`` wants from the instrumented encoder, and where it is put.
 
     Args:
-        read: which attention is saliency there ("cls": the first token is CLS, and no patch), or None to keep none.
+        read: which attention is saliency there ("cls": the first token is CLS, and no patch; "cls_last": the last one
+            is), or None to keep none.
         at: the attention module it is read at.
         skip: layers and what follows them, whose output nobody reads; they pass their input on.
         project: the module that reads the encoder's features (projector, merger); its output per view is kept before
@@ -59,7 +61,8 @@ class Recorder:
             that already.
         views: which views run, where only some of them do.
         segments: lengths of the sequences that are packed into one and attend only within themselves, for encoders
-            that pack (an implementation may hand them over packed, or one by one).
+            that pack (an implementation may hand them over packed, or one by one); or of the views that are filled up
+            to one length behind their patches, which are then numbered without what fills them.
     """
 
     def __init__(
@@ -91,24 +94,36 @@ class Recorder:
         self.projected: list[Tensor] = []
 
     def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too."""
+        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too.
+
+        Keys may have fewer heads, each shared by as many query heads that follow one another.
+        """
+        if key.shape[1] != query.shape[1]:
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         with torch.autocast(query.device.type, enabled=False):
             self._note(query, key, scaling, mask)
 
     def _note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        lengths = [query.shape[2]]
-        if self.segments is not None and query.shape[2] == sum(self.segments):
-            lengths = list(self.segments)
-        if len(lengths) > 1:
-            mask = None  # it only keeps the segments apart
-        for part, other in zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True):
-            if self.wants_saliency and self.read == "cls":
-                self.rows.append(cls_attention(part, other, scaling).flatten())
+        for part, other, hidden in self._parts(query, key, mask):
+            if self.wants_saliency and self.read in ("cls", "cls_last"):
+                self.rows.append(cls_attention(part, other, scaling, last=self.read == "cls_last").flatten())
             elif self.wants_saliency and self.read == "received":
-                self.rows.append(received_attention(part, other, scaling, mask).flatten())
+                self.rows.append(received_attention(part, other, scaling, hidden).flatten())
             if self.keys:
-                patches = other[:, :, 1:] if self.read == "cls" else other
+                patches = other[:, :, _PATCHES[self.read]] if self.read in _PATCHES else other
                 self.key_rows.append(patches.float().mean(dim=1).flatten(0, 1))
+
+    def _parts(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """What attends within itself: queries, keys and the mask that is left to heed."""
+        views, length, segments = len(query), query.shape[2], self.segments
+        if segments is None or (views == 1 and length < sum(segments)):  # all views alike, or one of many
+            yield query, key, mask
+        elif views == 1 and length == sum(segments):  # a mask would only keep them apart
+            parts = zip(query.split(list(segments), dim=2), key.split(list(segments), dim=2), strict=True)
+            yield from ((part, other, None if len(segments) > 1 else mask) for part, other in parts)
+        else:  # each filled up to the same length: what fills it asks for nothing
+            for view, real in enumerate(segments):
+                yield query[view : view + 1, :, :real], key[view : view + 1, :, :real], None
 
     def note_encoded(self, given: Tensor) -> None:
         """Keeps what the encoder hands to ``project`` in one call, if that is wanted."""
@@ -221,11 +236,19 @@ def _tapped(
     **kwargs: Any,
 ) -> Any:
     _tap(module, query, key, kwargs.get("scaling"), attention_mask)
-    if implementation == "eager":  # each modelling file has its own
-        real = beside(module, "eager_attention_forward")
+    if implementation == "eager":  # each modelling file has its own, Llama 4's one for each of its halves
+        real = beside(module, eager_name(type(module)))
     else:
         real = ALL_ATTENTION_FUNCTIONS[implementation]
     return real(module, query, key, value, attention_mask, **kwargs)
+
+
+@functools.cache
+def eager_name(kind: type[nn.Module]) -> str:
+    """What the eager attention function is called that an attention class's forward falls back to."""
+    code = inspect.unwrap(kind.forward).__code__
+    named = [name for name in code.co_names if name.endswith("eager_attention_forward")]
+    return named[0] if named else "eager_attention_forward"
 
 
 @untraced

@@ -77,6 +77,7 @@ class PrunedCall(ABC, Generic[_Method]):
         if self.is_text_only(arguments, ids) or ids is None:
             return self.bare(original, arguments, ids)
         refuse_generation(self.model, arguments)
+        self.family.refuse_generation(arguments)
         mask = arguments.get("attention_mask")
         mask = infer_mask(self.model, arguments, ids) if mask is None else mask
         return self.run(original, arguments, key, self.whole_prompt(arguments, ids, mask))
@@ -160,8 +161,11 @@ class PrunedCall(ABC, Generic[_Method]):
                     raise ValueError(masked_placeholders(hidden, int(there.sum()), kind)) from error
             raise
         located: list[tuple[EncodedImage, ImageSpan]] = []
+        taken = {self.family.placeholder_ids[image.kind] for image in images}
         for kind, token in self.family.placeholder_ids.items():
             ours = [image for image in images if image.kind == kind]
+            if not ours and token in taken:  # images and videos of one id: all are the kind that came
+                continue
             try:
                 spans = locate_images(prompt.ids, fresh, token, [image.placeholders for image in ours], kind)
             except ValueError as error:

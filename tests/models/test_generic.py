@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AriaConfig,
     AriaForConditionalGeneration,
     AriaTextConfig,
     AutoConfig,
+    AutoModelForImageTextToText,
     GotOcr2Config,
     GotOcr2ForConditionalGeneration,
     Lfm2VlConfig,
@@ -30,7 +33,7 @@ import foveate
 from foveate.loading import check_family, load
 from foveate.models import FAMILIES, family_for
 from tests.tiny import IMAGE, ROWS, SILENT, prompts
-from tests.tiny.generic import unknown_vision
+from tests.tiny.generic import AnotherConfig, unknown_vision
 from tests.tiny.rows import TEXT, VISION
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
@@ -46,16 +49,16 @@ def quiet() -> Any:
 
 @pytest.fixture
 def model() -> Any:
-    return copy.deepcopy(ROWS["generic-vipllava"].make("sdpa"))
+    return copy.deepcopy(ROWS["generic-several_layers"].make("sdpa"))
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         (
-            "generic-vipllava",
+            "generic-several_layers",
             [
-                "'vipllava'",
+                "'another_llava'",
                 "attention CLS pays in vision_tower.*layers.1,",
                 "56x56 pixels has 4x4",
                 "1x1",
@@ -231,7 +234,7 @@ def test_features_as_a_list(model: Any, keep: float) -> None:
             embeddings = embeddings.masked_scatter(there, torch.cat(found.pooler_output))
         return type(self).__mro__[1].forward(self, **{**kwargs, "inputs_embeds": embeddings})
 
-    inputs = prompts(ROWS["generic-vipllava"], model, "mixed")
+    inputs = prompts(ROWS["generic-several_layers"], model, "mixed")
     with foveate.AdaFV(keep=keep)(model):
         expected = model.generate(**inputs, **GREEDY)
     listed = changed(copy.deepcopy(model), features)
@@ -245,7 +248,7 @@ def test_features_as_a_list(model: Any, keep: float) -> None:
 
 
 def test_views_of_another_size_are_refused(model: Any) -> None:
-    inputs = prompts(ROWS["generic-vipllava"], model, "one")
+    inputs = prompts(ROWS["generic-several_layers"], model, "one")
     with foveate.AdaFV(keep=0.3)(model):
         for pixels in (inputs["pixel_values"][..., :42], inputs["pixel_values"][None], [inputs["pixel_values"]]):
             with pytest.raises(ValueError, match=r"one tensor \(views, 3, 56, 56\), got .*adding_a_family"):
@@ -253,7 +256,7 @@ def test_views_of_another_size_are_refused(model: Any) -> None:
 
 
 def test_runs_that_are_no_whole_views_are_refused(model: Any) -> None:
-    inputs = prompts(ROWS["generic-vipllava"], model, "one")
+    inputs = prompts(ROWS["generic-several_layers"], model, "one")
     first = int((inputs["input_ids"] == IMAGE).long().argmax())
     broken = inputs["input_ids"].clone()
     broken[:, first + 4] = 50
@@ -265,17 +268,17 @@ def test_runs_that_are_no_whole_views_are_refused(model: Any) -> None:
 
 
 def test_arguments_that_change_what_is_read_are_refused(model: Any) -> None:
-    inputs = prompts(ROWS["generic-vipllava"], model, "one")
+    inputs = prompts(ROWS["generic-several_layers"], model, "one")
     with foveate.AdaFV(keep=0.3)(model), pytest.raises(ValueError, match="does not know what vision_feature_layers"):
         model(**inputs, vision_feature_layers=[1, 1, 1])
 
 
 def test_adjacent_images_share_a_budget(model: Any) -> None:
     """The rule it announces: an unbroken run is one image."""
-    one = prompts(ROWS["generic-vipllava"], model, "one")
+    one = prompts(ROWS["generic-several_layers"], model, "one")
     ids = one["input_ids"]
     first = int((ids == IMAGE).long().argmax())
-    pixels = prompts(ROWS["generic-vipllava"], model, "several")["pixel_values"]
+    pixels = prompts(ROWS["generic-several_layers"], model, "several")["pixel_values"]
     pruner = foveate.AdaFV(keep=5)
     with pruner(model):
         model.generate(
@@ -324,16 +327,21 @@ def test_loading_accepts_what_may_fit() -> None:
             ValueError, match=f"(?s)here.*{config.model_type}' is not supported.*llava_next.*adding_a_family"
         ):
             check_family("here", config)
-    assert "vipllava" not in FAMILIES
+    assert "another_llava" not in FAMILIES
 
 
-def test_loading_a_checkpoint_without_an_adapter(tmp_path: Path, model: Any) -> None:
+def test_loading_a_checkpoint_without_an_adapter(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.checkpoint import llava_processor
 
+    for mapping in (CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        monkeypatch.setattr(mapping, "_extra_content", {**mapping._extra_content})  # what is registered here goes again
+    monkeypatch.setattr(type(model), "config_class", AnotherConfig)
+    AutoConfig.register("another_llava", AnotherConfig)
+    AutoModelForImageTextToText.register(AnotherConfig, type(model))
     model.save_pretrained(tmp_path)
     llava_processor().save_pretrained(tmp_path)
     loaded, _ = load(str(tmp_path), device="cpu")
-    inputs = prompts(ROWS["generic-vipllava"], model, "one")
+    inputs = prompts(ROWS["generic-several_layers"], model, "one")
     with foveate.AdaFV(keep=0.3)(loaded), foveate.AdaFV(keep=0.3)(model):
         assert torch.equal(loaded.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
     LlamaConfig(**TEXT).save_pretrained(tmp_path)

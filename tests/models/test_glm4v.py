@@ -1,4 +1,4 @@
-"""What GLM-4.1V has beyond the matrix: places, marks, refusals, a second image later on, a session."""
+"""What GLM-4.1V has beyond the matrix: places, marks, refusals, a second image or video later on, a session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import reference
 from tests.checkpoint import tokenizer
 from tests.encoding import encode
 from tests.tiny import END, IMAGE, ROWS, SILENT, START, prompts
-from tests.tiny.qwen import types
+from tests.tiny.glm import types
 
 try:  # the PIL processor: no torchvision needed
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil as Images
@@ -69,13 +69,15 @@ def test_refusals(model: Any, name: str) -> None:
     inputs = prompts(ROWS[name], model, "several")
     pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
     film = {"pixel_values_videos": pixels, "video_grid_thw": grids}
+    as_film = {"pixel_values": None, "image_grid_thw": None, **film}
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"mm_token_type_ids": None}, "needs mm_token_type_ids"),
         ({"image_grid_thw": None}, "needs image_grid_thw beside pixel_values"),
         ({"pixel_values": pixels[:-4]}, "patches for image_grid_thw"),
         ({"pixel_values": pixels[:36], "image_grid_thw": grids[:1]}, "image placeholders, but the 1 image"),
-        (film, "videos are not supported.*Pass frames as images"),
-        ({"pixel_values": None, "image_grid_thw": None, **film}, "videos are not supported.*Pass frames as images"),
+        (film, "images and videos in one call.*calls of their own"),
+        (as_film, "brings videos, and mm_token_type_ids do not say 2"),
+        ({"mm_token_type_ids": inputs["mm_token_type_ids"] * 2}, "brings images, and mm_token_type_ids do not say 1"),
     ]
     with foveate.AdaFV(keep=0.4)(model):
         for changed, message in wrong:
@@ -102,6 +104,44 @@ def test_a_new_image_in_the_second_turn(name: str, model: Any, keep: float) -> N
         both = {key: torch.cat([one[key], pixels[key]]) for key in pixels}
         whole = model.generate(**text, **both, **GREEDY)
     assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize("kinds", [("image", "video"), ("video", "image")])
+@pytest.mark.parametrize("keep", [1.0, 0.4])
+def test_a_video_after_an_image(name: str, model: Any, keep: float, kinds: tuple[str, str]) -> None:
+    """Over a cache, each call brings its own kind. Stock cannot take both at once, so the reference is by hand."""
+    rows = {"image": ROWS[name], "video": ROWS[f"{name}-video"]}
+    first_row, second_row = (rows[kind] for kind in kinds)
+    one = prompts(first_row, model, "one")
+    pruner = foveate.Saliency(keep=keep)
+    cache = DynamicCache(config=model.config.get_text_config())
+    with pruner(model):
+        first = model.generate(**one, **GREEDY, past_key_values=cache, return_dict_in_generate=True)
+        chosen = list(pruner.selections)
+        pixels = second_row.pixels([[1]])
+        stream = second_row.streams(model, pixels, kinds[1])[0]
+        grown = torch.cat([first.sequences, torch.tensor([[50, *second_row.write(1, len(stream)), 51, 52]])], dim=1)
+        text = {"input_ids": grown, "attention_mask": torch.ones_like(grown), **types(grown)}
+        second = model.generate(**text, **pixels, **GREEDY, past_key_values=first.past_key_values)
+        chosen += pruner.selections
+    streams = [first_row.streams(model, one, kinds[0])[0], stream]
+    positions = model.model.get_rope_index(
+        grown,
+        types(grown)["mm_token_type_ids"],
+        **{key: value for key, value in {**one, **pixels}.items() if key.endswith("grid_thw")},
+    )[0]
+    ids = grown[0]
+    places = (ids == IMAGE).nonzero()[:, 0].split([len(one) for one in streams])
+    columns = torch.cat(
+        [(ids != IMAGE).nonzero()[:, 0], *(at[one.indices] for at, one in zip(places, chosen, strict=True))]
+    )
+    columns = columns.sort().values
+    embeddings = model.get_input_embeddings()(ids[columns]).detach()[None]
+    there = (ids[columns] == IMAGE)[None]
+    embeddings[there] = torch.cat([one[choice.indices] for one, choice in zip(streams, chosen, strict=True)])
+    mask = torch.ones(1, len(columns), dtype=torch.long)
+    assembled = reference.Assembled(embeddings, mask, positions[..., columns], [], [], there)
+    assert torch.equal(second[:, len(ids) :], reference.greedy(first_row, model, assembled, 5)[0])
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.4])

@@ -23,11 +23,17 @@ SIGLIP = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": Fals
 VIEWS = [2, 1, 3]
 
 
+class AnotherConfig(VipLlavaConfig):
+    """Of a type that no adapter knows either."""
+
+    model_type = "another_llava"
+
+
 @cache
-def vipllava(attention: str) -> Any:
+def vipllava(attention: str, config_class: Any = VipLlavaConfig) -> Any:
     """Reads several layers of its tower, together; not the last."""
     torch.manual_seed(0)
-    config = VipLlavaConfig(
+    config = config_class(
         vision_config={"model_type": "clip_vision_model", **VISION, "initializer_range": 0.3},
         text_config={"model_type": "llama", **TEXT},
         image_token_index=IMAGE,
@@ -112,7 +118,12 @@ def _layers(tower: Any) -> Any:
 
 
 ROWS: dict[str, Row] = {
-    "generic-vipllava": _row(vipllava, lambda model: _layers(model.model.vision_tower)[-2].self_attn, [1, 1, 1]),
+    "vipllava": _row(vipllava, lambda model: _layers(model.model.vision_tower)[-2].self_attn, [1, 1, 1]),
+    "generic-several_layers": _row(
+        partial(vipllava, config_class=AnotherConfig),
+        lambda model: _layers(model.model.vision_tower)[-2].self_attn,
+        [1, 1, 1],
+    ),
     "generic-deepseek_vl": _row(deepseek_vl, lambda model: _layers(model.model.vision_model)[-1].self_attn, [1, 1, 1]),
 }
 if pixel_shuffle_is_flat():

@@ -1,4 +1,4 @@
-"""GLM-4.1V and its MoE variant (GLM-4.5V): images."""
+"""GLM-4.1V, its MoE variant (GLM-4.5V), GLM-4.6V and what is made like them: images, and videos under their id."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from transformers import Glm4vConfig, Glm4vForConditionalGeneration, Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
+import transformers
+from torch import Tensor
+from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
+)
 
-from tests.tiny.qwen import image_pixels, read, saliency, types, write_image
-from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, finish
+from tests.tiny.qwen import VIDEOS, image_pixels, read, saliency, video_pixels, write_image
+from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, finish, known
 
+FILM, CUT = 94, 95
+"""A video's start and end."""
 IDS = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
     "image_start_token_id": START,
     "image_end_token_id": END,
-    "video_start_token_id": 94,
-    "video_end_token_id": 95,
+    "video_start_token_id": FILM,
+    "video_end_token_id": CUT,
 }
 VISION = {
     "depth": 3,
@@ -55,17 +64,79 @@ def glm4v_moe(attention: str) -> Any:
     return finish(Glm4vMoeForConditionalGeneration(config), attention)
 
 
+@cache
+def glm46v(attention: str) -> Any:
+    return _glm46v("Glm46VConfig", attention, TEXT, "glm4v_text")
+
+
+@cache
+def glm46v_moe(attention: str) -> Any:
+    return _glm46v("Glm46VConfig", attention, {**TEXT, **MOE}, "glm4v_moe_text")
+
+
+@cache
+def glmga(attention: str) -> Any:
+    return _glm46v("GlmgaConfig", attention, TEXT, "glm4v_text")
+
+
+def _glm46v(config: str, attention: str, text: dict[str, Any], model_type: str) -> Any:
+    torch.manual_seed(0)
+    made = getattr(transformers, config)(
+        vision_config=VISION, text_config={"model_type": model_type, **text, "rope_parameters": ROPE}, **IDS
+    )
+    return finish(transformers.Glm46VForConditionalGeneration(made), attention)
+
+
+@cache
+def glm_ocr(attention: str) -> Any:
+    torch.manual_seed(0)
+    config = transformers.GlmOcrConfig(vision_config=VISION, text_config={**TEXT, "rope_parameters": ROPE}, **IDS)
+    return finish(transformers.GlmOcrForConditionalGeneration(config), attention)
+
+
+def types(ids: Tensor) -> dict[str, Tensor]:
+    """A placeholder is a video's between its marks."""
+    inside = (ids == FILM).cumsum(1) > (ids == CUT).cumsum(1)
+    return {"mm_token_type_ids": (ids == IMAGE).int() * (1 + inside.int())}
+
+
+def write_video(number: int, count: int) -> list[int]:
+    """A time behind every frame."""
+    frames = VIDEOS[number][0]
+    each = [IMAGE] * (count // frames)
+    return [FILM, *(token for frame in range(frames) for token in (START, *each, END, 70 + frame)), CUT]
+
+
+SHARED: dict[str, Any] = {"per_token": types, "rope": True, "mixes_beams": True}
+
+
 def _row(make: Any) -> Row:
+    return Row(make, partial(image_pixels, 14), read, saliency, write=write_image, **SHARED)
+
+
+def _film(make: Any) -> Row:
     return Row(
         make,
-        partial(image_pixels, 14),
+        partial(video_pixels, 14, False),
         read,
         saliency,
-        write=write_image,
-        per_token=types,
-        rope=True,
-        mixes_beams=True,
+        kind="video",
+        write=write_video,
+        placeholder=IMAGE,
+        repeats=not hasattr(Glm4vForConditionalGeneration, "_expand_multimodal_outputs"),
+        **SHARED,
     )
 
 
-ROWS = {"glm4v": _row(glm4v), "glm4v_moe": _row(glm4v_moe)}
+ROWS = {
+    "glm4v": _row(glm4v),
+    "glm4v-video": _film(glm4v),
+    "glm4v_moe": _row(glm4v_moe),
+    "glm4v_moe-video": _film(glm4v_moe),
+}
+if known("glm46v"):
+    ROWS |= {"glm46v": _row(glm46v), "glm46v-video": _film(glm46v), "glm46v_moe": _row(glm46v_moe)}
+if known("glm_ocr"):
+    ROWS["glm_ocr"] = _row(glm_ocr)
+if known("glmga"):
+    ROWS["glmga"] = _row(glmga)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     SiglipVisionConfig,
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from tests.tiny.rows import IMAGE, SIDE, TEXT, VISION, Row, finish, flat, noise
+from tests.tiny.rows import IMAGE, SIDE, TEXT, VIDEO, VISION, Row, features_of, finish, flat, noise
 
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [56, 168]]
 # (height, width): a crop layout of every kind, unpadded on either side
@@ -104,6 +106,39 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
     return found
 
 
+@cache
+def llava_next_video(tower: str, attention: str) -> Any:
+    return _build(
+        LlavaNextVideoConfig,
+        LlavaNextVideoForConditionalGeneration,
+        tower,
+        attention,
+        siglip_layer=-2,
+        image_grid_pinpoints=PINPOINTS,
+        video_token_index=VIDEO,
+    )
+
+
+FRAMES = 3
+
+
+def videos(numbers: list[list[int]]) -> dict[str, Tensor]:
+    return {"pixel_values_videos": torch.stack([noise(20 + one, FRAMES, 3, SIDE, SIDE) for one in flat(numbers)])}
+
+
+def films(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
+    """A video's frames, one behind the other."""
+    return [video.flatten(0, 1) for video in features_of(model, inputs, kind).pooler_output]
+
+
+def pooled(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], images: Any) -> list[Tensor]:
+    """By frame: what the patches of every square of four that is pooled have together."""
+    whole = torch.cat(matrices)
+    views = whole[:, 0, 1:] if model.config.vision_config.model_type == "clip_vision_model" else whole.mean(dim=1)
+    squares = views.view(-1, FRAMES, 2, 2, 2, 2).sum(dim=(3, 5))
+    return list(squares.flatten(1))
+
+
 def _row(family: Any, pixels: Any, tower: str, newlines: bool) -> Row:
     return Row(lambda attention: family(tower, attention), pixels, read, saliency, newlines)
 
@@ -113,7 +148,18 @@ ROWS: dict[str, Row] = {
     "llava-siglip": _row(llava, llava_pixels, "siglip", newlines=False),
     "llava_next-clip": _row(llava_next, llava_next_pixels, "clip", newlines=True),
     "llava_next-siglip": _row(llava_next, llava_next_pixels, "siglip", newlines=True),
+    "llava_next_video": _row(llava_next_video, llava_next_pixels, "clip", newlines=True),
 }
+for tower in ("clip", "siglip"):
+    ROWS[f"llava_next_video-{tower}-video"] = Row(
+        partial(llava_next_video, tower),
+        videos,
+        read,
+        pooled,
+        kind="video",
+        write=lambda _, count: [VIDEO] * count,
+        streams=films,
+    )
 
 
 @cache

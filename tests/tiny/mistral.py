@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     LlavaConfig,
@@ -15,7 +16,7 @@ from transformers import (
     PixtralVisionConfig,
 )
 
-from tests.tiny.rows import END, IMAGE, START, TEXT, Row, finish, flat, noise
+from tests.tiny.rows import END, IMAGE, START, TEXT, Row, finish, flat, known, noise
 
 BREAK = START
 PATCH = 14
@@ -63,6 +64,46 @@ def llava_pixtral(attention: str) -> Any:
     return finish(LlavaForConditionalGeneration(config), attention)
 
 
+@cache
+def mistral_large4(attention: str) -> Any:
+    torch.manual_seed(0)
+    text = {
+        **TEXT,
+        "moe_intermediate_size": 32,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+        "index_head_dim": 16,
+        "index_n_heads": 2,
+        "no_rope_layers": [1, 0],
+    }
+    config = transformers.MistralLarge4Config(
+        vision_config=_vision(),
+        text_config=text,
+        image_token_index=IMAGE,
+        spatial_merge_size=2,
+        vision_feature_layer=LAYER,
+    )
+    return finish(transformers.MistralLarge4ForConditionalGeneration(config), attention)
+
+
+@cache
+def lighton_ocr(attention: str) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LightOnOcrConfig(
+        vision_config=_vision(),
+        text_config={"model_type": "qwen3", **TEXT, "head_dim": 16},
+        image_token_id=IMAGE,
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    return finish(transformers.LightOnOcrForConditionalGeneration(config), attention)
+
+
 def pixels(numbers: list[list[int]]) -> dict[str, Tensor]:
     images = flat(numbers)
     sizes = [[rows * 28, columns * 28] for rows, columns in (GRIDS[number] for number in images)]
@@ -82,6 +123,10 @@ def write(squares: int, number: int, count: int) -> list[int]:
 
 def read(model: Any) -> Any:
     return model.model.vision_tower.transformer.layers[LAYER].attention
+
+
+def last(model: Any) -> Any:
+    return model.model.vision_encoder.transformer.layers[-1].attention
 
 
 def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], images: Any) -> list[Tensor]:
@@ -107,3 +152,7 @@ ROWS = {
     "mistral3": Row(mistral3, pixels, read, saliency, write=partial(write, 1)),
     "llava-pixtral": Row(llava_pixtral, pixels, read, saliency, write=partial(write, 2)),
 }
+if known("mistral_large4"):
+    ROWS["mistral_large4"] = Row(mistral_large4, pixels, read, saliency, write=partial(write, 1))
+if known("lighton_ocr"):
+    ROWS["lighton_ocr"] = Row(lighton_ocr, pixels, last, saliency)

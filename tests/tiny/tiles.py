@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     AyaVisionConfig,
@@ -18,7 +19,7 @@ from transformers import (
     Ovis2ForConditionalGeneration,
 )
 
-from tests.tiny.rows import END, IMAGE, SIDE, START, TEXT, VISION, Row, features_of, finish, flat, noise
+from tests.tiny.rows import END, IMAGE, SIDE, START, TEXT, VISION, Row, features_of, finish, flat, known, noise
 
 # (rows, columns) of crops of every image; the one with a single tile has no whole view beside it
 GRIDS = [(1, 2), (1, 1), (3, 1)]
@@ -41,6 +42,19 @@ def internvl(attention: str) -> Any:
         tie_word_embeddings=False,
     )
     return finish(InternVLForConditionalGeneration(config), attention)
+
+
+@cache
+def qianfan_ocr(attention: str) -> Any:
+    torch.manual_seed(0)
+    config = transformers.QianfanOCRConfig(
+        vision_config={**VISION, "image_size": [SIDE, SIDE], "patch_size": [14, 14]},
+        text_config={"model_type": "qwen3", **TEXT, "head_dim": 16},
+        image_token_id=IMAGE,
+        image_seq_length=TOKENS,
+        tie_word_embeddings=False,
+    )
+    return finish(transformers.QianfanOCRForConditionalGeneration(config), attention)
 
 
 @cache
@@ -126,7 +140,7 @@ def streams(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
 def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], images: Any) -> list[Tensor]:
     """The CLS row, or the mean over all rows; by tile, summed over squares of four patches."""
     whole = torch.cat(matrices)
-    views = whole[:, 0, 1:] if model.config.model_type == "internvl" else whole.mean(dim=1)
+    views = whole[:, 0, 1:] if model.config.model_type in ("internvl", "qianfan_ocr") else whole.mean(dim=1)
     tokens = []
     for view in views:
         patches = view.view(4, 4)
@@ -189,3 +203,12 @@ ROWS: dict[str, Row] = {
     "aya_vision": Row(aya_vision, pixels(False), siglip_read, saliency, write=write_tagged, streams=streams),
     "cohere2_vision": Row(cohere2_vision, pixels(False), siglip_read, saliency, write=write_breaks, streams=streams),
 }
+if known("qianfan_ocr"):
+    ROWS["qianfan_ocr"] = Row(
+        qianfan_ocr,
+        pixels(False),
+        lambda model: model.model.vision_tower.layers[-1].attention,
+        saliency,
+        write=write_run,
+        streams=streams,
+    )

@@ -8,28 +8,57 @@ from foveate.models.aya_vision import AyaVision
 from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
 from foveate.models.encoded import EncodedImage
+from foveate.models.ernie_vl import ErnieVl
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
-from foveate.models.idefics3 import Idefics3, SmolVlm
-from foveate.models.internvl import InternVl
+from foveate.models.idefics3 import Idefics3
+from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.left_out import INSTEAD, REASONS
-from foveate.models.llava import Llava
+from foveate.models.lfm3_vl import Lfm3Vl
+from foveate.models.llama4 import Llama4
+from foveate.models.llava import Llava, VipLlava
 from foveate.models.llava_next import LlavaNext
+from foveate.models.llava_next_video import LlavaNextVideo
 from foveate.models.llava_onevision import LlavaOnevision
-from foveate.models.mistral3 import Mistral3
+from foveate.models.mistral3 import LightOnOcr, Mistral3
 from foveate.models.ovis2 import Ovis2
+from foveate.models.paddleocr_vl import PaddleOcrVl
 from foveate.models.paligemma import PaliGemma
-from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
+from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
+from foveate.models.smolvlm import SmolVlm
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2,
-        PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        AyaVision,
+        Cohere2Vision,
+        ErnieVl,
+        Gemma3,
+        Glm4v,
+        Idefics3,
+        InternVl,
+        Lfm3Vl,
+        LightOnOcr,
+        Llama4,
+        Llava,
+        LlavaNext,
+        LlavaNextVideo,
+        LlavaOnevision,
+        Mistral3,
+        Ovis2,
+        PaddleOcrVl,
+        PaliGemma,
+        QianfanOcr,
+        Qwen25Vl,
+        Qwen2Vl,
+        Qwen35,
+        Qwen3Vl,
+        SmolVlm,
+        VipLlava,
     )
     for model_type in family.model_types
-}  # fmt: skip
+}
 
 
 def stock_model(model: Any) -> Any:
@@ -68,12 +97,19 @@ def family_for(model: Any) -> Family:
             return Generic(model)
         except ValueError as error:
             raise unsupported(model_type, error) from error
-    if not hasattr(model, "generate") or not hasattr(model, "model"):
+    if not hasattr(model, "generate") or not _has_inner(family, model):
         raise ValueError(
             f"{type(model).__name__} has no language-modelling head to generate with; "
             f"load the {family.title} checkpoint with AutoModelForImageTextToText"
         )
     return family(model)
+
+
+def _has_inner(family: type[Family], model: Any) -> bool:
+    try:
+        return family.inner(model) is not None
+    except AttributeError:
+        return False
 
 
 def check_left_out(model_type: str) -> None:

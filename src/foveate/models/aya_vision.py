@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,7 +17,7 @@ class AyaVision(TiledFamily):
 
     title = "Aya Vision"
     model_types = ("aya_vision",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"aya_vision": "CohereLabs/aya-vision-8b"}
+    checkpoints = {"aya_vision": "CohereLabs/aya-vision-8b"}
 
     @property
     def factor(self) -> int:

@@ -147,6 +147,9 @@ class Family(ABC):
                 f"{self.title}: videos are not supported yet; pass frames as images, or call without pruner"
             )
 
+    def refuse_generation(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Raises ValueError for what stock ``generate`` itself gets wrong with images of this family."""
+
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         """The kept features as the model's own ``get_image_features`` would return them: a list, one per image."""
         return BaseModelOutputWithPooling(pooler_output=[one.features for one in kept])  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class Cohere2Vision(TiledFamily):
 
     title = "Command A Vision"
     model_types = ("cohere2_vision",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"cohere2_vision": "CohereLabs/command-a-vision-07-2025"}
+    checkpoints = {"cohere2_vision": "CohereLabs/command-a-vision-07-2025"}
     saliency = "mean received attention, last layer"
 
     def check(self) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from foveate.models.squares import SquareFamily
 
 
@@ -17,7 +14,7 @@ class Gemma3(SquareFamily):
 
     title = "Gemma 3"
     model_types = ("gemma3",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"gemma3": "google/gemma-3-4b-it"}
+    checkpoints = {"gemma3": "google/gemma-3-4b-it"}
     merge = "average pool to mm_tokens_per_image"
 
     def check(self) -> None:

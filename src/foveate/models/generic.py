@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,7 +30,7 @@ class Generic(Family):
 
     title = "the generic adapter"
     model_types = ()
-    checkpoints: ClassVar[Mapping[str, str]] = {
+    checkpoints = {
         "vipllava": "llava-hf/vip-llava-7b-hf",
         "deepseek_vl": "deepseek-community/deepseek-vl-1.3b-chat",
     }

@@ -1,24 +1,24 @@
-"""GLM-4.1V: dynamic resolution, squares of patches made one by a convolution, M-RoPE positions."""
+"""GLM-4.1V and what came after it: squares of patches merged by a convolution, M-RoPE positions, videos as images.
+
+A video's frames stand under the images' placeholder, a time behind each; the video's own marks are around them all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.models.packed import PackedRopeFamily
+from foveate.arguments import setting
+from foveate.models.encoded import Rope
+from foveate.models.packed import PackedFamily, PackedRopeFamily
 
 
-class Glm4v(PackedRopeFamily):
-    """``Glm4vForConditionalGeneration`` and its MoE variant (GLM-4.5V)."""
+class GlmFamily(PackedFamily):
+    """What GLM's families share: the convolution, and videos that are written as images between marks."""
 
-    title = "GLM-4.1V"
-    model_types = ("glm4v", "glm4v_moe")
-    checkpoints: ClassVar[Mapping[str, str]] = {
-        "glm4v": "zai-org/GLM-4.1V-9B-Thinking",
-        "glm4v_moe": "zai-org/GLM-4.5V",
-    }
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
     joins_rows = True
 
     @property
@@ -32,10 +32,59 @@ class Glm4v(PackedRopeFamily):
         """From (squares, d, rows, columns)."""
         return given.permute(0, 2, 3, 1)
 
+    @property
+    def video_token_id(self) -> int:
+        """The images': the one that the config names is written by nobody."""
+        return self.image_token_id
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """Also all that stands between a video's marks: the times of its frames."""
+        return super().marks(ids) | self.inside_videos(ids)
+
+    def inside_videos(self, ids: Tensor) -> Tensor:
+        """(B, S) bool: what stands between a video's start and its end."""
+        starts = (ids == self.config.video_start_token_id).long()
+        ends = (ids == self.config.video_end_token_id).long()
+        opened = starts.cumsum(1) > ends.cumsum(1)
+        return opened & ends.flip(1).cumsum(1).flip(1).bool()  # a start that is not followed by an end opens nothing
+
     def refuse(self, inputs: Mapping[str, Any]) -> None:
-        if inputs.get("pixel_values_videos") is not None or inputs.get("video_grid_thw") is not None:
+        super().refuse(inputs)
+        if self.has(inputs, "image") and self.has(inputs, "video"):
             raise ValueError(
-                f"{self.title}: videos are not supported: their frames stand under the images' placeholder id, between "
-                "times written out as text, so they cannot be told apart from images. Pass frames as images, or call "
-                "without pruner."
+                f"{self.title}: images and videos in one call have the same placeholder id, and stock transformers "
+                "takes every placeholder for both. Ask about them in calls of their own."
             )
+
+    def refuse_generation(self, arguments: Mapping[str, Any]) -> None:
+        repeats = any((setting(self.model, arguments, name) or 1) > 1 for name in ("num_beams", "num_return_sequences"))
+        if repeats and self.has(arguments, "video") and hasattr(self.model, "_expand_multimodal_outputs"):
+            raise ValueError(
+                f"{self.title}: stock transformers counts a video's placeholders under an id that its prompts do not "
+                "hold, and loses the video where a prompt is repeated: no num_beams or num_return_sequences above 1 "
+                "with videos. Pass its frames as images."
+            )
+
+
+class Glm4v(GlmFamily, PackedRopeFamily):
+    """``Glm4vForConditionalGeneration``, its MoE variant (GLM-4.5V), and the classes made like it."""
+
+    title = "GLM-4.1V"
+    model_types = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr")
+    checkpoints = {
+        "glm4v": "zai-org/GLM-4.1V-9B-Thinking",
+        "glm4v_moe": "zai-org/GLM-4.5V",
+        "glm_ocr": "zai-org/GLM-OCR",
+    }
+
+    def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
+        if types is not None:
+            known = types[(ids == self.image_token_id) & mask]
+            for kind, number in (("image", 1), ("video", 2)):
+                if self.has(arguments, kind) and not bool((known == number).all()):
+                    raise ValueError(
+                        f"{self.title}: the call brings {kind}s, and mm_token_type_ids do not say {number} ({kind}) at "
+                        "every placeholder: a video's frames stand between <|begin_of_video|> and <|end_of_video|>, an "
+                        "image outside of them. Pass all that the processor returned."
+                    )
+        return super().rope(arguments, ids, mask, types)

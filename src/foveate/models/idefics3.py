@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from foveate.models.encoded import (
     recorder_for,
     tile_boxes,
 )
-from foveate.models.frame_labels import frame_labels
 from foveate.models.squares import square_sources, stacked
 from foveate.models.tile_marks import tile_grids, tile_marks
 from foveate.patches import Patch
@@ -43,7 +42,7 @@ class Idefics3(Family):
 
     title = "Idefics3"
     model_types = ("idefics3",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"idefics3": "HuggingFaceM4/Idefics3-8B-Llama3"}
+    checkpoints = {"idefics3": "HuggingFaceM4/Idefics3-8B-Llama3"}
     image_inputs = ("pixel_values", "pixel_attention_mask")
     merge = "pixel shuffle, scale_factor per side"
     views = "tiles + 1"
@@ -89,20 +88,29 @@ class Idefics3(Family):
             tiles = torch.cat(list(tiles)).unflatten(0, (-1, per_tile))
         tiles = request.put(record, tiles)
         sources = square_sources((side, side), self.factor)
-        images, first = [], 0
-        for rows, columns in grids:
-            numbers = torch.arange(first, first + rows * columns + 1, device="cpu")
-            stream = tiles[first : first + len(numbers)].flatten(0, 1)
-            ours = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
-            tokens = read_tokens(
-                record,
-                stream,
-                self._geometry((rows, columns), size, views[first : first + len(numbers)], stream.device),
-                ours,
-            )
-            images.append(EncodedImage.of_patches(tokens))
-            first += len(numbers)
+        counts = [rows * columns + 1 for rows, columns in grids]
+        # Where some views are encoded after others, frames are pictures of one view each: none of them is a crop.
+        prompt = request.prompt if request.views is None else None
+        films = [1] * len(grids) if prompt is None else self.films(prompt, grids)
+        images, number, first = [], 0, 0
+        for frames in films:
+            grid, count = grids[number], sum(counts[number : number + frames])
+            numbers = torch.arange(first, first + count, device="cpu")
+            stream, ours = tiles[first : first + count].flatten(0, 1), views[first : first + count]
+            geometry = self._geometry(grid if frames == 1 else (0, 0), size, ours, stream.device)
+            patches = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
+            images.append(EncodedImage.of_patches(read_tokens(record, stream, geometry, patches)))
+            number, first = number + frames, first + count
         return images
+
+    def films(self, prompt: Tensor, grids: Sequence[tuple[int, int]]) -> list[int]:
+        """How many of a call's pictures, one after the other, make up one: 1, or a video's frames. Here 1.
+
+        Args:
+            prompt: see ``Request``.
+            grids: (rows, columns) of tiles of every picture.
+        """
+        return [1] * len(grids)
 
     def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
         pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
@@ -169,6 +177,8 @@ class Idefics3(Family):
     def _geometry(self, grid: tuple[int, int], size: int, views: Sequence[View], device: torch.device) -> Geometry:
         """Tiles are views 1, 2, ... of a canvas without overlap; the whole image is view 0, stretched over it.
 
+        The views of a video are its frames, in order; all are as large as the last.
+
         Patches cover a tile but for a rest narrower than one (27 x 14 of 384 pixels).
         """
         rows, columns = grid
@@ -181,18 +191,8 @@ class Idefics3(Family):
             seen = (whole.height, whole.width)
         tiles = tile_boxes(grid, size, covered)
         stretched = tiles.new_tensor([[0, 0, covered * seen[1] / whole.width, covered * seen[0] / whole.height]])
-        found = grid_geometry([(side, side)] * len(views), torch.cat([tiles, stretched]), seen, device)
+        boxes = torch.cat([tiles, stretched.expand(len(views) - len(tiles), -1)])
+        found = grid_geometry([(side, side)] * len(views), boxes, seen, device)
         limit = found.boxes.new_tensor([seen[1], seen[0]] * 2)
-        return replace(found, view=(found.view + 1) % len(views), boxes=found.boxes.minimum(limit))
-
-
-class SmolVlm(Idefics3):
-    """``SmolVLMForConditionalGeneration``. The frames of a video stand in its prompt as images, one each."""
-
-    title = "SmolVLM"
-    model_types = ("smolvlm",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct"}
-
-    def marks(self, ids: Tensor) -> Tensor:
-        known = super().marks(ids)
-        return known | frame_labels(ids, self.image_token_id, known)
+        view = (found.view + 1) % len(views) if rows else found.view
+        return replace(found, view=view, boxes=found.boxes.minimum(limit))

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from torch import Tensor
 
-from foveate.models.frame_labels import frame_labels
+from foveate.models.films import Film, counted, film_labels, films_in
 from foveate.models.tiles import Cut, TiledFamily, runs_of
-from foveate.models.towers import Tower
+from foveate.models.towers import INTERN, Tower
 
 
 class InternVl(TiledFamily):
-    """``InternVLForConditionalGeneration``. A video goes in as images, one for each frame, and is pruned as such."""
+    """``InternVLForConditionalGeneration``. A video is told by the numbers before its frames."""
 
     title = "InternVL"
     model_types = ("internvl",)
-    checkpoints: ClassVar[Mapping[str, str]] = {
-        "internvl": "OpenGVLab/InternVL3-8B-hf (the -hf form: the other runs code of its own)"
-    }
+    checkpoints = {"internvl": "OpenGVLab/InternVL3-8B-hf (the -hf form: the other runs code of its own)"}
     saliency = "CLS row"
 
     def check(self) -> None:
-        self.tower = Tower(self.base, self.config, {"internvl_vision": "cls"})
+        self.tower = Tower(self.base, self.config, INTERN)
 
     @property
     def factor(self) -> int:
@@ -42,6 +37,37 @@ class InternVl(TiledFamily):
             found.append(Cut(tiles))
         return found
 
+    def joined(self, row: Tensor, cuts: list[Cut]) -> list[Cut]:
+        found, first = [], 0
+        for film in self._films(row, super().marks(row[None])[0], [cut.tiles == 1 for cut in cuts]):
+            found += [*cuts[first : film.first], Cut(film.end - film.first, film=True)]
+            first = film.end
+        return found + cuts[first:]
+
     def marks(self, ids: Tensor) -> Tensor:
+        """Also what labels a video's frames."""
+        per_tile = (self.tower.side // self.factor) ** 2
         known = super().marks(ids)
-        return known | frame_labels(ids, self.image_token_id, known)
+        return known | film_labels(
+            ids,
+            self.image_token_id,
+            known,
+            [
+                self._films(row, here, [end - first == per_tile for first, end in runs_of(row, self.image_token_id)])
+                for row, here in zip(ids, known, strict=True)
+            ],
+        )
+
+    def _films(self, row: Tensor, marks: Tensor, single: list[bool]) -> list[Film]:
+        return films_in(row, self.image_token_id, marks, single, counted)
+
+
+class QianfanOcr(InternVl):
+    """``QianfanOCRForConditionalGeneration``: the same without videos."""
+
+    title = "Qianfan-OCR"
+    model_types = ("qianfan_ocr",)
+    checkpoints = {"qianfan_ocr": "baidu/Qianfan-OCR"}
+
+    def _films(self, row: Tensor, marks: Tensor, single: list[bool]) -> list[Film]:
+        return []

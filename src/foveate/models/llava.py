@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.attention import recording
-from foveate.models.encoded import STAYS, EncodedImage, Request, grid_geometry, read_tokens
+from foveate.models.base import accepted
+from foveate.models.encoded import STAYS, EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.pixtral import encode_packed, row_marks
-from foveate.models.towers import PIXTRAL, TOWERS, Tower, TowerFamily
+from foveate.models.squares import stacked
+from foveate.models.towers import PIXTRAL, TOWERS, Reading, Tower, TowerFamily
 from foveate.tokens import Geometry
 
 
@@ -20,7 +22,7 @@ class Llava(TowerFamily):
 
     title = "LLaVA-1.5"
     model_types = ("llava",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"llava": "llava-hf/llava-1.5-7b-hf"}
+    checkpoints = {"llava": "llava-hf/llava-1.5-7b-hf"}
     image_inputs = ("pixel_values", "image_sizes")  # the sizes come with a Pixtral tower only
     saliency = "CLS row (CLIP), mean received attention (SigLIP, Pixtral)"
 
@@ -42,14 +44,10 @@ class Llava(TowerFamily):
                 f"{self.title} takes pixel_values as one tensor (images, channels, height, width), "
                 f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
-        reading = self.tower.reading(inputs)
+        reading = self.reading(inputs)
+        settings = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
         with recording(self.tower.recorder(reading, request)) as record:
-            output = request.features(
-                pixel_values=pixels,
-                vision_feature_layer=inputs.get("vision_feature_layer"),
-                vision_feature_select_strategy=inputs.get("vision_feature_select_strategy"),
-                return_dict=True,
-            )
+            output = request.features(pixel_values=pixels, **accepted(request.features, settings), return_dict=True)
         sends_cls = self.tower.read == "cls" and reading.strategy == "full"
         geometry = self._geometry(pixels.shape[-2], pixels.shape[-1], pixels.device)
         patches = torch.arange(len(geometry), device="cpu")
@@ -60,6 +58,10 @@ class Llava(TowerFamily):
             tokens = read_tokens(record, stream[1:] if sends_cls else stream, geometry, sources)
             images.append(EncodedImage(tokens, len(slots), slots, None, stream))
         return images
+
+    def reading(self, inputs: Mapping[str, Any]) -> Reading:
+        """How a call reads the tower."""
+        return self.tower.reading(inputs)
 
     def marks(self, ids: Tensor) -> Tensor:
         known = super().marks(ids)
@@ -72,3 +74,31 @@ class Llava(TowerFamily):
         # CLIP's image processor cuts the centre out, SigLIP's stretches the picture to a square.
         cropped = self.tower.kind == "clip_vision_model"
         return grid_geometry([grid], boxes, (height, width), device, cropped=cropped)
+
+
+class VipLlava(Llava):
+    """``VipLlavaForConditionalGeneration``: several layers of a CLIP tower, one behind the other, without CLS."""
+
+    title = "ViP-LLaVA"
+    model_types = ("vipllava",)
+    checkpoints = {"vipllava": "llava-hf/vip-llava-7b-hf"}
+    image_inputs = ("pixel_values",)
+    saliency = "CLS row, the deepest layer that is read"
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config, {"clip_vision_model": "cls"})
+
+    def refuse(self, inputs: Mapping[str, Any]) -> None:
+        super().refuse(inputs)
+        for name in ("vision_feature_layer", "vision_feature_layers"):
+            if inputs.get(name) is not None:
+                raise ValueError(
+                    f"{self.title}: {name} as an argument of a call has had another name in every version of "
+                    "transformers: set it in the model's config"
+                )
+
+    def reading(self, inputs: Mapping[str, Any]) -> Reading:
+        return self.tower.reading({"vision_feature_select_strategy": "default"})
+
+    def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
+        return stacked(kept)

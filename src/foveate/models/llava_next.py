@@ -15,7 +15,7 @@ from transformers.image_processing_utils import select_best_resolution
 from foveate.attention import Recorder, recording
 from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_sizes, read_tokens
 from foveate.models.memo import once
-from foveate.models.towers import TowerFamily
+from foveate.models.towers import Reading, TowerFamily
 from foveate.models.view_store import picking, putting
 from foveate.patches import Patch
 from foveate.tokens import Geometry, VisualTokens
@@ -61,7 +61,7 @@ class LlavaNext(TowerFamily):
 
     title = "LLaVA-NeXT"
     model_types = ("llava_next",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"llava_next": "llava-hf/llava-v1.6-mistral-7b-hf"}
+    checkpoints = {"llava_next": "llava-hf/llava-v1.6-mistral-7b-hf"}
     layouts: ClassVar[tuple[Layout, ...]] = ("stock", "released")
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     views = "1 + crops"
@@ -75,11 +75,7 @@ class LlavaNext(TowerFamily):
         canvases = [self._canvas(size) for size in sizes]
         views = self._views(pixels, sizes, canvases)
         reading = self.tower.reading(inputs)
-        if self.tower.read == "cls" and reading.strategy == "full":
-            raise ValueError(
-                "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock "
-                "LLaVA-NeXT cannot arrange in a grid. Set it to 'default'."
-            )
+        self._refuse_cls(reading)
         with recording(self.tower.recorder(reading, request)) as record:
             output = request.features(
                 pixel_values=pixels,
@@ -95,6 +91,13 @@ class LlavaNext(TowerFamily):
             self._image(canvas, stream, full, record, start)
             for canvas, stream, full, start in zip(canvases, output.pooler_output, projected, first, strict=True)
         ]
+
+    def _refuse_cls(self, reading: Reading) -> None:
+        if self.tower.read == "cls" and reading.strategy == "full":
+            raise ValueError(
+                "vision_feature_select_strategy='full' sends CLS along with a CLIP tower's patches, which stock "
+                "LLaVA-NeXT cannot arrange in a grid. Set it to 'default'."
+            )
 
     def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
         counts = self._counts(inputs)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class LlavaOnevision(LlavaNext):
 
     title = "LLaVA-OneVision"
     model_types = ("llava_onevision",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"llava_onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf"}
+    checkpoints = {"llava_onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf"}
     layouts = ("stock",)
     image_inputs = ("pixel_values", "image_sizes", "batch_num_images")
     video_inputs = ("pixel_values_videos",)

@@ -1,9 +1,9 @@
-"""Mistral 3: Pixtral's encoder, its patches merged by squares; ``[IMG_BREAK]`` and ``[IMG_END]`` are text and stay."""
+"""Mistral 3 and LightOnOCR: Pixtral's encoder, its patches merged by squares; marks of rows are text and stay."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -13,11 +13,14 @@ from foveate.models.towers import PIXTRAL, Tower, TowerFamily
 
 
 class Mistral3(TowerFamily):
-    """``Mistral3ForConditionalGeneration``."""
+    """``Mistral3ForConditionalGeneration`` and ``MistralLarge4ForConditionalGeneration``."""
 
     title = "Mistral 3"
-    model_types = ("mistral3",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"mistral3": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"}
+    model_types = ("mistral3", "mistral_large4")
+    checkpoints = {
+        "mistral3": "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        "mistral_large4": "mistralai/Mistral-Large-4-1T-A52B",
+    }
     image_inputs = ("pixel_values", "image_sizes")
     merge = "2x2"
     saliency = "mean received attention"
@@ -30,3 +33,17 @@ class Mistral3(TowerFamily):
 
     def marks(self, ids: Tensor) -> Tensor:
         return super().marks(ids) | row_marks(ids, self.image_token_id)
+
+
+class LightOnOcr(Mistral3):
+    """``LightOnOcrForConditionalGeneration``: no row ends in its prompts, and nothing to choose layers by."""
+
+    title = "LightOnOCR"
+    model_types = ("lighton_ocr",)
+    checkpoints = {"lighton_ocr": "lightonai/LightOnOCR-1B-1025"}
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config, PIXTRAL, ("vision_encoder", "vision_projection"))
+
+    def marks(self, ids: Tensor) -> Tensor:
+        return TowerFamily.marks(self, ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ class Ovis2(TiledFamily):
 
     title = "Ovis2"
     model_types = ("ovis2",)
-    checkpoints: ClassVar[Mapping[str, str]] = {
-        "ovis2": "thisisiron/Ovis2-2B-hf (the -hf form: the other runs code of its own)"
-    }
+    checkpoints = {"ovis2": "thisisiron/Ovis2-2B-hf (the -hf form: the other runs code of its own)"}
     saliency = "mean received attention, last layer"
     whole_first = True
 

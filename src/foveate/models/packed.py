@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.attention import projecting, recording, tapped_config
+from foveate.attention import handing, projecting, recording, tapped_config
 from foveate.models.base import Family, accepted
 from foveate.models.encoded import EncodedImage, Kind, Request, Rope, grid_geometry, read_tokens, recorder_for
 from foveate.patches import Patch
@@ -27,6 +27,8 @@ class PackedFamily(Family):
     image_inputs = ("pixel_values", "image_grid_thw")
     pixel_axes: ClassVar[tuple[str, ...]] = ("patches", "values")
     """What the axes of the pixels are."""
+    reads_output: ClassVar[bool] = False
+    """Whether the encoder's last features are what ``reader`` gives (its last norm), rather than what it is given."""
     merge = "2x2"
     saliency = "mean received attention, last layer"
 
@@ -82,9 +84,10 @@ class PackedFamily(Family):
         return given
 
     def instruments(self) -> Sequence[Patch]:
+        read = handing(self.reader, lambda output: output) if self.reads_output else projecting(self.reader)
         return [
             Patch(self.attention, "config", tapped_config(self.attention)),
-            Patch(self.reader, "forward", projecting(self.reader)),
+            Patch(self.reader, "forward", read),
         ]
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
@@ -107,14 +110,13 @@ class PackedFamily(Family):
                 f"{self.title} takes {pixels_name} as ({', '.join(self.pixel_axes)}) with {patches} patches for "
                 f"{grid_name} {grids}, got {tuple(pixels.shape)}"
             )
-        frames = [h * w for t, h, w in grids for _ in range(t)]
         recorder = recorder_for(
             request,
             "received",
             self.attention,
             project=self.reader,
             patches=self.patches_of,
-            segments=frames,
+            segments=self.segments(grids),
         )
         with recording(recorder) as record:
             output = self.features(inputs, request, kind)
@@ -126,7 +128,7 @@ class PackedFamily(Family):
         sources = self.sources(grids)
         images, start = [], 0
         for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
-            times, rows, columns = grid[0], grid[1] // self.side, grid[2] // self.side
+            times, rows, columns = self.tokens_of(grid)
             seen = (grid[1] * self.patch, grid[2] * self.patch)
             ours = sources[start : start + len(stream)]
             start += len(stream)
@@ -141,6 +143,14 @@ class PackedFamily(Family):
         """What the model's own function gives: a ``pooler_output`` with (n, D) of every image."""
         pixels_name, grid_name = self.inputs_of(kind)[:2]
         return request.features(inputs[pixels_name], inputs[grid_name], return_dict=True)
+
+    def segments(self, grids: Sequence[Grid]) -> list[int]:
+        """How many patches each of the sequences has that attend only within themselves: a frame each."""
+        return [rows * columns for times, rows, columns in grids for _ in range(times)]
+
+    def tokens_of(self, grid: Grid) -> Grid:
+        """Frames, rows and columns of the tokens that a grid of patches becomes."""
+        return grid[0], grid[1] // self.side, grid[2] // self.side
 
     def sources(self, grids: Sequence[Grid]) -> Tensor:
         """(N, m) int64: which of the encoder's patches each token is merged from. The processor puts them together."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from foveate.models.squares import SquareFamily
 
 
@@ -16,6 +13,6 @@ class PaliGemma(SquareFamily):
 
     title = "PaliGemma"
     model_types = ("paligemma",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"paligemma": "google/paligemma2-3b-mix-448"}
+    checkpoints = {"paligemma": "google/paligemma2-3b-mix-448"}
     first_position = 1
     chats = False

@@ -34,10 +34,12 @@ class Cut:
     Args:
         tiles: how many tiles it is.
         grid: (rows, columns) of the crops; None where the prompt does not say.
+        film: whether it is a video, and its tiles are the frames.
     """
 
     tiles: int
     grid: tuple[int, int] | None = None
+    film: bool = False
 
 
 class TiledFamily(TowerFamily):
@@ -66,6 +68,10 @@ class TiledFamily(TowerFamily):
             ValueError: the placeholders cannot be tiles of images.
         """
 
+    def joined(self, row: Tensor, cuts: list[Cut]) -> list[Cut]:
+        """The same with all frames of a video as one. Here there are none."""
+        return cuts
+
     def recorder(self, inputs: Mapping[str, Any], request: Request) -> Recorder:
         """What taps the encoder in one call."""
         reading = self.tower.reading(inputs)
@@ -79,32 +85,60 @@ class TiledFamily(TowerFamily):
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels = inputs["pixel_values"]
         side, covered = self._side(pixels)
-        cuts = self._read(request.prompt, side**2, len(pixels))
+        # Where some views are encoded after others, frames are pictures of one view each: none of them is a crop.
+        cuts = self._read(request.prompt, side**2, len(pixels), films=request.views is None)
         with recording(self.recorder(inputs, request)) as record:
             options = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
             output = request.features(request.pick(pixels), **accepted(request.features, options), return_dict=True)
-        features = request.put(record, output.pooler_output)
+        handed = request.put(record, self.handed(output))
+        features = self.projected(handed)
         squares = square_sources((side * self.factor,) * 2, self.factor)
         sources = squares + torch.arange(len(pixels), device="cpu")[:, None, None] * (side * self.factor) ** 2
         tiles = [cut.tiles for cut in cuts]
         grids = self._grids(cuts, pixels.split(tiles))
+        extents = self.extents(grids, pixels.split(tiles))
         images = []
-        for grid, stream, squares in zip(grids, features.split(tiles), sources.split(tiles), strict=True):
+        for number, (stream, squares) in enumerate(zip(features.split(tiles), sources.split(tiles), strict=True)):
             ours = squares.flatten(0, 1)
-            tokens = read_tokens(
-                record,
-                stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
-                self._geometry(grid, len(stream), side, pixels.shape[-1], covered, stream.device),
-                ours,
-            )
+            if cuts[number].film:
+                seen = torch.tensor([[0, 0, covered, covered]], device="cpu").expand(len(stream), -1)
+                geometry = grid_geometry([(side, side)] * len(stream), seen, (pixels.shape[-1],) * 2, stream.device)
+            else:
+                geometry = self._geometry(
+                    grids[number], extents[number], len(stream), side, pixels.shape[-1], covered, stream.device
+                )
+            # rows and columns apart in older versions of Aya Vision
+            tokens = read_tokens(record, stream.flatten(0, -2), geometry, ours)
             images.append(EncodedImage.of_patches(tokens))
-        return images
+        if handed is features:
+            return images
+        given = [one.flatten(0, -2) for one in handed.split(tiles)]
+        return [dataclasses.replace(image, handed=one) for image, one in zip(images, given, strict=True)]
+
+    def handed(self, output: Any) -> Tensor:
+        """(tiles, ..., W): of what ``get_image_features`` gives, what becomes tokens."""
+        features: Tensor = output.pooler_output
+        return features
+
+    def projected(self, handed: Tensor) -> Tensor:
+        """(tiles, ..., D): what the model's forward makes of that on its way into the prompt."""
+        return handed
+
+    def extents(self, grids: Sequence[tuple[int, int]], views: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """(height, width) in a tile's pixels of what of every image's crops, put together, is the picture: all.
+
+        Args:
+            grids: (rows, columns) of every image's crops.
+            views: (tiles, channels, side, side) pixels of every image.
+        """
+        sides = [tiles.shape[-1] for tiles in views]
+        return [(rows * side, columns * side) for (rows, columns), side in zip(grids, sides, strict=True)]
 
     def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
         side, _ = self._side(inputs["pixel_values"])
         found: list[tuple[int, ...]] = []
         first = 0
-        for cut in self._read(prompt, side**2, len(inputs["pixel_values"])):
+        for cut in self._read(prompt, side**2, len(inputs["pixel_values"]), films=False):
             places = list(range(first, first + cut.tiles))
             first += cut.tiles
             found.append(tuple(places if self.whole_first else [places[-1], *places[:-1]]))
@@ -145,10 +179,11 @@ class TiledFamily(TowerFamily):
         found[:, :-1] |= spots[:, 1:]
         return found
 
-    def _read(self, prompt: Tensor | None, per_tile: int, tiles: int) -> list[Cut]:
+    def _read(self, prompt: Tensor | None, per_tile: int, tiles: int, *, films: bool) -> list[Cut]:
         if prompt is None:
             raise ValueError(f"{self.title}: only the prompt tells which tiles are one image; encode with a prompt")
-        cuts = [cut for row in prompt for cut in self.cuts(row, per_tile)]
+        written = [(row, self.cuts(row, per_tile)) for row in prompt]
+        cuts = [cut for row, ours in written for cut in (self.joined(row, ours) if films else ours)]
         if sum(cut.tiles for cut in cuts) != tiles:
             raise ValueError(
                 f"the prompts hold placeholders for {sum(cut.tiles for cut in cuts)} tiles of {len(cuts)} image(s), "
@@ -160,21 +195,27 @@ class TiledFamily(TowerFamily):
     def _grids(self, cuts: Sequence[Cut], views: Sequence[Tensor]) -> list[tuple[int, int]]:
         """(rows, columns) of every image's crops. Where the prompt does not tell, the whole view does: only in the
         right arrangement do the crops look like it. (Crops that fit in any, of one colour, get the squarest.)"""
-        options = [[cut.grid] if cut.grid else arrangements(cut.tiles) for cut in cuts]
+        options = [[cut.grid] if cut.grid else [(1, 1)] if cut.film else arrangements(cut.tiles) for cut in cuts]
         asked = [number for number, known in enumerate(options) if len(known) > 1]
         best = [misfits(views[number][:-1], views[number][-1], options[number]).argmin() for number in asked]
         choice = dict(zip(asked, torch.stack(best).tolist() if best else [], strict=True))  # one read for all
         return [known[choice.get(number, 0)] for number, known in enumerate(options)]
 
     def _geometry(
-        self, grid: tuple[int, int], tiles: int, side: int, pixels: int, covered: int, device: torch.device
-    ) -> Geometry:
+        self, grid: tuple[int, int], extent: tuple[int, int], tiles: int, side: int, pixels: int, covered: int,
+        device: torch.device,
+    ) -> Geometry:  # fmt: skip
         """View 0 is the whole image, wherever it comes; a tile's pixels are the unit, and ``covered`` of them seen."""
-        rows, columns = grid
-        whole = (rows * pixels, columns * pixels)
+        height, width = extent
         crops = tile_boxes(grid, pixels, covered)
-        boxes = torch.cat([crops.new_tensor([[0, 0, columns * covered, rows * covered]]), crops])[:tiles]
-        geometry = grid_geometry([(side, side)] * tiles, boxes, whole, device)
+        seen = covered / pixels
+        boxes = torch.cat([crops.new_tensor([[0, 0, width * seen, height * seen]]), crops])[-tiles:]
+        geometry = grid_geometry([(side, side)] * tiles, boxes, extent, device)
+        if extent != (grid[0] * pixels, grid[1] * pixels):  # the rest is padding
+            inside = geometry.boxes.minimum(geometry.boxes.new_tensor([width, height] * 2))
+            empty = (inside[:, 2:] <= inside[:, :2]).any(dim=1, keepdim=True)
+            inside = torch.where(empty, inside[:, 2:].repeat(1, 2), inside)
+            geometry = dataclasses.replace(geometry, boxes=inside)
         if self.whole_first:
             return geometry
         order = torch.arange(len(geometry), device=device).roll(-(side**2))

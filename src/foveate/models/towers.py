@@ -17,6 +17,7 @@ from foveate.patches import Patch
 
 TOWERS: dict[str, Read] = {"clip_vision_model": "cls", "siglip_vision_model": "received"}
 PIXTRAL: dict[str, Read] = {"pixtral": "received"}
+INTERN: dict[str, Read] = {"internvl_vision": "cls", "qianfan_ocr_vision": "cls"}
 NAMES = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "pixtral": "Pixtral"}
 
 
@@ -46,6 +47,7 @@ class Tower:
         base: the model's ``.model``, with ``vision_tower`` and ``multi_modal_projector``.
         config: the model's config.
         known: the towers that the family takes, and what is read of each.
+        names: what tower and projector are called there.
 
     ``side`` is how many patches a view of the configured size has along a side, ``covered`` how many pixels these see:
     all, or all but a rest at the right and lower edge that is narrower than a patch.
@@ -54,7 +56,13 @@ class Tower:
         ValueError: the tower is none of them.
     """
 
-    def __init__(self, base: Any, config: Any, known: Mapping[str, Read] = TOWERS) -> None:
+    def __init__(
+        self,
+        base: Any,
+        config: Any,
+        known: Mapping[str, Read] = TOWERS,
+        names: tuple[str, str] = ("vision_tower", "multi_modal_projector"),
+    ) -> None:
         self.kind: str = config.vision_config.model_type
         if self.kind not in known:
             raise ValueError(
@@ -63,17 +71,15 @@ class Tower:
             )
         self.read: Read = known[self.kind]
         self.config = config
-        self.projector: nn.Module = base.multi_modal_projector
-        tower: Any = base.vision_tower
+        self.projector: nn.Module = getattr(base, names[1])
+        tower: Any = getattr(base, names[0])
         # The path lost its ``vision_model`` level between transformers 5.4 and 5.10.
         tower = getattr(tower, "vision_model", tower)
-        encoder = tower.transformer if self.kind == "pixtral" else tower.encoder
+        encoder = getattr(tower, "transformer" if self.kind == "pixtral" else "encoder", tower)
         self.layers: Sequence[Any] = encoder.layer if self.kind == "internvl_vision" else encoder.layers
-        self.norm: nn.Module | None = getattr(
-            tower, "layernorm" if self.kind == "internvl_vision" else "post_layernorm", None
-        )
+        self.norm: nn.Module | None = getattr(tower, "layernorm" if self.kind in INTERN else "post_layernorm", None)
         self.head: nn.Module | None = getattr(tower, "head", None)
-        named = "attention" if self.kind in ("pixtral", "internvl_vision") else "self_attn"
+        named = "attention" if self.kind in (*PIXTRAL, *INTERN) else "self_attn"
         self.attentions = [getattr(layer, named) for layer in self.layers]
         size, patch = config.vision_config.image_size, config.vision_config.patch_size
         patch = patch if isinstance(patch, int) else patch[0]
@@ -87,7 +93,8 @@ class Tower:
             ValueError: the embedding layer is asked for (it has no attention), or CLS is mishandled by stock code.
         """
         layers = inputs.get("vision_feature_layer")
-        layers = self.config.vision_feature_layer if layers is None else layers
+        if layers is None:  # ViP-LLaVA's config said layers once; LightOnOCR has no choice
+            layers = getattr(self.config, "vision_feature_layer", getattr(self.config, "vision_feature_layers", -1))
         depth = len(self.layers)
         states = [layer % (depth + 1) for layer in ([layers] if isinstance(layers, int) else layers)]
         if max(states) == 0:
@@ -105,7 +112,7 @@ class Tower:
             )
         # A last hidden state is taken before the norm, unless the tower's config ties it to the output.
         tied = getattr(self.config.vision_config, "tie_last_hidden_states", None) or (
-            self.kind == "internvl_vision" and layers == -1  # it takes the output itself
+            self.kind in INTERN and layers == -1  # it takes the output itself
         )
         return Reading(
             max(states) - 1, strategy, len(states), states.index(max(states)), bool(tied) and max(states) == depth
@@ -137,7 +144,7 @@ class Tower:
 
     def _patches(self, reading: Reading, given: Tensor) -> Tensor:
         """What the projector is given, (..., d) without CLS; of several layers, the deepest."""
-        if self.kind == "internvl_vision":
+        if self.kind in INTERN:
             return unshuffled(given, int(1 / self.config.downsample_ratio))
         if self.read == "cls" and reading.strategy == "full":
             given = given[:, 1:]
