@@ -317,7 +317,7 @@ def test_a_type_that_only_newer_transformers_have(monkeypatch: pytest.MonkeyPatc
     assert not found.supported and found.about and "pip install --upgrade transformers" in str(found.reason)
 
 
-def test_verdicts_of_checkpoints(tmp_path: Path) -> None:
+def test_verdicts_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what the whole config says, without weights."""
     for source in (bundled.path(), bundled.path() / "config.json"):
         found = verdict(str(source))
@@ -328,9 +328,12 @@ def test_verdicts_of_checkpoints(tmp_path: Path) -> None:
     config.write_text(json.dumps(strange))
     found = verdict(str(tmp_path))
     assert not found.supported and "vision tower 'vit' is not supported" in str(found.reason)
-    ROWS["generic-vipllava"].make("sdpa").config.save_pretrained(tmp_path)
-    found = verdict(str(tmp_path))
-    assert found.supported and "tries the model out" in str(found.reason)
+    ROWS["llava-clip"].make("sdpa").config.save_pretrained(tmp_path)
+    with monkeypatch.context() as without:  # as a type that no adapter knows and the generic one may take
+        without.delitem(FAMILIES, "llava")
+        without.delitem(SUPPORTED, "llava")
+        found = verdict(str(tmp_path))
+    assert found.supported and found.about is None and "tries the model out" in str(found.reason)
     for told, reason in (("aria", "queries"), ("gpt2", "does not count it"), ("qwen2_9_vl", "close to it: qwen2")):
         config.write_text(json.dumps({"model_type": told}))
         found = verdict(str(tmp_path))
