@@ -1,8 +1,7 @@
-"""The memory that a server of the bundled model asks for, and the models that are refused before there is an engine."""
+"""The memory that a server of the bundled model asks for, and what is known of a model before there is an engine."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from foveate import bundled
 from foveate.serving import memory
 from foveate.serving.memory import Device
-from foveate.serving.server import check_served, config_of
+from foveate.serving.server import type_of
 
 GIB = 1 << 30
 USUAL = 0.92
@@ -77,13 +76,9 @@ def test_what_the_user_chooses_goes_through(
     assert memory.is_chosen(options(**parsed), memory.names_of(typed), USUAL) is chosen
 
 
-def test_what_would_be_served_unpruned_is_refused(tmp_path: Path) -> None:
-    check_served(config_of(str(bundled.path())))
-    check_served(config_of(str(tmp_path)))  # no config: vLLM has its own ways to find one, or to say so
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama", "architectures": ["MllamaFor"]}))
-    with pytest.raises(ValueError, match="'mllama' is not supported: .*cross attention"):
-        check_served(config_of(str(tmp_path)))
-    other = {"model_type": "some_vlm", "architectures": ["SomeVlmForConditionalGeneration"]}
-    with pytest.raises(ValueError, match="SomeVlmFor.*is not pruned in vLLM: that works for Llava.*`vllm serve`"):
-        check_served(other)
-    check_served({**other, "architectures": ["InternVLForConditionalGeneration"]})
+def test_the_type_of_what_is_served_is_known_before_there_is_an_engine(tmp_path: Path) -> None:
+    assert type_of(str(bundled.path())) == "llava_next"
+    assert type_of(str(tmp_path)) == ""  # no config: vLLM has its own ways to find one, or to say so
+    for text, told in (('{"model_type": "mllama"}', "mllama"), ("{}", ""), ("{", "")):
+        (tmp_path / "config.json").write_text(text)
+        assert type_of(str(tmp_path)) == told

@@ -39,10 +39,10 @@ class Server:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        environment = {
-            **os.environ, **MEMORY, "VLLM_CPU_KVCACHE_SPACE": "" if space is None else str(space),
-            "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
+        environment = {**os.environ, **MEMORY, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        if space is not None:
+            environment["VLLM_CPU_KVCACHE_SPACE"] = str(space)
         command = [sys.executable, "-m", "foveate", "serve", *options, "--port", str(self.port), "--host", "127.0.0.1"]
         self.process = subprocess.Popen(command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT)
         until = time.monotonic() + START

@@ -76,6 +76,8 @@ class Glm4v(GlmFamily, PackedRopeFamily):
     checkpoints = {
         "glm4v": "zai-org/GLM-4.1V-9B-Thinking",
         "glm4v_moe": "zai-org/GLM-4.5V",
+        "glm46v": " (none is known: GLM-4.6V says glm4v_moe, GLM-4.6V-Flash glm4v)",
+        "glmga": " (none is known)",
         "glm_ocr": "zai-org/GLM-OCR",
     }
 

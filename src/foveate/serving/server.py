@@ -8,14 +8,13 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from foveate import bundled
 from foveate.models import check_left_out
 from foveate.serving import memory
-from foveate.serving.plugin import ARCHITECTURES
 from foveate.serving.policy import CONFIG_KEY, Policy, options
 
 BUNDLED = "bundled"
@@ -60,7 +59,7 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     overrides = parsed.hf_overrides or {}
     if not isinstance(overrides, dict):
         raise ValueError(f"--hf-overrides must be a JSON object beside pruning, got {overrides!r}")
-    check_served({**config_of(model, getattr(parsed, "revision", None)), **overrides})
+    check_left_out(overrides.get("model_type") or type_of(model, getattr(parsed, "revision", None)))
     if CONFIG_KEY in overrides:
         raise ValueError(f"--hf-overrides sets {CONFIG_KEY!r} already: give foveate serve's own options instead")
     trusts = bool(parsed.trust_request_mm_kwargs)
@@ -72,8 +71,8 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     return parsed
 
 
-def config_of(model: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json; empty where there is none to be had, which vLLM will say better.
+def type_of(model: str, revision: str | None = None) -> str:
+    """The model type that a checkpoint's config.json names; "" where there is none to be had, which vLLM says better.
 
     Args:
         model: a folder or a hub id.
@@ -82,23 +81,10 @@ def config_of(model: str, revision: str | None = None) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
     try:
-        found: dict[str, Any] = PretrainedConfig.get_config_dict(model, revision=revision)[0]
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(model, revision=revision)[0]
     except (OSError, ValueError):
-        return {}
-    return found
-
-
-def check_served(config: Mapping[str, Any]) -> None:
-    """Raises ValueError, with the reason, for a config of a model that would be served without being pruned."""
-    model_type, architectures = config.get("model_type"), config.get("architectures") or []
-    if model_type:
-        check_left_out(model_type)
-    if architectures and not set(architectures) & set(ARCHITECTURES):
-        raise ValueError(
-            f"{', '.join(architectures)} is not pruned in vLLM: that works for {', '.join(ARCHITECTURES)}. Serve it as "
-            "it is with `vllm serve`, or prune it with transformers (foveate.attach, `foveate ask`) if `foveate models "
-            f"--check {model_type}` says that it can be"
-        )
+        return ""
+    return str(config.get("model_type") or "")
 
 
 def serve(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> None:
