@@ -17,8 +17,15 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     CLIPImageProcessor,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
     GenerationConfig,
+    Glm4vImageProcessor,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     GotOcr2ImageProcessor,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     InternVLProcessor,
     InternVLVideoProcessor,
     LlavaNextImageProcessor,
@@ -27,6 +34,8 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    PixtralImageProcessor,
+    PixtralProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
@@ -35,10 +44,15 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
     SiglipImageProcessor,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
 from tests.checkpoint import WORDS
 from tests.tiny import BOS, END, IMAGE, PAD, SILENT, START, VIDEO
+from tests.tiny.glm import IDS as GLM_IDS
+from tests.tiny.glm import MOE as GLM_MOE
 from tests.tiny.mistral import _vision as pixtral_vision
 from tests.tiny.qwen import IDS, QWEN3
 from tests.tiny.rows import TEXT, VISION, finish
@@ -68,18 +82,25 @@ TEMPLATE = """\
 {{% endfor %}}{{% endif %}} </s> {{% endfor %}}{{% if add_generation_prompt %}}assistant :{{% endif %}}"""
 
 
-def tokenizer(image: str = "<image>", video: str = "<video>", marks: tuple[str, ...] = (), **named: str) -> Any:
-    """Words and digits, lower case; every id that a model may answer with is a word.
+def tokenizer(
+    image: str = "<image>",
+    video: str = "<video>",
+    marks: tuple[str, ...] = (),
+    others: tuple[str, ...] = (),
+    **named: str,
+) -> Any:
+    """Words and digits, lower case; every id that a model may answer with is a word, or one of ``others``.
 
     Args:
         image, video: the placeholders, as text.
         marks: what stands before and after an image.
+        others: further tokens that are no words.
         named: further attributes of the tokenizer that a processor reads, such as ``start_image_token``.
     """
     special = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3, image: IMAGE, video: VIDEO}
     special |= dict(zip(marks, (START, END), strict=False))
     free = (number for number in range(4, TEXT["vocab_size"]) if number not in special.values())
-    vocabulary = special | dict(zip([*WORDS, *map(str, range(10))], free, strict=False))
+    vocabulary = special | dict(zip([*WORDS, *map(str, range(10)), *others], free, strict=False))
     vocabulary |= {f"w{number}": number for number in free}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
@@ -96,7 +117,7 @@ def tokenizer(image: str = "<image>", video: str = "<video>", marks: tuple[str, 
         extra_special_tokens={
             "image_token": image,
             "video_token": video,
-            **{f"mark_{number}": mark for number, mark in enumerate(marks)},
+            **{f"mark_{number}": mark for number, mark in enumerate((*marks, *others))},
             **named,
         },
     )
@@ -150,21 +171,29 @@ def _llava_siglip() -> tuple[Any, Any]:
     return _llava("llava", SIGLIP), _llava_processor(LlavaProcessor, images, cls=False)
 
 
-def _llava_pixtral() -> tuple[Any, Any]:
-    from transformers import PixtralImageProcessor, PixtralProcessor
-
+def _pixtral(model_type: str, side: int, **values: Any) -> tuple[Any, Any]:
     config = _config(
-        "llava",
-        vision_config=pixtral_vision().to_dict(),
+        model_type,
+        vision_config={**pixtral_vision().to_dict(), "hidden_size": 64, "head_dim": 16},
         text_config={"model_type": "mistral", **WIDE, "head_dim": 32},
         image_token_index=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        **values,
     )
-    images = PixtralImageProcessor(size={"longest_edge": 112}, patch_size=PATCH)
+    images = PixtralImageProcessor(size={"longest_edge": 224}, patch_size=side * PATCH)
     marks = ("[IMG_BREAK]", "[IMG_END]")
     words = tokenizer("[IMG]", "<video>", marks)
-    return config, PixtralProcessor(images, words, patch_size=PATCH, chat_template=TEMPLATE.format(image="[IMG]"))
+    return config, PixtralProcessor(
+        images, words, patch_size=PATCH, spatial_merge_size=side, chat_template=TEMPLATE.format(image="[IMG]")
+    )
+
+
+def _llava_pixtral() -> tuple[Any, Any]:
+    return _pixtral("llava", 1, vision_feature_layer=-1, vision_feature_select_strategy="full")
+
+
+def _mistral3() -> tuple[Any, Any]:
+    """The last layer but one is read, which is the last that vLLM has."""
+    return _pixtral("mistral3", 2, vision_feature_layer=-2, spatial_merge_size=2, tie_word_embeddings=False)
 
 
 def _llava_next() -> tuple[Any, Any]:
@@ -258,6 +287,64 @@ def _internvl() -> tuple[Any, Any]:
     return config, processor
 
 
+def _glm(model_type: str, **more: Any) -> tuple[Any, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}
+    text = {**WIDE, "head_dim": 32, "rope_parameters": rope, **more}
+    vision = _vision(PATCH, 3, hidden_size=64, out_hidden_size=128, image_size=112)
+    config = _config(model_type, vision_config=vision, text_config=text, tie_word_embeddings=False, **GLM_IDS)
+    pixels = {"shortest_edge": (4 * PATCH) ** 2, "longest_edge": (16 * PATCH) ** 2}
+    marks = ("<|begin_of_image|>", "<|end_of_image|>")
+    words = tokenizer("<|image|>", "<|video|>", marks, ("<|begin_of_video|>", "<|end_of_video|>"))
+    template = TEMPLATE.format(image=f"{marks[0]} <|image|> {marks[1]}")
+    images = Glm4vImageProcessor(size=pixels, patch_size=PATCH)
+    videos = Glm4vVideoProcessor(size=pixels, patch_size=PATCH)
+    return config, Glm4vProcessor(images, words, videos, chat_template=template)
+
+
+def _gemma3() -> tuple[Any, Any]:
+    side = 112
+    text = {
+        **WIDE, "model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    vision = {**SIGLIP, "image_size": side}
+    config = _config(
+        "gemma3", vision_config=vision, text_config=text, mm_tokens_per_image=16, image_token_index=IMAGE,
+        boi_token_index=START, eoi_token_index=END,
+    )  # fmt: skip
+    marks = ("<start_of_image>", "<end_of_image>")
+    words = tokenizer(
+        "<image_soft_token>", "<video>", marks, ("\n", "\n\n", "\n\n\n", "\n\n\n\n"),
+        boi_token=marks[0], eoi_token=marks[1],
+    )  # fmt: skip
+    images = Gemma3ImageProcessor(size={"height": side, "width": side})
+    template = TEMPLATE.format(image=marks[0])
+    return config, Gemma3Processor(images, words, chat_template=template, image_seq_length=16)
+
+
+def _idefics3(model_type: str) -> tuple[Any, Any]:
+    """Tiles of 4 x 4 tokens; what is left over of 58 pixels is in no patch."""
+    side, fence = 116, "<fake_token_around_image>"
+    config = _config(
+        model_type,
+        vision_config={**TOWER, "image_size": side},
+        text_config={"model_type": "llama", **WIDE},
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=PAD,
+        tie_word_embeddings=False,
+    )
+    tags = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    others = ("\n", "\n\n", "<global-img>", "<end_of_utterance>", *tags)
+    words = tokenizer("<image>", "<video>", (fence,), others, fake_image_token=fence)
+    settings: dict[str, Any] = {"size": {"longest_edge": 3 * side}, "max_image_size": {"longest_edge": side}}
+    more: dict[str, Any] = {"image_seq_len": PER_TILE, "chat_template": TEMPLATE.format(image="<image>")}
+    if model_type == "idefics3":
+        return config, Idefics3Processor(Idefics3ImageProcessor(**settings), words, **more)
+    videos = SmolVLMVideoProcessor(**settings)
+    return config, SmolVLMProcessor(SmolVLMImageProcessor(**settings), words, videos, **more)
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava-clip": _llava_clip,
     "llava-siglip": _llava_siglip,
@@ -268,6 +355,12 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": lambda: _qwen3("qwen3_vl"),
     "qwen3_vl_moe": lambda: _qwen3("qwen3_vl_moe", **MOE),
+    "glm4v": lambda: _glm("glm4v"),
+    "glm4v_moe": lambda: _glm("glm4v_moe", **{**GLM_MOE, "head_dim": 32}),
+    "gemma3": _gemma3,
+    "idefics3": lambda: _idefics3("idefics3"),
+    "smolvlm": lambda: _idefics3("smolvlm"),
+    "mistral3": _mistral3,
 }
 """Families that serving prunes: configs and processors."""
 REFUSED = {"llava-full": _llava_full, "llava-pixtral": _llava_pixtral}
@@ -300,4 +393,5 @@ def _on_hub(key: str, value: torch.Tensor, shorter: bool) -> tuple[str, torch.Te
     head, tower, rest = key.partition("vision_tower.")
     if tower and shorter:
         key = f"{head}{tower}vision_model.{rest}"
-    return key, value.transpose(1, 2).contiguous() if ".mlp.experts." in key else value
+    stacked = ".mlp.experts." in key and value.ndim == 3
+    return key, value.transpose(1, 2).contiguous() if stacked else value

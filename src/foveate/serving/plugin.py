@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 ARCHITECTURES = {
-    "LlavaForConditionalGeneration": "Llava",
-    "LlavaNextForConditionalGeneration": "LlavaNext",
-    "LlavaOnevisionForConditionalGeneration": "LlavaOnevision",
-    "Qwen2VLForConditionalGeneration": "Qwen2Vl",
-    "Qwen2_5_VLForConditionalGeneration": "Qwen25Vl",
-    "Qwen3VLForConditionalGeneration": "Qwen3Vl",
-    "Qwen3VLMoeForConditionalGeneration": "Qwen3VlMoe",
-    "InternVLForConditionalGeneration": "InternVl",
+    "LlavaForConditionalGeneration": "llava:Llava",
+    "LlavaNextForConditionalGeneration": "llava:LlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "llava:LlavaOnevision",
+    "Qwen2VLForConditionalGeneration": "qwen:Qwen2Vl",
+    "Qwen2_5_VLForConditionalGeneration": "qwen:Qwen25Vl",
+    "Qwen3VLForConditionalGeneration": "qwen:Qwen3Vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen:Qwen3VlMoe",
+    "InternVLForConditionalGeneration": "internvl:InternVl",
+    "Glm4vForConditionalGeneration": "glm:Glm4v",
+    "Glm4vMoeForConditionalGeneration": "glm:Glm4vMoe",
+    "Gemma3ForConditionalGeneration": "gemma:Gemma3",
+    "Idefics3ForConditionalGeneration": "idefics:Idefics3",
+    "SmolVLMForConditionalGeneration": "idefics:SmolVlm",
+    "Mistral3ForConditionalGeneration": "mistral:Mistral3",
 }
 """Stock architectures, and the class in ``foveate.serving.models`` that stands in for each."""
 
@@ -18,9 +24,13 @@ ARCHITECTURES = {
 def register() -> None:
     """Names the stand-ins to vLLM; nothing of them is imported before a model of theirs is loaded.
 
-    Where the options are not given, a stand-in makes the stock model and processor, so that nothing changes.
+    Where the options are not given, a stand-in makes the stock model and processor, so that nothing changes. Where they
+    are, every other model is refused.
     """
     from vllm import ModelRegistry
 
-    for architecture, name in ARCHITECTURES.items():
-        ModelRegistry.register_model(architecture, f"foveate.serving.models:{name}")
+    from foveate.serving import hooks
+
+    for architecture, place in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, f"foveate.serving.models.{place}")
+    hooks.refuse_all_but(ARCHITECTURES)

@@ -1,0 +1,105 @@
+"""Images that are written with marks between their tokens. Which marks a kept token stands between is not known before
+the image is encoded, but how many tokens and marks there are: so the marks come back among the features, embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.attention import Recorder
+from foveate.models.view_store import ViewStore
+from foveate.serving import hooks
+from foveate.serving.image_request import LAYOUT
+from foveate.serving.towers.base import Arguments, Batches, pick, pick_parts
+
+
+class Rows(Batches):
+    """Mistral 3: images in their own proportions, every row of tokens with a mark behind it."""
+
+    woven = True
+
+    def _sizes(self, given: Arguments) -> list[tuple[int, int]]:
+        return [(int(pixels.shape[-2]), int(pixels.shape[-1])) for pixels in given["pixel_values"]]
+
+    def sizes(self, given: Arguments) -> list[int]:
+        unit = self.family.config.vision_config.patch_size * self.family.config.spatial_merge_size
+        return [(height // unit) * (width // unit) for height, width in self._sizes(given)]
+
+    def take(self, given: Arguments, places: Sequence[int]) -> dict[str, Any]:
+        return {name: pick(values, places) for name, values in given.items()}
+
+    def inputs(self, given: Arguments) -> tuple[dict[str, Any], Tensor | None]:
+        sizes = self._sizes(given)
+        # The adapter only asks how large they are: the pixels themselves go to vLLM's tower.
+        most = [max(lengths) for lengths in zip(*sizes, strict=True)]
+        return {
+            "pixel_values": torch.empty(len(sizes), 0, *most, device="cpu"),
+            "image_sizes": torch.tensor(sizes, device="cpu"),
+        }, None
+
+    def attention(self, model: Any) -> Any:
+        return model.vision_tower.transformer.layers[self.family.tower.reading({}).saliency_layer].attention.attn
+
+    def reader(self, model: Any) -> Any:
+        return model.multi_modal_projector
+
+    def unserved(self) -> str | None:
+        layers = self.family.config.vision_feature_layer
+        if not isinstance(layers, int):
+            return f"vLLM reads one layer of Mistral 3's tower, and vision_feature_layer names {layers}: set it to one"
+        return None
+
+
+class Fenced(Batches):
+    """Idefics3 and SmolVLM: tiles of all images in one tensor, each tile between marks."""
+
+    woven = True
+
+    def _tokens(self) -> int:
+        """Visual tokens of one tile."""
+        vision = self.family.config.vision_config
+        return int((vision.image_size // vision.patch_size // self.family.factor) ** 2)
+
+    def sizes(self, given: Arguments) -> list[int]:
+        return [int(count) * self._tokens() for count in given["num_patches"]]
+
+    def take(self, given: Arguments, places: Sequence[int]) -> dict[str, Any]:
+        counts = [int(count) for count in given["num_patches"]]
+        taken = {name: pick(given[name], places) for name in ("num_patches", LAYOUT) if name in given}
+        return {
+            **taken,
+            **{name: pick_parts(given[name], counts, places) for name in ("pixel_values", "pixel_attention_mask")},
+        }
+
+    def inputs(self, given: Arguments) -> tuple[dict[str, Any], Tensor | None]:
+        """As one prompt, with all that is written for every image."""
+        ids: list[int] = []
+        for layout in given[LAYOUT]:
+            ids += [self.family.image_token_id if one < 0 else one for one in layout.tolist()]
+        found = {name: given[name][None] for name in self.family.image_inputs}
+        return found, torch.tensor([ids], dtype=torch.int64, device="cpu")
+
+    def views(self, given: Arguments) -> Tensor:
+        pixels: Tensor = given["pixel_values"]
+        return pixels
+
+    def encoded_views(self, model: Any, given: Arguments, store: ViewStore) -> Tensor:
+        if not store.wanted:
+            return store.nothing()
+        return hooks.features_of_tiles(model, *(store.pick(given[name]) for name in self.family.image_inputs))
+
+    def of_views(self, model: Any, given: Arguments, record: Recorder, store: ViewStore) -> Any:
+        return self.encoded_views(model, given, store)  # the adapter puts them beside the others
+
+    def outputs(self, streams: Sequence[Tensor]) -> Tensor:
+        """(tiles of all images, tokens of one, D)."""
+        return torch.cat(list(streams)).unflatten(0, (-1, self._tokens()))
+
+    def attention(self, model: Any) -> Any:
+        return model.model.vision_model.encoder.layers[-1].self_attn.attn
+
+    def reader(self, model: Any) -> Any:
+        return model.model.connector
