@@ -62,6 +62,13 @@ EOS = 2
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 WIDE = {**TEXT, "hidden_size": 128, "eos_token_id": EOS}
 """Four heads of 32."""
+LINEAR = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 PATCH, SIDE = 14, 84
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [SIDE, 3 * SIDE]]
@@ -260,6 +267,16 @@ def _qwen3(model_type: str, **more: Any) -> tuple[Any, Any]:
     return config, _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor, 16)
 
 
+def _qwen3_5(model_type: str, **more: Any) -> tuple[Any, Any]:
+    """Full attention alone: vLLM's linear attention on a CPU takes bfloat16 only, in which nothing compares."""
+    rope = {**ROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0}
+    layers = ["full_attention"] * WIDE["num_hidden_layers"]
+    text = {**WIDE, "head_dim": 32, "rope_parameters": rope, "layer_types": layers, **LINEAR, **more}
+    vision = _vision(16, 3, hidden_size=64, out_hidden_size=128, num_position_embeddings=64)
+    config = _config(model_type, vision_config=vision, text_config=text, tie_word_embeddings=False, **IDS)
+    return config, _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor, 16)
+
+
 def _internvl() -> tuple[Any, Any]:
     side = 112
     config = _config(
@@ -355,6 +372,8 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": lambda: _qwen3("qwen3_vl"),
     "qwen3_vl_moe": lambda: _qwen3("qwen3_vl_moe", **MOE),
+    "qwen3_5": lambda: _qwen3_5("qwen3_5"),
+    "qwen3_5_moe": lambda: _qwen3_5("qwen3_5_moe", **MOE, shared_expert_intermediate_size=32),
     "glm4v": lambda: _glm("glm4v"),
     "glm4v_moe": lambda: _glm("glm4v_moe", **{**GLM_MOE, "head_dim": 32}),
     "gemma3": _gemma3,

@@ -10,6 +10,8 @@ ARCHITECTURES = {
     "Qwen2_5_VLForConditionalGeneration": "qwen:Qwen25Vl",
     "Qwen3VLForConditionalGeneration": "qwen:Qwen3Vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen:Qwen3VlMoe",
+    "Qwen3_5ForConditionalGeneration": "qwen:Qwen35",
+    "Qwen3_5MoeForConditionalGeneration": "qwen:Qwen35Moe",
     "InternVLForConditionalGeneration": "internvl:InternVl",
     "Glm4vForConditionalGeneration": "glm:Glm4v",
     "Glm4vMoeForConditionalGeneration": "glm:Glm4vMoe",

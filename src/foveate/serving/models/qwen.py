@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
+from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
 
 from foveate.serving.models.stand_in import PrunedRope, stands_for
 
@@ -25,3 +25,13 @@ class Qwen3Vl(PrunedRope, qwen3_vl.Qwen3VLForConditionalGeneration):
 @stands_for(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration, "Packed")
 class Qwen3VlMoe(PrunedRope, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL-MoE, images."""
+
+
+@stands_for(qwen3_5.Qwen3_5ForConditionalGeneration, "Packed")
+class Qwen35(PrunedRope, qwen3_5.Qwen3_5ForConditionalGeneration):
+    """Qwen3.5, images; layers of linear attention see the kept tokens as any others."""
+
+
+@stands_for(qwen3_5.Qwen3_5MoeForConditionalGeneration, "Packed")
+class Qwen35Moe(PrunedRope, qwen3_5.Qwen3_5MoeForConditionalGeneration):
+    """Qwen3.5-MoE, images."""
