@@ -35,7 +35,10 @@ OLD = Version(transformers.__version__) < Version("5.18")
 BY_BLOCKS = ("gemma3", "paligemma")
 
 
-@pytest.fixture(params=list(ROWS))
+HYBRID = [name for name, row in ROWS.items() if row.hybrid]
+
+
+@pytest.fixture(params=[name for name in ROWS if name not in HYBRID])
 def row(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
@@ -180,6 +183,13 @@ def test_a_strength_of_zero_is_off(row: Row) -> None:
     pruner = foveate.get_pruner(ZIP, keep=0.3)
     results = [run(model, inputs, pruner, calibrate) for calibrate in (0.0, False)]
     assert all(torch.equal(a, b) for a, b in zip(*(one.logits for one in results), strict=True))
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_layers_without_logits_are_refused(name: str) -> None:
+    model = ROWS[name].make("sdpa")
+    with pytest.raises(ValueError, match="has layers without them .*: leave it out"):
+        run(model, prompts(ROWS[name], model, "one"), foveate.get_pruner(ZIP, keep=0.4))
 
 
 MODES: dict[str, dict[str, Any]] = {

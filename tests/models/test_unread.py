@@ -116,6 +116,7 @@ if 'self.config, "tie_last_hidden_states"' in inspect.getsource(capture_outputs)
     CASES |= {f"{name}, tied": (name, tied) for name in ("llava-siglip", "llava_next-siglip", "aya_vision")}
 COMPLETE = {
     "qwen2_vl", "qwen2_vl-video", "qwen2_5_vl", "qwen2_5_vl-video", "qwen3_vl", "qwen3_vl-video", "qwen3_vl_moe",
+    "qwen3_5", "qwen3_5-video", "qwen3_5_moe",
     "glm4v", "glm4v_moe", "idefics3", "smolvlm", "smolvlm-uneven", "gemma3", "paligemma", "cohere2_vision", "ovis2",
     "internvl", "internvl, -1", "mistral3, -1", "mistral3, 3",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",

@@ -5,13 +5,14 @@ A new family joins by a file here and a line in ``ROWS``.
 
 from __future__ import annotations
 
-from tests.tiny import generic, glm, llava, mistral, onevision, qwen, siglip, tiles
+from tests.tiny import generic, glm, llava, mistral, onevision, qwen, qwen35, siglip, tiles
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
 
 ROWS: dict[str, Row] = {
     **llava.ROWS,
     **qwen.ROWS,
+    **qwen35.ROWS,
     **siglip.ROWS,
     **tiles.ROWS,
     **generic.ROWS,
@@ -20,7 +21,15 @@ ROWS: dict[str, Row] = {
     **onevision.ROWS,
 }
 
+KIN = frozenset({
+    "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
+    "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "qwen3_5-video", "qwen3_5_moe",
+    "generic-deepseek_vl", "generic-pixel_shuffle",
+})  # fmt: skip
+"""Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
+hold every pair of them."""
+
 __all__ = [
-    "BATCHES", "BOS", "END", "IMAGE", "PAD", "PINPOINTS", "ROWS", "SIDE", "SILENT", "SIZES", "START", "VIDEO", "Row",
-    "assistant", "llava_next", "prompts", "text_config",
+    "BATCHES", "BOS", "END", "IMAGE", "KIN", "PAD", "PINPOINTS", "ROWS", "SIDE", "SILENT", "SIZES", "START", "VIDEO",
+    "Row", "assistant", "llava_next", "prompts", "text_config",
 ]  # fmt: skip

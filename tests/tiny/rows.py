@@ -119,6 +119,8 @@ class Row:
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
+        hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
+            nothing can be added.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
     """
 
@@ -137,6 +139,7 @@ class Row:
     rope: bool = False
     mixes_beams: bool = False
     looks_up: bool = True
+    hybrid: bool = False
     embeds: bool = True
 
     @property

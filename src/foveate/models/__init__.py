@@ -19,13 +19,13 @@ from foveate.models.llava_onevision import LlavaOnevision
 from foveate.models.mistral3 import Mistral3
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
-from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
+from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
         AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2,
-        PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        PaliGemma, Qwen2Vl, Qwen25Vl, Qwen35, Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
 }  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,17 +66,30 @@ class Qwen25Vl(PackedRopeFamily):
         return place[:, None] * unit + torch.arange(unit, device="cpu")
 
 
-class Qwen3Vl(PackedRopeFamily):
-    """``Qwen3VLForConditionalGeneration`` and its MoE variant: DeepStack planes go along with the tokens."""
+class TimedRopeFamily(PackedRopeFamily):
+    """What families share that write a time before every frame of a video, with marks around it."""
 
-    title = "Qwen3-VL"
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
     def marks(self, ids: Tensor) -> Tensor:
         """Also the times between a video's frames."""
         known = super().marks(ids)
         return known | frame_labels(ids, self.placeholder_ids["video"], known)
+
+
+class Qwen35(TimedRopeFamily):
+    """``Qwen3_5ForConditionalGeneration`` and its MoE variant: Qwen3-VL's tower, without DeepStack."""
+
+    title = "Qwen3.5"
+    model_types = ("qwen3_5", "qwen3_5_moe")
+    checkpoints: ClassVar[Mapping[str, str]] = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
+
+
+class Qwen3Vl(TimedRopeFamily):
+    """``Qwen3VLForConditionalGeneration`` and its MoE variant: DeepStack planes go along with the tokens."""
+
+    title = "Qwen3-VL"
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         depth = len(self.base.visual.deepstack_visual_indexes)
