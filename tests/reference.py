@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.tiny import SILENT, Row
-from tests.tiny.rows import features_of
+from tests.tiny.rows import features_of, inner
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Assembled:
 
 def newline_mask(model: Any, stream: Tensor) -> Tensor:
     """(n,) bool: which placeholders carry the newline embedding; recognised by its value."""
-    newline = getattr(model.model, "image_newline", None)
+    newline = getattr(inner(model), "image_newline", None)
     if newline is None:
         return torch.zeros(len(stream), dtype=torch.bool)
     return (stream == newline.detach()).all(dim=1)
@@ -192,7 +192,7 @@ def _pad(
 
 @torch.no_grad()
 def logits_of(row: Row, model: Any, hidden: Tensor) -> Tensor:
-    scores: Tensor = model.lm_head(hidden)
+    scores: Tensor = model.get_output_embeddings()(hidden)
     return scores * model.logit_scale if hasattr(model, "logit_scale") else scores
 
 

@@ -78,6 +78,10 @@ def with_bias(row: Row, bias: Tensor, monkeypatch: pytest.MonkeyPatch) -> Row:
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             near = added(whole & (distance < text.sliding_window), mask)
             masks = {"full_attention": masks, "sliding_attention": near}
+        if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+            number = (mask.cumsum(1) - 1).clamp(min=0) // text.attention_chunk_size  # from the first token on
+            together = number[:, :, None] == number[:, None]
+            masks = {"full_attention": masks, "chunked_attention": added(whole & together, mask)}
         return row.hidden(model, embeddings, masks, positions, prompt)
 
     return replace(row, hidden=hidden)

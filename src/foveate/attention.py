@@ -25,7 +25,8 @@ from foveate.attention_rows import cls_attention, over_patches, received_attenti
 if TYPE_CHECKING:
     from foveate.models.view_store import ViewStore
 
-Read = Literal["cls", "received"]
+Read = Literal["cls", "cls_last", "received"]
+_PATCHES = {"cls": slice(1, None), "cls_last": slice(None, -1)}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -47,7 +48,8 @@ class Recorder:
     """What one ``encode`` wants from the instrumented encoder, and where it is put.
 
     Args:
-        read: which attention is saliency there ("cls": the first token is CLS, and no patch), or None to keep none.
+        read: which attention is saliency there ("cls": the first token is CLS, and no patch; "cls_last": the last one
+            is), or None to keep none.
         at: the attention module it is read at.
         skip: layers and what follows them, whose output nobody reads; they pass their input on.
         project: the module that reads the encoder's features (projector, merger); its output per view is kept before
@@ -102,12 +104,12 @@ class Recorder:
         if len(lengths) > 1:
             mask = None  # it only keeps the segments apart
         for part, other in zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True):
-            if self.wants_saliency and self.read == "cls":
-                self.rows.append(cls_attention(part, other, scaling).flatten())
+            if self.wants_saliency and self.read in ("cls", "cls_last"):
+                self.rows.append(cls_attention(part, other, scaling, last=self.read == "cls_last").flatten())
             elif self.wants_saliency and self.read == "received":
                 self.rows.append(received_attention(part, other, scaling, mask).flatten())
             if self.keys:
-                patches = other[:, :, 1:] if self.read == "cls" else other
+                patches = other[:, :, _PATCHES[self.read]] if self.read in _PATCHES else other
                 self.key_rows.append(patches.float().mean(dim=1).flatten(0, 1))
 
     def note_encoded(self, given: Tensor) -> None:
@@ -221,11 +223,19 @@ def _tapped(
     **kwargs: Any,
 ) -> Any:
     _tap(module, query, key, kwargs.get("scaling"), attention_mask)
-    if implementation == "eager":  # each modelling file has its own
-        real = beside(module, "eager_attention_forward")
+    if implementation == "eager":  # each modelling file has its own, Llama 4's one for each of its halves
+        real = beside(module, eager_name(type(module)))
     else:
         real = ALL_ATTENTION_FUNCTIONS[implementation]
     return real(module, query, key, value, attention_mask, **kwargs)
+
+
+@functools.cache
+def eager_name(kind: type[nn.Module]) -> str:
+    """What the eager attention function is called that an attention class's forward falls back to."""
+    code = inspect.unwrap(kind.forward).__code__
+    named = [name for name in code.co_names if name.endswith("eager_attention_forward")]
+    return named[0] if named else "eager_attention_forward"
 
 
 @untraced

@@ -18,20 +18,22 @@ QUERY_CHUNK = 256
 CPU_CHUNK = 2**18
 
 
-def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+def cls_attention(query: Tensor, key: Tensor, scaling: float, last: bool = False) -> Tensor:
     """The attention CLS pays to each patch, averaged over heads, CLS itself left out.
 
     Args:
         query: (V, H, 1 + P, d), CLS first.
         key: (V, H, 1 + P, d).
         scaling: factor on the dot products.
+        last: CLS stands last instead.
 
     Returns:
         (V, P) float32. Sums to 1 minus what CLS pays to itself. Source: FasterVLM (arXiv 2412.01818), eq. 4.
     """
-    query, key = _precise(query[:, :, :1]), _precise(key)
+    query, key = _precise(query[:, :, -1:] if last else query[:, :, :1]), _precise(key)
     logits = query @ key.transpose(-1, -2) * scaling
-    return logits.softmax(dim=-1).mean(dim=1)[:, 0, 1:].float()
+    row = logits.softmax(dim=-1).mean(dim=1)[:, 0].float()
+    return row[:, :-1] if last else row[:, 1:]
 
 
 def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:

@@ -45,6 +45,8 @@ def language_model(family: Family) -> Any:
     base: Any = family.base
     for name in LANGUAGE_MODELS:
         found = getattr(base, name, None)
+        if not hasattr(found, "layers"):  # the LLM with its head
+            found = getattr(found, "model", None)
         if getattr(found, "layers", None) and hasattr(found, "config"):
             return found
     raise ValueError(f"{type(base).__name__} has no LLM with layers under {' or '.join(LANGUAGE_MODELS)}")

@@ -16,7 +16,7 @@ from foveate.tokens import Keep
 from tests.encoding import encode
 from tests.tiny import IMAGE, ROWS, Row, prompts
 from tests.tiny.llava import clip, siglip, text_config
-from tests.tiny.rows import features_of, finish
+from tests.tiny.rows import features_of, finish, inner
 
 
 @pytest.fixture(params=list(ROWS))
@@ -26,7 +26,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """(views, patches, d) or (patches of all, d): what the stock tower gives, CLS included where it has one."""
-    base, kind = model.model, model.config.model_type
+    base, kind = inner(model), model.config.model_type
     layer: Any = None
     if kind in ("llava", "llava_next", "llava_onevision", "aya_vision", "mistral3"):
         layer = model.config.vision_feature_layer
@@ -34,6 +34,8 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         layer = -2
     if kind.startswith(("qwen", "glm4v")):
         module = base.visual.blocks[-1] if kind.startswith("qwen") else base.visual.post_layernorm
+    elif kind == "llama4":
+        module = base.vision_model.layernorm_post
     elif kind == "ovis2":
         module = base.vision_tower.transformer
     else:

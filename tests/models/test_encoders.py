@@ -19,7 +19,7 @@ from foveate.instrumented import looking_through
 from foveate.models.encoded import Request
 from tests.encoding import encode
 from tests.tiny import ROWS, SILENT, Row, prompts
-from tests.tiny.rows import features_of
+from tests.tiny.rows import features_of, inner
 
 
 @pytest.fixture(params=list(ROWS))
@@ -39,7 +39,7 @@ class Materialised:
     ) -> tuple[Tensor, Tensor]:
         groups = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-        logits = query.double() @ key.double().transpose(-1, -2) * kwargs["scaling"]
+        logits = query.double() @ key.double().transpose(-1, -2) * (kwargs["scaling"] or query.shape[-1] ** -0.5)
         if attention_mask is not None:
             logits = (
                 logits.masked_fill(~attention_mask, -torch.inf)
@@ -206,7 +206,7 @@ def test_features_are_asked_for_once_and_what_they_give_can_be_handed_back(
         encode_kind = site.family.encode if row.kind == "image" else site.family.encode_videos
         encode_kind(dict(inputs), Request(partial(asked, site.features[row.kind]), keys=True, prompt=ids))
     (output,) = given
-    monkeypatch.setattr(model.model, f"get_{row.kind}_features", lambda *args, **kwargs: output, raising=False)
+    monkeypatch.setattr(inner(model), f"get_{row.kind}_features", lambda *args, **kwargs: output, raising=False)
     with torch.no_grad():
         again = model(**inputs)
     assert torch.equal(again.logits, stock.logits)

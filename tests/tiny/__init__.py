@@ -5,7 +5,7 @@ A new family joins by a file here and a line in ``ROWS``.
 
 from __future__ import annotations
 
-from tests.tiny import generic, glm, llava, mistral, onevision, qwen, qwen35, siglip, tiles
+from tests.tiny import generic, glm, llama4, llava, mistral, onevision, qwen, qwen35, siglip, tiles
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
 
@@ -17,6 +17,7 @@ ROWS: dict[str, Row] = {
     **tiles.ROWS,
     **generic.ROWS,
     **glm.ROWS,
+    **llama4.ROWS,
     **mistral.ROWS,
     **onevision.ROWS,
 }

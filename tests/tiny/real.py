@@ -64,6 +64,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from tests.tiny import real_llama4
 from tests.tiny.glm import IDS as GLM_IDS
 from tests.tiny.glm import ROPE as GLM_ROPE
 from tests.tiny.qwen import IDS as QWEN_IDS
@@ -106,7 +107,11 @@ class Real:
         with torch.no_grad():
             output = model.get_image_features(
                 **{name: inputs[name] for name in names if name in inputs}, return_dict=True
-            ).pooler_output
+            )
+            if getattr(output, "pooler_output", None) is None:  # Llama 4, whose forward projects
+                output = model.multi_modal_projector(output.last_hidden_state)
+            else:
+                output = output.pooler_output
         return torch.cat([one.flatten(0, -2) for one in output])
 
     def inputs(self, model: Any, picture: Image.Image) -> dict[str, Any]:
@@ -463,6 +468,13 @@ REAL: dict[str, Real] = {
     # Its own image processor needs torchvision; tiles of the same sides, put together in the same way.
     "command-a-vision": Real(_finished(_cohere2_vision), _by(_tiles(512, 12)), _write_breaks),
 }
+if real_llama4.RUNS:
+    REAL["llama-4"] = Real(
+        real_llama4.llama4,
+        real_llama4.process,
+        real_llama4.write,
+        counts={(336, 336): 144, (28, 28): 144},  # a single tile
+    )
 
 
 def spots(geometry: Any, few: int) -> Sequence[int]:

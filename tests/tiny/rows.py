@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def flat(numbers: list[list[int]]) -> list[int]:
     return [number for images in numbers for number in images]
 
 
+def inner(model: Any) -> Any:
+    """Where its ``get_image_features`` is: the inner model, or the model itself where there is none inside."""
+    return getattr(model, "model", model)
+
+
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
@@ -75,8 +81,11 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     }[kind]
     images = {name: inputs[name] for name in names if name in inputs}
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
+    features = getattr(owner, f"get_{kind}_features")
+    if "vision_feature_select_strategy" in inspect.signature(features).parameters and inner(model) is model:
+        images["vision_feature_select_strategy"] = None  # Llama 4 in 5.5: without a default, and unused
     with torch.no_grad():
-        return getattr(owner, f"get_{kind}_features")(**images, return_dict=True)
+        return features(**images, return_dict=True)
 
 
 def one_each(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
@@ -121,6 +130,7 @@ class Row:
             type, which puts them into PaliGemma's bidirectional prefix).
         hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
             nothing can be added.
+        fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
     """
 
@@ -140,6 +150,7 @@ class Row:
     mixes_beams: bool = False
     looks_up: bool = True
     hybrid: bool = False
+    fails: Mapping[str, str] = field(default_factory=dict)
     embeds: bool = True
 
     @property

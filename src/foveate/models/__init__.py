@@ -13,6 +13,7 @@ from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3, SmolVlm
 from foveate.models.internvl import InternVl
+from foveate.models.llama4 import Llama4
 from foveate.models.llava import Llava
 from foveate.models.llava_next import LlavaNext
 from foveate.models.llava_onevision import LlavaOnevision
@@ -24,8 +25,8 @@ from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2,
-        PaliGemma, Qwen2Vl, Qwen25Vl, Qwen35, Qwen3Vl, SmolVlm,
+        AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llama4, Llava, LlavaNext, LlavaOnevision, Mistral3,
+        Ovis2, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen35, Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
 }  # fmt: skip
@@ -66,12 +67,19 @@ def family_for(model: Any) -> Family:
             return Generic(model)
         except ValueError as error:
             raise unsupported(model_type, error) from error
-    if not hasattr(model, "generate") or not hasattr(model, "model"):
+    if not hasattr(model, "generate") or not _has_inner(family, model):
         raise ValueError(
             f"{type(model).__name__} has no language-modelling head to generate with; "
             f"load the {family.title} checkpoint with AutoModelForImageTextToText"
         )
     return family(model)
+
+
+def _has_inner(family: type[Family], model: Any) -> bool:
+    try:
+        return family.inner(model) is not None
+    except AttributeError:
+        return False
 
 
 def unsupported(model_type: str, reason: object) -> ValueError:

@@ -35,7 +35,7 @@ class Kept:
     """What of one image or video reaches the LLM.
 
     Args:
-        features: (m, D) on the device.
+        features: (m, D) on the device, as the model's own ``get_image_features`` gives them.
         planes: (m, D) each: features that join deeper layers of the LLM (DeepStack), in the same order.
         repeats: (n,) int64 on the CPU: how often each placeholder stands in the shortened prompt (0 dropped, 1 kept, 2
             where the released variant doubles a token).
@@ -61,6 +61,8 @@ class EncodedImage:
         kind: "image", or "video": its placeholders and the argument its pixels come in are other ones.
         support: gives (N, views) bool on the CPU: which views each token is made of; None: the one it lies in. Worked
             out when it is asked for.
+        handed: (n, W) what the model's own ``get_image_features`` gives for them, where that is not the stream: its
+            forward makes the stream of it, by a linear map. None: it is.
         whole: where all N tokens lie when only some of its views are encoded and ``tokens`` are fewer; else None.
         places: (M,) int64 on the CPU: which of the N the ``tokens`` are, ascending; None as for ``whole``.
     """
@@ -73,6 +75,7 @@ class EncodedImage:
     planes: tuple[Tensor, ...] = ()
     kind: Kind = "image"
     support: Callable[[], Tensor] | None = None
+    handed: Tensor | None = None
     whole: Geometry | None = None
     places: Tensor | None = None
 
@@ -91,14 +94,15 @@ class EncodedImage:
             newlines: ``"drop"``, or ``"rows"``: a newline stays when a patch of its line does.
         """
         weights = selection.weights
-        if self.slots is None or self.stream is None:
+        stream = self.stream if self.handed is None else self.handed
+        if self.slots is None or stream is None:
             repeats = torch.zeros(self.placeholders, dtype=torch.int64, device="cpu")
             repeats[: len(kept)] = 1
             repeats[-1] += max(0, len(kept) - self.placeholders)
             return Kept(selection.gather(self.tokens.features), (), repeats)
         every = len(kept) == len(self.tokens) and self.whole is None
         if weights is None and every and len(torch.unique(kept)) == len(kept):
-            return Kept(self.stream, self.planes, torch.ones_like(self.slots))
+            return Kept(stream, self.planes, torch.ones_like(self.slots))
         slots = self.slots.numpy()
         counts = np.bincount(kept.numpy(), minlength=len(self.tokens))
         patch = slots >= 0
@@ -120,7 +124,7 @@ class EncodedImage:
             carries = torch.from_numpy(np.flatnonzero(patch[places]))
             return taken.index_copy(0, carries.to(stream.device), selection.gather(patches))
 
-        return Kept(take(self.stream), tuple(take(plane) for plane in self.planes), torch.from_numpy(repeats))
+        return Kept(take(stream), tuple(take(plane) for plane in self.planes), torch.from_numpy(repeats))
 
     def in_whole(self, selection: Selection) -> Selection:
         """A choice among this image's tokens as one among those of the whole picture."""

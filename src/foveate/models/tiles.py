@@ -83,22 +83,48 @@ class TiledFamily(TowerFamily):
         with recording(self.recorder(inputs, request)) as record:
             options = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
             output = request.features(request.pick(pixels), **accepted(request.features, options), return_dict=True)
-        features = request.put(record, output.pooler_output)
+        handed = request.put(record, self.handed(output))
+        features = self.projected(handed)
         squares = square_sources((side * self.factor,) * 2, self.factor)
         sources = squares + torch.arange(len(pixels), device="cpu")[:, None, None] * (side * self.factor) ** 2
         tiles = [cut.tiles for cut in cuts]
         grids = self._grids(cuts, pixels.split(tiles))
+        extents = self.extents(grids, pixels.split(tiles))
         images = []
-        for grid, stream, squares in zip(grids, features.split(tiles), sources.split(tiles), strict=True):
+        for number, (stream, squares) in enumerate(zip(features.split(tiles), sources.split(tiles), strict=True)):
             ours = squares.flatten(0, 1)
             tokens = read_tokens(
                 record,
                 stream.flatten(0, -2),  # rows and columns apart in older versions of Aya Vision
-                self._geometry(grid, len(stream), side, pixels.shape[-1], covered, stream.device),
+                self._geometry(
+                    grids[number], extents[number], len(stream), side, pixels.shape[-1], covered, stream.device
+                ),
                 ours,
             )
             images.append(EncodedImage.of_patches(tokens))
-        return images
+        if handed is features:
+            return images
+        given = [one.flatten(0, -2) for one in handed.split(tiles)]
+        return [dataclasses.replace(image, handed=one) for image, one in zip(images, given, strict=True)]
+
+    def handed(self, output: Any) -> Tensor:
+        """(tiles, ..., W): of what ``get_image_features`` gives, what becomes tokens."""
+        features: Tensor = output.pooler_output
+        return features
+
+    def projected(self, handed: Tensor) -> Tensor:
+        """(tiles, ..., D): what the model's forward makes of that on its way into the prompt."""
+        return handed
+
+    def extents(self, grids: Sequence[tuple[int, int]], views: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """(height, width) in a tile's pixels of what of every image's crops, put together, is the picture: all.
+
+        Args:
+            grids: (rows, columns) of every image's crops.
+            views: (tiles, channels, side, side) pixels of every image.
+        """
+        sides = [tiles.shape[-1] for tiles in views]
+        return [(rows * side, columns * side) for (rows, columns), side in zip(grids, sides, strict=True)]
 
     def views_of(self, inputs: Mapping[str, Any], prompt: Tensor | None) -> list[tuple[int, ...]]:
         side, _ = self._side(inputs["pixel_values"])
@@ -167,14 +193,20 @@ class TiledFamily(TowerFamily):
         return [known[choice.get(number, 0)] for number, known in enumerate(options)]
 
     def _geometry(
-        self, grid: tuple[int, int], tiles: int, side: int, pixels: int, covered: int, device: torch.device
-    ) -> Geometry:
+        self, grid: tuple[int, int], extent: tuple[int, int], tiles: int, side: int, pixels: int, covered: int,
+        device: torch.device,
+    ) -> Geometry:  # fmt: skip
         """View 0 is the whole image, wherever it comes; a tile's pixels are the unit, and ``covered`` of them seen."""
-        rows, columns = grid
-        whole = (rows * pixels, columns * pixels)
+        height, width = extent
         crops = tile_boxes(grid, pixels, covered)
-        boxes = torch.cat([crops.new_tensor([[0, 0, columns * covered, rows * covered]]), crops])[:tiles]
-        geometry = grid_geometry([(side, side)] * tiles, boxes, whole, device)
+        seen = covered / pixels
+        boxes = torch.cat([crops.new_tensor([[0, 0, width * seen, height * seen]]), crops])[-tiles:]
+        geometry = grid_geometry([(side, side)] * tiles, boxes, extent, device)
+        if extent != (grid[0] * pixels, grid[1] * pixels):  # the rest is padding
+            inside = geometry.boxes.minimum(geometry.boxes.new_tensor([width, height] * 2))
+            empty = (inside[:, 2:] <= inside[:, :2]).any(dim=1, keepdim=True)
+            inside = torch.where(empty, inside[:, 2:].repeat(1, 2), inside)
+            geometry = dataclasses.replace(geometry, boxes=inside)
         if self.whole_first:
             return geometry
         order = torch.arange(len(geometry), device=device).roll(-(side**2))
