@@ -28,6 +28,8 @@ from transformers import (
     Idefics3Processor,
     InternVLProcessor,
     InternVLVideoProcessor,
+    Llama4ImageProcessor,
+    Llama4Processor,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
     LlavaOnevisionImageProcessor,
@@ -322,12 +324,13 @@ def _gemma3() -> tuple[Any, Any]:
     side = 112
     text = {
         **WIDE, "model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64,
+        "tie_word_embeddings": False,  # or it would say the last word over and over
         "layer_types": ["sliding_attention", "full_attention"],
     }  # fmt: skip
     vision = {**SIGLIP, "image_size": side}
     config = _config(
         "gemma3", vision_config=vision, text_config=text, mm_tokens_per_image=16, image_token_index=IMAGE,
-        boi_token_index=START, eoi_token_index=END,
+        boi_token_index=START, eoi_token_index=END, tie_word_embeddings=False,
     )  # fmt: skip
     marks = ("<start_of_image>", "<end_of_image>")
     words = tokenizer(
@@ -335,7 +338,7 @@ def _gemma3() -> tuple[Any, Any]:
         boi_token=marks[0], eoi_token=marks[1],
     )  # fmt: skip
     images = Gemma3ImageProcessor(size={"height": side, "width": side})
-    template = TEMPLATE.format(image=marks[0])
+    template = TEMPLATE.replace("{image} ", "{image}").format(image=marks[0])  # its blank lines meet
     return config, Gemma3Processor(images, words, chat_template=template, image_seq_length=16)
 
 
@@ -362,6 +365,25 @@ def _idefics3(model_type: str) -> tuple[Any, Any]:
     return config, SmolVLMProcessor(SmolVLMImageProcessor(**settings), words, videos, **more)
 
 
+def _llama4() -> tuple[Any, Any]:
+    side = 112
+    vision: dict[str, Any] = {"vision_output_dim": 48, "projector_input_dim": 48, "projector_output_dim": 48}
+    vision["intermediate_size"] = 256  # what four patches come to
+    vision["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    text = {"head_dim": 32, "intermediate_size_mlp": 128, "num_local_experts": 4, "interleave_moe_layer_step": 2}
+    config = _config(
+        "llama4",
+        vision_config={**TOWER, **vision, "image_size": side},
+        text_config={**WIDE, **text, "no_rope_layers": [1, 0], "attention_chunk_size": 1024},
+        image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END, tie_word_embeddings=False,
+    )  # fmt: skip
+    others = ("<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>")
+    words = tokenizer("<|patch|>", "<video>", ("<|image_start|>", "<|image_end|>"), others)
+    images = Llama4ImageProcessor(size={"height": side, "width": side}, max_patches=6)
+    template = TEMPLATE.format(image="<|image|>")
+    return config, Llama4Processor(images, words, patch_size=PATCH, chat_template=template)
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava-clip": _llava_clip,
     "llava-siglip": _llava_siglip,
@@ -380,6 +402,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3": lambda: _idefics3("idefics3"),
     "smolvlm": lambda: _idefics3("smolvlm"),
     "mistral3": _mistral3,
+    "llama4": _llama4,
 }
 """Families that serving prunes: configs and processors."""
 REFUSED = {"llava-full": _llava_full, "llava-pixtral": _llava_pixtral}
@@ -392,7 +415,7 @@ def write(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     model = finish(AutoModelForImageTextToText.from_config(config), "sdpa")
     with torch.no_grad():
-        model.lm_head.weight[[*SILENT, PAD, BOS, EOS]] = 0.0  # never generated
+        model.get_output_embeddings().weight[[*SILENT, PAD, BOS, EOS]] = 0.0  # never generated
     model.save_pretrained(folder)
     GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -24,6 +24,7 @@ from tests.vllm.test_families import (
     agree,
     forget,
     lookups,
+    own_options,
     profile,
     seen,
     watch,
@@ -68,7 +69,7 @@ def test_choices_are_those_of_transformers(name: str, process: Process, tmp_path
     options = serving.options("ramp", keep=0.25, methods=("adafv",), feature_cache_mib=16)
     if name in ONE_WAY:
         options["is_mm_prefix_lm"] = False
-    family = served(name, folder, process.load(folder, hf_overrides=options))
+    family = served(name, folder, process.load(folder, hf_overrides=options, **own_options(name)))
     family.engine.call(watch)
     family.engine.call(forget)
     for keep in KEEPS:

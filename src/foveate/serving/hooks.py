@@ -111,8 +111,12 @@ def features_of_views(model: Any, pixels: Tensor) -> Tensor:
     return found
 
 
-def features_of_tiles(model: Any, pixels: Tensor, mask: Tensor) -> Tensor:
-    """(tiles, tokens, D): what vLLM's Idefics3 makes of (tiles, channels, height, width) pixels and their mask."""
+def features_of_tiles(model: Any, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(tiles, tokens, D): what vLLM's Llama 4 makes of (tiles, channels, height, width) pixels, or its Idefics3 of them
+    and their mask."""
+    if mask is None:
+        chunks: Tensor = model.encode_image_chunks(pixels, use_data_parallel=False)
+        return chunks
     encoded = model.model.image_pixels_to_features(pixels, pixel_attention_mask=mask)
     found: Tensor = model.model.connector(encoded)
     return found

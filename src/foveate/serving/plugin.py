@@ -18,6 +18,7 @@ ARCHITECTURES = {
     "Gemma3ForConditionalGeneration": "gemma:Gemma3",
     "Idefics3ForConditionalGeneration": "idefics:Idefics3",
     "SmolVLMForConditionalGeneration": "idefics:SmolVlm",
+    "Llama4ForConditionalGeneration": "llama:Llama4",
     "Mistral3ForConditionalGeneration": "mistral:Mistral3",
 }
 """Stock architectures, and the class in ``foveate.serving.models`` that stands in for each."""

@@ -98,8 +98,7 @@ class ProcessorMixin:
         policy: Policy = self.info.foveate
         self.pictures = PictureCache(policy.image_cache_mib << 20)
         self.metrics = Metrics.of_process(policy)
-        # Tokens of an image before pruning and after, by identity: vLLM's processor cache keeps the shortened prompt
-        # alone.
+        # Tokens of an image before pruning and after, by identity: vLLM's processor cache keeps the prompt alone.
         self._sizes: LRUCache[str, tuple[int, int]] = LRUCache(SIZES)
         self._lock = threading.Lock()
 
@@ -249,10 +248,8 @@ class ProcessorMixin:
         updates = super()._get_prompt_updates(mm_items, left, out_mm_kwargs)  # type: ignore[misc]
         if not requests:
             return updates
-        return [
-            self._shortened(one, mm_items, requests, out_mm_kwargs) if one.modality == "image" else one
-            for one in updates
-        ]
+        told = mm_items, requests, out_mm_kwargs
+        return [self._shortened(one, *told) if one.modality == "image" else one for one in updates]
 
     def _shortened(self: Any, update: Any, mm_items: Any, requests: Sequence[ImageRequest], out: Any) -> Any:
         if not isinstance(update, PromptReplacement):

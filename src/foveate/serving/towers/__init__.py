@@ -5,6 +5,6 @@ from foveate.serving.towers.packed import Convolved, Packed
 from foveate.serving.towers.squares import Squares
 from foveate.serving.towers.tiles import Tiles
 from foveate.serving.towers.views import Onevision, Views
-from foveate.serving.towers.woven import Fenced, Rows
+from foveate.serving.towers.woven import Fenced, Rows, Separated
 
-__all__ = ["Batches", "Convolved", "Fenced", "Onevision", "Packed", "Rows", "Squares", "Tiles", "Views"]
+__all__ = ["Batches", "Convolved", "Fenced", "Onevision", "Packed", "Rows", "Separated", "Squares", "Tiles", "Views"]

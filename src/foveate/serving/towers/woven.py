@@ -4,7 +4,7 @@ the image is encoded, but how many tokens and marks there are: so the marks come
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class Fenced(Batches):
     """Idefics3 and SmolVLM: tiles of all images in one tensor, each tile between marks."""
 
     woven = True
+    counts: ClassVar[str] = "num_patches"
+    """The argument that says how many tiles each image has."""
 
     def _tokens(self) -> int:
         """Visual tokens of one tile."""
@@ -64,14 +66,14 @@ class Fenced(Batches):
         return int((vision.image_size // vision.patch_size // self.family.factor) ** 2)
 
     def sizes(self, given: Arguments) -> list[int]:
-        return [int(count) * self._tokens() for count in given["num_patches"]]
+        return [int(count) * self._tokens() for count in given[self.counts]]
 
     def take(self, given: Arguments, places: Sequence[int]) -> dict[str, Any]:
-        counts = [int(count) for count in given["num_patches"]]
-        taken = {name: pick(given[name], places) for name in ("num_patches", LAYOUT) if name in given}
+        counts = [int(count) for count in given[self.counts]]
+        by_tile = self.family.image_inputs
         return {
-            **taken,
-            **{name: pick_parts(given[name], counts, places) for name in ("pixel_values", "pixel_attention_mask")},
+            name: pick_parts(values, counts, places) if name in by_tile else pick(values, places)
+            for name, values in given.items()
         }
 
     def inputs(self, given: Arguments) -> tuple[dict[str, Any], Tensor | None]:
@@ -79,8 +81,11 @@ class Fenced(Batches):
         ids: list[int] = []
         for layout in given[LAYOUT]:
             ids += [self.family.image_token_id if one < 0 else one for one in layout.tolist()]
-        found = {name: given[name][None] for name in self.family.image_inputs}
-        return found, torch.tensor([ids], dtype=torch.int64, device="cpu")
+        return self.pixels(given), torch.tensor([ids], dtype=torch.int64, device="cpu")
+
+    def pixels(self, given: Arguments) -> dict[str, Any]:
+        """The adapter's inputs."""
+        return {name: given[name][None] for name in self.family.image_inputs}
 
     def views(self, given: Arguments) -> Tensor:
         pixels: Tensor = given["pixel_values"]
@@ -103,3 +108,27 @@ class Fenced(Batches):
 
     def reader(self, model: Any) -> Any:
         return model.model.connector
+
+
+class Separated(Fenced):
+    """Llama 4: likewise, with separators of rows and columns."""
+
+    counts = "patches_per_image"
+
+    def __init__(self, family: Any) -> None:
+        super().__init__(family)
+        family.projected = lambda handed: handed  # vLLM's projector has been there
+
+    def pixels(self, given: Arguments) -> dict[str, Any]:
+        return {"pixel_values": given["pixel_values"]}
+
+    def written(self, processor: Any, prompt: Sequence[int], images: int) -> Sequence[int]:
+        """A token of its own stands for an image that is still to be written."""
+        stands = processor.info.get_hf_processor().image_token_id
+        return [self.family.image_token_id if one == stands else one for one in prompt]
+
+    def attention(self, model: Any) -> Any:
+        return model.vision_model.model.layers[-1].self_attn.attn
+
+    def reader(self, model: Any) -> Any:
+        return model.vision_model.vision_adapter
