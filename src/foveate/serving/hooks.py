@@ -205,11 +205,12 @@ def unseen(model_config: Any) -> str | None:
     return None
 
 
-def refuse_all_but(served: Collection[str]) -> None:
+def refuse_all_but(served: Collection[str], reasons: Mapping[str, str]) -> None:
     """Has vLLM refuse models that would be served unpruned although pruning is asked for.
 
     Args:
         served: architectures that have a stand-in.
+        reasons: why some others have none.
     """
     from vllm import ModelRegistry
 
@@ -221,9 +222,11 @@ def refuse_all_but(served: Collection[str]) -> None:
     def inspected(architectures: Any, model_config: Any) -> Any:
         found = stock(architectures, model_config)
         if getattr(model_config.hf_config, CONFIG_KEY, None) is not None and found[1] not in served:
+            reason = f" ({reasons[found[1]]})" if found[1] in reasons else ""
             raise ValueError(
-                f"foveate: {found[1]} is not served under pruning, its images would go through unpruned. Served are "
-                f"{', '.join(sorted(served))}. Start it without foveate's options, or prune it with transformers"
+                f"foveate: {found[1]} is not served under pruning{reason}: its images would go through unpruned. "
+                f"Served are {', '.join(sorted(served))}. Start it without foveate's options, or prune it with "
+                "transformers"
             )
         return found
 

@@ -23,6 +23,13 @@ ARCHITECTURES = {
 }
 """Stock architectures, and the class in ``foveate.serving.models`` that stands in for each."""
 
+UNSERVED = {
+    "Gemma4ForConditionalGeneration": "vLLM runs transformers' own encoder of it, which nothing here reads",
+    "KimiK25ForConditionalGeneration": "vLLM takes its pictures as chunks of videos, with a config of its own",
+    "MiniCPMV4_6ForConditionalGeneration": "it numbers a prompt's pictures, and what is cached of one holds its number",
+}
+"""Why architectures are left out whose models transformers prunes."""
+
 
 def register() -> None:
     """Names the stand-ins to vLLM; nothing of them is imported before a model of theirs is loaded.
@@ -36,4 +43,4 @@ def register() -> None:
 
     for architecture, place in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, f"foveate.serving.models.{place}")
-    hooks.refuse_all_but(ARCHITECTURES)
+    hooks.refuse_all_but(ARCHITECTURES, UNSERVED)
