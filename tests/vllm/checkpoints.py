@@ -6,7 +6,7 @@ everything that is split, so that two tensor-parallel ranks have something each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ from tests.tiny.qwen import IDS, QWEN3
 from tests.tiny.rows import TEXT, VISION, finish
 
 EOS = 2
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz:?", "\u0120"]
+"""Words of models whose tokenizer transformers makes by a class of its own, of bytes: the last is a space."""
 # norm_topk_prob: as in the checkpoints on the hub; vLLM reads it, transformers takes it for granted.
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 WIDE = {**TEXT, "hidden_size": 128, "eos_token_id": EOS}
@@ -96,6 +98,7 @@ def tokenizer(
     video: str = "<video>",
     marks: tuple[str, ...] = (),
     others: tuple[str, ...] = (),
+    words: Sequence[str] = WORDS,
     **named: str,
 ) -> Any:
     """Words and digits, lower case; every id that a model may answer with is a word, or one of ``others``.
@@ -104,18 +107,19 @@ def tokenizer(
         image, video: the placeholders, as text.
         marks: what stands before and after an image.
         others: further tokens that are no words.
+        words: what there is beside digits.
         named: further attributes of the tokenizer that a processor reads, such as ``start_image_token``.
     """
     special = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3, image: IMAGE, video: VIDEO}
     special |= dict(zip(marks, (START, END), strict=False))
     free = (number for number in range(4, TEXT["vocab_size"]) if number not in special.values())
-    vocabulary = special | dict(zip([*WORDS, *map(str, range(10)), *others], free, strict=False))
+    vocabulary = special | dict(zip([*words, *map(str, range(10)), *others], free, strict=False))
     vocabulary |= {f"w{number}": number for number in free}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=made,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
@@ -238,11 +242,11 @@ def _vision(patch: int, depth: int, **values: Any) -> dict[str, Any]:
     return {**shape, "spatial_merge_size": 2, "temporal_patch_size": 2, **values}
 
 
-def _qwen(processor: Any, videos: Any, patch: int) -> Any:
+def _qwen(processor: Any, videos: Any, patch: int, known: Sequence[str] = WORDS) -> Any:
     # 2 x 2 to 8 x 8 tokens
     pixels = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (16 * patch) ** 2}
     images = Qwen2VLImageProcessor(size=pixels, patch_size=patch)
-    words = tokenizer(QWEN_MARK[1], "<|video_pad|>", (QWEN_MARK[0], QWEN_MARK[2]))
+    words = tokenizer(QWEN_MARK[1], "<|video_pad|>", (QWEN_MARK[0], QWEN_MARK[2]), words=known)
     template = TEMPLATE.format(image=" ".join(QWEN_MARK))
     return processor(images, words, videos(size=pixels, patch_size=patch), chat_template=template)
 
@@ -278,7 +282,7 @@ def _qwen3_5(model_type: str, **more: Any) -> tuple[Any, Any]:
     text |= {**LINEAR, **more}
     vision = _vision(16, 3, hidden_size=64, out_hidden_size=128, num_position_embeddings=64)
     config = _config(model_type, vision_config=vision, text_config=text, tie_word_embeddings=False, **IDS)
-    return config, _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor, 16)
+    return config, _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor, 16, LETTERS)
 
 
 def _internvl() -> tuple[Any, Any]:

@@ -123,9 +123,11 @@ class Separated(Fenced):
         return {"pixel_values": given["pixel_values"]}
 
     def written(self, processor: Any, prompt: Sequence[int], images: int) -> Sequence[int]:
-        """A token of its own stands for an image that is still to be written."""
+        """A token of its own stands for an image that is still to be written; the adapter knows start and end."""
         stands = processor.info.get_hf_processor().image_token_id
-        return [self.family.image_token_id if one == stands else one for one in prompt]
+        config = self.family.config
+        image = [config.boi_token_index, stands, self.family.image_token_id, config.eoi_token_index]
+        return [token for one in prompt for token in (image if one == stands else [one])]
 
     def attention(self, model: Any) -> Any:
         return model.vision_model.model.layers[-1].self_attn.attn
