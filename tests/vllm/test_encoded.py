@@ -24,6 +24,7 @@ from tests.vllm.test_families import (
     agree,
     forget,
     lookups,
+    mend,
     own_options,
     profile,
     seen,
@@ -71,6 +72,7 @@ def test_choices_are_those_of_transformers(name: str, process: Process, tmp_path
         options["is_mm_prefix_lm"] = False
     family = served(name, folder, process.load(folder, hf_overrides=options, **own_options(name)))
     family.engine.call(watch)
+    family.engine.call(mend)
     family.engine.call(forget)
     for keep in KEEPS:
         chosen: set[Any] = set()

@@ -247,6 +247,15 @@ def forget_indices(llm: Any) -> None:
     embedder(llm)._indices.clear()
 
 
+def mend(llm: Any) -> None:
+    """vLLM's Llama 4 hands its own product for CPUs rows that are columns when it encodes one tile alone, which that
+    refuses, pruned or not: the engine ends."""
+    runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    for module in runner.model.modules():
+        if type(module).__name__ == "Llama4UnfoldConvolution":
+            module.linear.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+
+
 def profile(llm: Any) -> None:
     """vLLM's own run with the largest pictures that it may get, which it leaves out where nothing is compiled."""
     llm.collective_rpc(_profile)
@@ -302,6 +311,7 @@ def serve(name: str, folder: Path, process: Process, **options: Any) -> Served:
     overrides = {**PRUNING, "is_mm_prefix_lm": False} if name in ONE_WAY else PRUNING
     engine = process.load(folder, hf_overrides=overrides, **own_options(name), **options)
     engine.call(watch)
+    engine.call(mend)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
 
@@ -332,6 +342,7 @@ def everything_kept(family: Served, processes: dict[bool, Process]) -> None:
     """At keep=1 vLLM is what it is without the plugin, and transformers."""
     cases = list(CASES.values())
     stock = processes[False].load(family.folder, **own_options(family.name))
+    stock.call(mend)
     without = family.ask(cases, None, stock)
     told = family.ask(cases, {"keep": 1.0})
     assert told == without
