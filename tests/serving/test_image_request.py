@@ -9,7 +9,7 @@ from foveate.tokens import Keep
 
 REQUESTS = [
     ImageRequest((5, 6, 7), Keep(0.1), 0, "ab" * 32),
-    ImageRequest((), Keep(1), 1, ""),
+    ImageRequest((), Keep(1), 1, "", layout=(96, -1, -1, 97, -1)),
     ImageRequest((9,), Keep(1.0), 0, "0" * 29 + "1" * 35),
 ]
 
@@ -19,6 +19,7 @@ def test_there_and_back():
     assert [one.text for one in found] == [(5, 6, 7), (), (9,)]
     assert [(one.keep.value, type(one.keep.value)) for one in found] == [(0.1, float), (1, int), (1.0, float)]
     assert [one.method for one in found] == [0, 1, 0]
+    assert [one.layout for one in found] == [(), (96, -1, -1, 97, -1), ()]
     assert [one.picture for one in found] == ["ab" * 15, "", "0" * 29 + "1"]
 
 

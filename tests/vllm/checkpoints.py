@@ -6,7 +6,7 @@ everything that is split, so that two tensor-parallel ranks have something each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,27 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     CLIPImageProcessor,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
     GenerationConfig,
+    Glm4vImageProcessor,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     GotOcr2ImageProcessor,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     InternVLProcessor,
     InternVLVideoProcessor,
+    Llama4ImageProcessor,
+    Llama4Processor,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    PixtralImageProcessor,
+    PixtralProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
@@ -35,19 +46,33 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
     SiglipImageProcessor,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
 from tests.checkpoint import WORDS
 from tests.tiny import BOS, END, IMAGE, PAD, SILENT, START, VIDEO
+from tests.tiny.glm import IDS as GLM_IDS
+from tests.tiny.glm import MOE as GLM_MOE
 from tests.tiny.mistral import _vision as pixtral_vision
 from tests.tiny.qwen import IDS, QWEN3
 from tests.tiny.rows import TEXT, VISION, finish
 
 EOS = 2
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz:?", "\u0120"]
+"""Words of models whose tokenizer transformers makes by a class of its own, of bytes: the last is a space."""
 # norm_topk_prob: as in the checkpoints on the hub; vLLM reads it, transformers takes it for granted.
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 WIDE = {**TEXT, "hidden_size": 128, "eos_token_id": EOS}
 """Four heads of 32."""
+LINEAR = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 PATCH, SIDE = 14, 84
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [SIDE, 3 * SIDE]]
@@ -68,24 +93,33 @@ TEMPLATE = """\
 {{% endfor %}}{{% endif %}} </s> {{% endfor %}}{{% if add_generation_prompt %}}assistant :{{% endif %}}"""
 
 
-def tokenizer(image: str = "<image>", video: str = "<video>", marks: tuple[str, ...] = (), **named: str) -> Any:
-    """Words and digits, lower case; every id that a model may answer with is a word.
+def tokenizer(
+    image: str = "<image>",
+    video: str = "<video>",
+    marks: tuple[str, ...] = (),
+    others: tuple[str, ...] = (),
+    words: Sequence[str] = WORDS,
+    **named: str,
+) -> Any:
+    """Words and digits, lower case; every id that a model may answer with is a word, or one of ``others``.
 
     Args:
         image, video: the placeholders, as text.
         marks: what stands before and after an image.
+        others: further tokens that are no words.
+        words: what there is beside digits.
         named: further attributes of the tokenizer that a processor reads, such as ``start_image_token``.
     """
     special = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3, image: IMAGE, video: VIDEO}
     special |= dict(zip(marks, (START, END), strict=False))
     free = (number for number in range(4, TEXT["vocab_size"]) if number not in special.values())
-    vocabulary = special | dict(zip([*WORDS, *map(str, range(10))], free, strict=False))
+    vocabulary = special | dict(zip([*words, *map(str, range(10)), *others], free, strict=False))
     vocabulary |= {f"w{number}": number for number in free}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=made,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
@@ -96,7 +130,7 @@ def tokenizer(image: str = "<image>", video: str = "<video>", marks: tuple[str, 
         extra_special_tokens={
             "image_token": image,
             "video_token": video,
-            **{f"mark_{number}": mark for number, mark in enumerate(marks)},
+            **{f"mark_{number}": mark for number, mark in enumerate((*marks, *others))},
             **named,
         },
     )
@@ -150,21 +184,29 @@ def _llava_siglip() -> tuple[Any, Any]:
     return _llava("llava", SIGLIP), _llava_processor(LlavaProcessor, images, cls=False)
 
 
-def _llava_pixtral() -> tuple[Any, Any]:
-    from transformers import PixtralImageProcessor, PixtralProcessor
-
+def _pixtral(model_type: str, side: int, **values: Any) -> tuple[Any, Any]:
     config = _config(
-        "llava",
-        vision_config=pixtral_vision().to_dict(),
+        model_type,
+        vision_config={**pixtral_vision().to_dict(), "hidden_size": 64, "head_dim": 16},
         text_config={"model_type": "mistral", **WIDE, "head_dim": 32},
         image_token_index=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        **values,
     )
-    images = PixtralImageProcessor(size={"longest_edge": 112}, patch_size=PATCH)
+    images = PixtralImageProcessor(size={"longest_edge": 224}, patch_size=side * PATCH)
     marks = ("[IMG_BREAK]", "[IMG_END]")
     words = tokenizer("[IMG]", "<video>", marks)
-    return config, PixtralProcessor(images, words, patch_size=PATCH, chat_template=TEMPLATE.format(image="[IMG]"))
+    return config, PixtralProcessor(
+        images, words, patch_size=PATCH, spatial_merge_size=side, chat_template=TEMPLATE.format(image="[IMG]")
+    )
+
+
+def _llava_pixtral() -> tuple[Any, Any]:
+    return _pixtral("llava", 1, vision_feature_layer=-1, vision_feature_select_strategy="full")
+
+
+def _mistral3() -> tuple[Any, Any]:
+    """The last layer but one is read, which is the last that vLLM has."""
+    return _pixtral("mistral3", 2, vision_feature_layer=-2, spatial_merge_size=2, tie_word_embeddings=False)
 
 
 def _llava_next() -> tuple[Any, Any]:
@@ -200,11 +242,11 @@ def _vision(patch: int, depth: int, **values: Any) -> dict[str, Any]:
     return {**shape, "spatial_merge_size": 2, "temporal_patch_size": 2, **values}
 
 
-def _qwen(processor: Any, videos: Any, patch: int) -> Any:
+def _qwen(processor: Any, videos: Any, patch: int, known: Sequence[str] = WORDS) -> Any:
     # 2 x 2 to 8 x 8 tokens
     pixels = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (16 * patch) ** 2}
     images = Qwen2VLImageProcessor(size=pixels, patch_size=patch)
-    words = tokenizer(QWEN_MARK[1], "<|video_pad|>", (QWEN_MARK[0], QWEN_MARK[2]))
+    words = tokenizer(QWEN_MARK[1], "<|video_pad|>", (QWEN_MARK[0], QWEN_MARK[2]), words=known)
     template = TEMPLATE.format(image=" ".join(QWEN_MARK))
     return processor(images, words, videos(size=pixels, patch_size=patch), chat_template=template)
 
@@ -229,6 +271,18 @@ def _qwen3(model_type: str, **more: Any) -> tuple[Any, Any]:
     vision = _vision(16, 3, **{**QWEN3, "hidden_size": 64, "out_hidden_size": 128})
     config = _config(model_type, vision_config=vision, text_config=text, tie_word_embeddings=False, **IDS)
     return config, _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor, 16)
+
+
+def _qwen3_5(model_type: str, **more: Any) -> tuple[Any, Any]:
+    """Full attention alone: vLLM's linear attention on a CPU takes bfloat16 only, in which nothing compares."""
+    rope = {**ROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0}
+    layers = ["full_attention"] * WIDE["num_hidden_layers"]
+    # Its attention is gated: with smaller weights little of a picture would reach the answer.
+    text = {**WIDE, "head_dim": 32, "rope_parameters": rope, "layer_types": layers, "initializer_range": 0.5}
+    text |= {**LINEAR, **more}
+    vision = _vision(16, 3, hidden_size=64, out_hidden_size=128, num_position_embeddings=64)
+    config = _config(model_type, vision_config=vision, text_config=text, tie_word_embeddings=False, **IDS)
+    return config, _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor, 16, LETTERS)
 
 
 def _internvl() -> tuple[Any, Any]:
@@ -258,6 +312,84 @@ def _internvl() -> tuple[Any, Any]:
     return config, processor
 
 
+def _glm(model_type: str, **more: Any) -> tuple[Any, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}
+    text = {**WIDE, "head_dim": 32, "rope_parameters": rope, **more}
+    vision = _vision(PATCH, 3, hidden_size=64, out_hidden_size=128, image_size=112)
+    config = _config(model_type, vision_config=vision, text_config=text, tie_word_embeddings=False, **GLM_IDS)
+    pixels = {"shortest_edge": (4 * PATCH) ** 2, "longest_edge": (16 * PATCH) ** 2}
+    marks = ("<|begin_of_image|>", "<|end_of_image|>")
+    words = tokenizer("<|image|>", "<|video|>", marks, ("<|begin_of_video|>", "<|end_of_video|>"))
+    template = TEMPLATE.format(image=f"{marks[0]} <|image|> {marks[1]}")
+    images = Glm4vImageProcessor(size=pixels, patch_size=PATCH)
+    videos = Glm4vVideoProcessor(size=pixels, patch_size=PATCH)
+    return config, Glm4vProcessor(images, words, videos, chat_template=template)
+
+
+def _gemma3() -> tuple[Any, Any]:
+    side = 112
+    text = {
+        **WIDE, "model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64,
+        "tie_word_embeddings": False,  # or it would say the last word over and over
+        "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    vision = {**SIGLIP, "image_size": side}
+    config = _config(
+        "gemma3", vision_config=vision, text_config=text, mm_tokens_per_image=16, image_token_index=IMAGE,
+        boi_token_index=START, eoi_token_index=END, tie_word_embeddings=False,
+    )  # fmt: skip
+    marks = ("<start_of_image>", "<end_of_image>")
+    words = tokenizer(
+        "<image_soft_token>", "<video>", marks, ("\n", "\n\n", "\n\n\n", "\n\n\n\n"),
+        boi_token=marks[0], eoi_token=marks[1],
+    )  # fmt: skip
+    images = Gemma3ImageProcessor(size={"height": side, "width": side})
+    template = TEMPLATE.replace("{image} ", "{image}").format(image=marks[0])  # its blank lines meet
+    return config, Gemma3Processor(images, words, chat_template=template, image_seq_length=16)
+
+
+def _idefics3(model_type: str) -> tuple[Any, Any]:
+    """Tiles of 4 x 4 tokens; what is left over of 58 pixels is in no patch."""
+    side, fence = 116, "<fake_token_around_image>"
+    config = _config(
+        model_type,
+        vision_config={**TOWER, "image_size": side},
+        text_config={"model_type": "llama", **WIDE},
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=PAD,
+        tie_word_embeddings=False,
+    )
+    tags = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    others = ("\n", "\n\n", "<global-img>", "<end_of_utterance>", *tags)
+    words = tokenizer("<image>", "<video>", (fence,), others, fake_image_token=fence)
+    settings: dict[str, Any] = {"size": {"longest_edge": 3 * side}, "max_image_size": {"longest_edge": side}}
+    more: dict[str, Any] = {"image_seq_len": PER_TILE, "chat_template": TEMPLATE.format(image="<image>")}
+    if model_type == "idefics3":
+        return config, Idefics3Processor(Idefics3ImageProcessor(**settings), words, **more)
+    videos = SmolVLMVideoProcessor(**settings)
+    return config, SmolVLMProcessor(SmolVLMImageProcessor(**settings), words, videos, **more)
+
+
+def _llama4() -> tuple[Any, Any]:
+    side = 112
+    vision: dict[str, Any] = {"vision_output_dim": 48, "projector_input_dim": 48, "projector_output_dim": 48}
+    vision["intermediate_size"] = 256  # what four patches come to
+    vision["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    text = {"head_dim": 32, "intermediate_size_mlp": 128, "num_local_experts": 4, "interleave_moe_layer_step": 2}
+    config = _config(
+        "llama4",
+        vision_config={**TOWER, **vision, "image_size": side},
+        text_config={**WIDE, **text, "no_rope_layers": [1, 0], "attention_chunk_size": 1024},
+        image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END, tie_word_embeddings=False,
+    )  # fmt: skip
+    others = ("<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>")
+    words = tokenizer("<|patch|>", "<video>", ("<|image_start|>", "<|image_end|>"), others)
+    images = Llama4ImageProcessor(size={"height": side, "width": side}, max_patches=6)
+    template = TEMPLATE.format(image="<|image|>")
+    return config, Llama4Processor(images, words, patch_size=PATCH, chat_template=template)
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava-clip": _llava_clip,
     "llava-siglip": _llava_siglip,
@@ -268,6 +400,15 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": lambda: _qwen3("qwen3_vl"),
     "qwen3_vl_moe": lambda: _qwen3("qwen3_vl_moe", **MOE),
+    "qwen3_5": lambda: _qwen3_5("qwen3_5"),
+    "qwen3_5_moe": lambda: _qwen3_5("qwen3_5_moe", **MOE, shared_expert_intermediate_size=32),
+    "glm4v": lambda: _glm("glm4v"),
+    "glm4v_moe": lambda: _glm("glm4v_moe", **{**GLM_MOE, "head_dim": 32}),
+    "gemma3": _gemma3,
+    "idefics3": lambda: _idefics3("idefics3"),
+    "smolvlm": lambda: _idefics3("smolvlm"),
+    "mistral3": _mistral3,
+    "llama4": _llama4,
 }
 """Families that serving prunes: configs and processors."""
 REFUSED = {"llava-full": _llava_full, "llava-pixtral": _llava_pixtral}
@@ -280,7 +421,7 @@ def write(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     model = finish(AutoModelForImageTextToText.from_config(config), "sdpa")
     with torch.no_grad():
-        model.lm_head.weight[[*SILENT, PAD, BOS, EOS]] = 0.0  # never generated
+        model.get_output_embeddings().weight[[*SILENT, PAD, BOS, EOS]] = 0.0  # never generated
     model.save_pretrained(folder)
     GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -300,4 +441,5 @@ def _on_hub(key: str, value: torch.Tensor, shorter: bool) -> tuple[str, torch.Te
     head, tower, rest = key.partition("vision_tower.")
     if tower and shorter:
         key = f"{head}{tower}vision_model.{rest}"
-    return key, value.transpose(1, 2).contiguous() if ".mlp.experts." in key else value
+    stacked = ".mlp.experts." in key and value.ndim == 3
+    return key, value.transpose(1, 2).contiguous() if stacked else value

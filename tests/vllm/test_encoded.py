@@ -14,7 +14,22 @@ from foveate import serving
 from foveate.pruners.registry import METHODS, load_entry_points
 from tests.vllm import checkpoints
 from tests.vllm.engines import Engine
-from tests.vllm.test_families import CASES, OPTIONS, Process, Served, agree, forget, lookups, profile, seen, watch
+from tests.vllm.test_families import (
+    CASES,
+    ONE_WAY,
+    OPTIONS,
+    VARIANTS,
+    Process,
+    Served,
+    agree,
+    forget,
+    lookups,
+    mend,
+    own_options,
+    profile,
+    seen,
+    watch,
+)
 
 KEEPS = [0.25, 5]
 
@@ -48,13 +63,16 @@ def served(name: str, folder: Path, engine: Engine) -> Served:
     return Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
 
 
-@pytest.mark.parametrize("name", list(checkpoints.FAMILIES))
+@pytest.mark.parametrize("name", [name for name in checkpoints.FAMILIES if name not in VARIANTS])
 def test_choices_are_those_of_transformers(name: str, process: Process, tmp_path: Path) -> None:
     """All cases in one batch, then all once more from the cache of encoded pictures."""
     folder = checkpoints.write(name, tmp_path)
     options = serving.options("ramp", keep=0.25, methods=("adafv",), feature_cache_mib=16)
-    family = served(name, folder, process.load(folder, hf_overrides=options))
+    if name in ONE_WAY:
+        options["is_mm_prefix_lm"] = False
+    family = served(name, folder, process.load(folder, hf_overrides=options, **own_options(name)))
     family.engine.call(watch)
+    family.engine.call(mend)
     family.engine.call(forget)
     for keep in KEEPS:
         chosen: set[Any] = set()

@@ -129,6 +129,10 @@ class Idefics3(Family):
         given = (pixels,) if mask is None else (pixels, mask)
         return tuple(one.flatten(0, 1)[places.to(one.device)] for one in given)
 
+    def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
+        per_tile = (self.config.vision_config.image_size // self.patch // self.factor) ** 2
+        return [per_tile] * (tokens // per_tile)
+
     def marks(self, ids: Tensor) -> Tensor:
         return super().marks(ids) | tile_marks(ids, self.image_token_id)
 

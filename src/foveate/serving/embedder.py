@@ -20,7 +20,7 @@ from foveate.pruners import Pruner, Uniform
 from foveate.serving import hooks
 from foveate.serving.family import family_of
 from foveate.serving.features import FeatureCache
-from foveate.serving.image_request import FIELDS, ImageRequest, unpack
+from foveate.serving.image_request import FIELDS, LAYOUT, ImageRequest, unpack
 from foveate.serving.metrics import Counters, logger
 from foveate.serving.policy import Policy
 from foveate.serving.routed import Features, RoutedPictures
@@ -92,7 +92,8 @@ class ImageEmbedder:
 
     def _kept(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[Tensor, Selection]]:
         requests = unpack(given)
-        plain = {name: value for name, value in given.items() if name not in FIELDS}
+        read = {LAYOUT} if self.batches.woven else set()
+        plain = {name: value for name, value in given.items() if name not in FIELDS or name in read}
         texts = self._embedded([one.text for one in requests])
         kept: dict[int, tuple[Tensor, Selection]] = {}
         whole = [place for place, one in enumerate(requests) if one.crops is None]
@@ -120,16 +121,30 @@ class ImageEmbedder:
         selection = dataclasses.replace(selection, indices=hooks.from_first_rank(selection.indices))
         if len(selection) == len(image.tokens) and image.whole is None:
             assert image.stream is not None
-            return torch.cat([image.stream, *image.planes], dim=-1), selection
+            return self._woven(torch.cat([image.stream, *image.planes], dim=-1), selection, request), selection
         planes = (image.tokens.features, *image.planes)
-        return torch.cat([selection.gather(plane) for plane in planes], dim=-1), image.in_whole(selection)
+        features = torch.cat([selection.gather(plane) for plane in planes], dim=-1)
+        selection = image.in_whole(selection)
+        return self._woven(features, selection, request), selection
+
+    def _woven(self, features: Tensor, selection: Selection, request: ImageRequest) -> Tensor:
+        """Kept features between the marks that they stand between in the prompt, where there are any."""
+        if not request.layout:
+            return features
+        layout = torch.tensor(request.layout, dtype=torch.int64, device="cpu")
+        marks, tokens = ((layout < 0) == wanted for wanted in (False, True))
+        rows = hooks.embedded(self.model, layout[marks].to(self.device)).to(features)
+        places = torch.cat([
+            marks.nonzero()[:, 0].to(self.device), tokens.nonzero()[:, 0].to(self.device)[selection.indices]
+        ])  # fmt: skip
+        return torch.cat([rows, features])[places.argsort(stable=True)]
 
     def _embedded(self, texts: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
         """(T, D) input embeddings of every text, looked up at once."""
         ids = torch.tensor([one for text in texts for one in text], dtype=torch.int64, device="cpu")
         if not len(ids):
             return [torch.empty(0, self.width, device=self.device)] * len(texts)
-        rows: Tensor = hooks.embedding_table(self.model.language_model)(ids.to(self.device, non_blocking=True))
+        rows = hooks.embedded(self.model, ids.to(self.device, non_blocking=True))
         return rows.split([len(text) for text in texts])
 
     def _images(
@@ -197,7 +212,7 @@ class ImageEmbedder:
         inputs, prompt = self.batches.inputs(taken)
 
         def features(*_: Any, **__: Any) -> Any:
-            streams = stock(**taken)
+            streams = stock(**{name: value for name, value in taken.items() if name != LAYOUT})
             levels = streams[0].shape[-1] // self.width
             parts = [stream.split(self.width, dim=-1) for stream in streams]
             first = self.batches.outputs([part[0] for part in parts])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import vllm
 from torch import Tensor
 
 from foveate.serving import memory
-from foveate.serving.policy import Policy
+from foveate.serving.policy import CONFIG_KEY, Policy
 from foveate.serving.versions import require_tested
 
 
@@ -85,10 +86,14 @@ def encoder_budget(vllm_config: Any) -> int:
     return int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
 
 
-def embedding_table(language_model: Any) -> Any:
-    """The LLM's input embeddings as a function of ids; under LoRA the layer underneath, which needs no batch."""
-    table = language_model.model.embed_tokens
-    return getattr(table, "base_layer", table)
+def embedded(model: Any, ids: Tensor) -> Tensor:
+    """(T, D): the LLM's input embeddings of (T,) ids; under LoRA of the layer underneath, which needs no batch."""
+    language = model.get_language_model()
+    language = getattr(language, "model", language)
+    table = getattr(language.embed_tokens, "base_layer", language.embed_tokens)
+    rows: Tensor = table(ids)
+    scale = getattr(language, "normalizer", None)  # Gemma's
+    return rows if scale is None else rows * scale
 
 
 def batch_of(item: Any, device: torch.device) -> dict[str, Any]:
@@ -104,6 +109,36 @@ def features_of_views(model: Any, pixels: Tensor) -> Tensor:
         found: Tensor = model.extract_feature(pixels)
     else:
         found = model.multi_modal_projector(model._image_pixels_to_features(model.vision_tower, pixels))
+    return found
+
+
+def features_of_tiles(model: Any, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(tiles, tokens, D): what vLLM's Llama 4 makes of (tiles, channels, height, width) pixels, or its Idefics3 of them
+    and their mask."""
+    if mask is None:
+        chunks: Tensor = model.encode_image_chunks(pixels, use_data_parallel=False)
+        return chunks
+    encoded = model.model.image_pixels_to_features(pixels, pixel_attention_mask=mask)
+    found: Tensor = model.model.connector(encoded)
+    return found
+
+
+def blank_lines(processor: Any, prompt: Sequence[int], images: int, mark: int) -> list[int]:
+    """A prompt of Gemma 3's with what vLLM writes around every image, and one placeholder within.
+
+    Args:
+        processor: vLLM's.
+        prompt: ids, ``mark`` where an image goes.
+        images: how many there are.
+    """
+    from vllm.multimodal.processing import PromptReplacement
+
+    info = processor.info
+    details = info.get_image_repl(image_width=1, image_height=1, processor=info.get_hf_processor(), mm_kwargs={})
+    embeds = details.is_embed(details.full).tolist()
+    around = [one for place, one in enumerate(details.full) if not (embeds[place] and embeds[place - 1])]
+    updates = processor._bind_and_group_updates([PromptReplacement("image", [mark], around)], {"image": images})
+    found: list[int] = processor._apply_token_matches(list(prompt), updates)[0]
     return found
 
 
@@ -156,6 +191,48 @@ def unhonoured(vllm_config: Any, *, rope: bool) -> str | None:
             "that choose them: use tensor parallelism"
         )
     return None
+
+
+def unseen(model_config: Any) -> str | None:
+    """Why an image's tokens do not see each other as the model was trained to; None where they do, or need not."""
+    from vllm.platforms import current_platform
+
+    if model_config.is_mm_prefix_lm and current_platform.is_cpu():
+        return (
+            "the tokens of an image see each other in both directions in this model, and vLLM's attention on a CPU has "
+            "each see only what stands before it, pruned or not: serve it on a GPU, or accept that with "
+            """--hf-overrides '{"is_mm_prefix_lm": false}'"""
+        )
+    return None
+
+
+def refuse_all_but(served: Collection[str], reasons: Mapping[str, str]) -> None:
+    """Has vLLM refuse models that would be served unpruned although pruning is asked for.
+
+    Args:
+        served: architectures that have a stand-in.
+        reasons: why some others have none.
+    """
+    from vllm import ModelRegistry
+
+    stock = getattr(ModelRegistry, "inspect_model_cls", None)
+    if stock is None or hasattr(stock, "foveate"):
+        return
+
+    @functools.wraps(stock)
+    def inspected(architectures: Any, model_config: Any) -> Any:
+        found = stock(architectures, model_config)
+        if getattr(model_config.hf_config, CONFIG_KEY, None) is not None and found[1] not in served:
+            reason = f" ({reasons[found[1]]})" if found[1] in reasons else ""
+            raise ValueError(
+                f"foveate: {found[1]} is not served under pruning{reason}: its images would go through unpruned. "
+                f"Served are {', '.join(sorted(served))}. Start it without foveate's options, or prune it with "
+                "transformers"
+            )
+        return found
+
+    inspected.foveate = True  # type: ignore[attr-defined]
+    ModelRegistry.inspect_model_cls = inspected
 
 
 def hides_steps(vllm_config: Any) -> bool:

@@ -16,7 +16,8 @@ KEEP = "foveate_keep"
 METHOD = "foveate_method"
 PICTURE = "foveate_picture"
 CROPS = "foveate_crops"
-FIELDS = (TEXT, KEEP, METHOD, PICTURE, CROPS)
+LAYOUT = "foveate_layout"
+FIELDS = (TEXT, KEEP, METHOD, PICTURE, CROPS, LAYOUT)
 DIGITS = 15
 """Hexadecimal digits of a hash that one int64 holds without its sign."""
 
@@ -32,6 +33,8 @@ class ImageRequest:
         picture: hexadecimal hash of the picture alone, by which its features are cached: the worker gets the first 30
             digits. Empty: they are not cached.
         crops: which of its crops are encoded; None: all.
+        layout: where marks stand between an image's tokens, what is written for it when all are kept: the marks' ids,
+            and -1 for every token.
     """
 
     text: tuple[int, ...]
@@ -39,6 +42,7 @@ class ImageRequest:
     method: int
     picture: str
     crops: Crops | None = None
+    layout: tuple[int, ...] = ()
 
 
 def pack(requests: Sequence[ImageRequest]) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def pack(requests: Sequence[ImageRequest]) -> dict[str, Any]:
         KEEP: torch.tensor(keeps, dtype=torch.float64, device="cpu"),
         METHOD: torch.tensor([one.method for one in requests], dtype=torch.int64, device="cpu"),
         PICTURE: torch.tensor(halves, dtype=torch.int64, device="cpu"),
+        LAYOUT: [torch.tensor(one.layout, dtype=torch.int64, device="cpu") for one in requests],
         CROPS: [torch.tensor(list(str(one.crops or "").encode()), dtype=torch.uint8, device="cpu") for one in requests],
     }
 
@@ -57,11 +62,11 @@ def pack(requests: Sequence[ImageRequest]) -> dict[str, Any]:
 def unpack(given: Mapping[str, Any]) -> list[ImageRequest]:
     """Reads what ``pack`` wrote, as vLLM batches it: stacked where the entries are alike, else listed."""
     found = []
-    for text, keep, method, picture, crops in zip(*(given[name] for name in FIELDS), strict=True):
+    for text, keep, method, picture, crops, layout in zip(*(given[name] for name in FIELDS), strict=True):
         value, counts = keep.tolist()
         halves = picture.tolist()
         name = "".join(f"{half:0{DIGITS}x}" for half in halves) if any(halves) else ""
         kept = Keep(int(value) if counts else value)
         spelled = Crops.of(bytes(crops.tolist()).decode() or None)
-        found.append(ImageRequest(tuple(text.tolist()), kept, int(method), name, spelled))
+        found.append(ImageRequest(tuple(text.tolist()), kept, int(method), name, spelled, tuple(layout.tolist())))
     return found

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 ARCHITECTURES = {
-    "LlavaForConditionalGeneration": "Llava",
-    "LlavaNextForConditionalGeneration": "LlavaNext",
-    "LlavaOnevisionForConditionalGeneration": "LlavaOnevision",
-    "Qwen2VLForConditionalGeneration": "Qwen2Vl",
-    "Qwen2_5_VLForConditionalGeneration": "Qwen25Vl",
-    "Qwen3VLForConditionalGeneration": "Qwen3Vl",
-    "Qwen3VLMoeForConditionalGeneration": "Qwen3VlMoe",
-    "InternVLForConditionalGeneration": "InternVl",
+    "LlavaForConditionalGeneration": "llava:Llava",
+    "LlavaNextForConditionalGeneration": "llava:LlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "llava:LlavaOnevision",
+    "Qwen2VLForConditionalGeneration": "qwen:Qwen2Vl",
+    "Qwen2_5_VLForConditionalGeneration": "qwen:Qwen25Vl",
+    "Qwen3VLForConditionalGeneration": "qwen:Qwen3Vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen:Qwen3VlMoe",
+    "Qwen3_5ForConditionalGeneration": "qwen:Qwen35",
+    "Qwen3_5MoeForConditionalGeneration": "qwen:Qwen35Moe",
+    "InternVLForConditionalGeneration": "internvl:InternVl",
+    "Glm4vForConditionalGeneration": "glm:Glm4v",
+    "Glm4vMoeForConditionalGeneration": "glm:Glm4vMoe",
+    "Gemma3ForConditionalGeneration": "gemma:Gemma3",
+    "Idefics3ForConditionalGeneration": "idefics:Idefics3",
+    "SmolVLMForConditionalGeneration": "idefics:SmolVlm",
+    "Llama4ForConditionalGeneration": "llama:Llama4",
+    "Mistral3ForConditionalGeneration": "mistral:Mistral3",
 }
 """Stock architectures, and the class in ``foveate.serving.models`` that stands in for each."""
+
+UNSERVED = {
+    "Gemma4ForConditionalGeneration": "vLLM runs transformers' own encoder of it, which nothing here reads",
+    "KimiK25ForConditionalGeneration": "vLLM takes its pictures as chunks of videos, with a config of its own",
+    "MiniCPMV4_6ForConditionalGeneration": "it numbers a prompt's pictures, and what is cached of one holds its number",
+}
+"""Why architectures are left out whose models transformers prunes."""
 
 
 NAMED_OTHERWISE: dict[str, tuple[str, ...]] = {}
@@ -33,9 +49,13 @@ def _plain(name: str) -> str:
 def register() -> None:
     """Names the stand-ins to vLLM; nothing of them is imported before a model of theirs is loaded.
 
-    Where the options are not given, a stand-in makes the stock model and processor, so that nothing changes.
+    Where the options are not given, a stand-in makes the stock model and processor, so that nothing changes. Where they
+    are, every other model is refused.
     """
     from vllm import ModelRegistry
 
-    for architecture, name in ARCHITECTURES.items():
-        ModelRegistry.register_model(architecture, f"foveate.serving.models:{name}")
+    from foveate.serving import hooks
+
+    for architecture, place in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, f"foveate.serving.models.{place}")
+    hooks.refuse_all_but(ARCHITECTURES, UNSERVED)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from cachetools import LRUCache
@@ -23,11 +23,12 @@ from foveate.options import Options
 from foveate.pixels import Pixels, resized
 from foveate.serving import hooks
 from foveate.serving.family import family_of
-from foveate.serving.image_request import FIELDS, ImageRequest, pack
+from foveate.serving.image_request import FIELDS, LAYOUT, ImageRequest, pack
 from foveate.serving.metrics import Metrics
 from foveate.serving.picture_cache import PictureCache
 from foveate.serving.policy import AS_IT_IS, CONFIG_KEY, Policy, Wish
 from foveate.serving.requests import guiding_texts, refuse_unserved, require_encoded
+from foveate.serving.towers import Batches
 from foveate.tokens import Keep
 from foveate.turns import Turns, turns_of
 
@@ -90,14 +91,15 @@ class ProcessorMixin:
     """Gives every image of a request what is asked about it, an identity that covers it, and fewer placeholders."""
 
     info: Any
+    batches: ClassVar[Batches]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         policy: Policy = self.info.foveate
         self.pictures = PictureCache(policy.image_cache_mib << 20)
         self.metrics = Metrics.of_process(policy)
-        # Tokens of an image before pruning, by identity: vLLM's processor cache keeps the shortened prompt alone.
-        self._sizes: LRUCache[str, int] = LRUCache(SIZES)
+        # Tokens of an image before pruning and after, by identity: vLLM's processor cache keeps the prompt alone.
+        self._sizes: LRUCache[str, tuple[int, int]] = LRUCache(SIZES)
         self._lock = threading.Lock()
 
     def get_dummy_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -135,9 +137,8 @@ class ProcessorMixin:
         elif profile is not None:
             texts = [(0,) * profile] * count
         else:
-            texts = guiding_texts(
-                inputs.prompt, count, pruner, self.info.family, self.info.turns, required=pruner.reads_text
-            )
+            prompt = self.batches.written(self, inputs.prompt, count)
+            texts = guiding_texts(prompt, count, pruner, self.info.family, self.info.turns, required=pruner.reads_text)
         hashes = [""] * count if profile is not None else super()._get_mm_hashes(inputs)["image"]  # type: ignore[misc]
         if profile is None and wish.pixels != AS_IT_IS:
             # A UUID says nothing of the size, and features are cached by this name too.
@@ -161,10 +162,9 @@ class ProcessorMixin:
                 "picture again with its UUID. Under pruning a new question about a picture needs its pixels once more"
             ) from error
         if profile is None:
-            ranges = zip(result["mm_hashes"]["image"], result["mm_placeholders"]["image"], strict=True)
             with self._lock:
-                counted = [(self._sizes.get(identity), place.get_num_embeds()) for identity, place in ranges]
-            self.metrics.count([(total, kept) for total, kept in counted if total is not None])
+                counted = [self._sizes.get(identity) for identity in result["mm_hashes"]["image"]]
+            self.metrics.count([one for one in counted if one is not None])
         return result
 
     def _recall(self: Any, inputs: Any) -> tuple[Any, list[str]]:
@@ -248,9 +248,10 @@ class ProcessorMixin:
         updates = super()._get_prompt_updates(mm_items, left, out_mm_kwargs)  # type: ignore[misc]
         if not requests:
             return updates
-        return [self._shortened(one, mm_items, requests) if one.modality == "image" else one for one in updates]
+        told = mm_items, requests, out_mm_kwargs
+        return [self._shortened(one, *told) if one.modality == "image" else one for one in updates]
 
-    def _shortened(self: Any, update: Any, mm_items: Any, requests: Sequence[ImageRequest]) -> Any:
+    def _shortened(self: Any, update: Any, mm_items: Any, requests: Sequence[ImageRequest], out: Any) -> Any:
         if not isinstance(update, PromptReplacement):
             raise RuntimeError(f"foveate cannot shorten a {type(update).__name__} of this model's processor")
         stock = update.replacement
@@ -263,6 +264,12 @@ class ProcessorMixin:
                 mask = torch.ones(len(details.full), dtype=torch.bool, device="cpu")
             else:
                 mask = details.is_embed(details.full)
+            woven = self.batches.woven
+            if not woven and int((mask.int().diff(prepend=mask.new_zeros(1).int()) == 1).sum()) > 1:
+                raise ValueError(
+                    "a picture was written into the prompt as several (pan and scan), which are not pruned each by "
+                    "itself here: leave do_pan_and_scan off, or send the crops as pictures"
+                )
             size = mm_items["image"].get_image_size(place)
             total = int(mask.sum())
             patches = total - self.info.family.newlines((size.height, size.width))
@@ -272,11 +279,14 @@ class ProcessorMixin:
             require_encoded(requests[place], self.info.family, (size.height, size.width), patches)
             kept = total if kept == patches else kept
             with self._lock:
-                self._sizes[self._identity(requests[place])] = total
+                self._sizes[self._identity(requests[place])] = (total, kept)
+            if woven:
+                ids = torch.tensor(details.full, dtype=torch.int64, device="cpu")
+                out["image"][place][LAYOUT].data = ids.masked_fill(mask, -1)
             stays = (~mask | (mask.cumsum(0) <= kept)).tolist()
-            return dataclasses.replace(
-                details, full=[token for token, stay in zip(details.full, stays, strict=True) if stay]
-            )
+            full = [token for token, stay in zip(details.full, stays, strict=True) if stay]
+            # Marks that come back among the features are embeddings like these.
+            return dataclasses.replace(details, full=full, is_embed=None if woven else details.is_embed)
 
         return dataclasses.replace(update, replacement=replacement)
 

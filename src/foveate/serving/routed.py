@@ -32,6 +32,11 @@ class Features:
     pooler_output: Any
     deepstack_features: Any
 
+    @property
+    def last_hidden_state(self) -> Any:
+        """Where Llama 4's adapter looks for them."""
+        return self.pooler_output
+
 
 class RoutedPictures:
     """Some pictures of a batch, their base views encoded.

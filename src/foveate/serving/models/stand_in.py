@@ -1,4 +1,4 @@
-"""The classes that vLLM loads in place of its own, when pruning is on; when it is off, they make vLLM's own."""
+"""What the classes have in common that vLLM loads in place of its own; with pruning off, they make vLLM's own."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.model_executor.models import (
-    interns1,
-    llava,
-    llava_next,
-    llava_onevision,
-    qwen2_5_vl,
-    qwen2_vl,
-    qwen3_vl,
-    qwen3_vl_moe,
-)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from foveate.serving import hooks
@@ -55,10 +45,14 @@ def stands_for(stock: type, batches: str) -> Callable[[type], type]:
             return made
         from foveate.serving import processing, towers
 
+        reason = hooks.unseen(info.ctx.model_config)
+        if reason is not None:
+            raise ValueError(f"foveate: {reason}")
+        kind = processing.mixed(processing.ProcessorMixin, made)
         # What the worker would refuse is refused here, before there is an engine. Not when the info is made: vLLM takes
         # a ValueError from there for a model without pictures, and goes on.
-        getattr(towers, batches)(info.family)
-        return processing.mixed(processing.ProcessorMixin, made)(info, dummy_inputs)
+        kind.batches = getattr(towers, batches)(info.family)
+        return kind(info, dummy_inputs)
 
     def dummy_inputs(info: Any) -> Any:
         return hooks.factories_of(stock).dummy_inputs(info)
@@ -159,43 +153,3 @@ class PrunedRope(Pruned):
 def _line(first: int, count: int) -> Any:
     """(3, count): text, whose three positions are one."""
     return np.broadcast_to(np.arange(first, first + count), (3, count))
-
-
-@stands_for(llava.LlavaForConditionalGeneration, "Views")
-class Llava(Pruned, llava.LlavaForConditionalGeneration):
-    """LLaVA-1.5 with CLIP or SigLIP."""
-
-
-@stands_for(llava_next.LlavaNextForConditionalGeneration, "Views")
-class LlavaNext(Pruned, llava_next.LlavaNextForConditionalGeneration):
-    """LLaVA-NeXT."""
-
-
-@stands_for(llava_onevision.LlavaOnevisionForConditionalGeneration, "Onevision")
-class LlavaOnevision(Pruned, llava_onevision.LlavaOnevisionForConditionalGeneration):
-    """LLaVA-OneVision, images."""
-
-
-@stands_for(interns1.InternS1ForConditionalGeneration, "Tiles")
-class InternVl(Pruned, interns1.InternS1ForConditionalGeneration):
-    """InternVL in its transformers form."""
-
-
-@stands_for(qwen2_vl.Qwen2VLForConditionalGeneration, "Packed")
-class Qwen2Vl(PrunedRope, qwen2_vl.Qwen2VLForConditionalGeneration):
-    """Qwen2-VL, images."""
-
-
-@stands_for(qwen2_5_vl.Qwen2_5_VLForConditionalGeneration, "Packed")
-class Qwen25Vl(PrunedRope, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL, images."""
-
-
-@stands_for(qwen3_vl.Qwen3VLForConditionalGeneration, "Packed")
-class Qwen3Vl(PrunedRope, qwen3_vl.Qwen3VLForConditionalGeneration):
-    """Qwen3-VL, images; DeepStack features go along with their tokens."""
-
-
-@stands_for(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration, "Packed")
-class Qwen3VlMoe(PrunedRope, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
-    """Qwen3-VL-MoE, images."""
