@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.attention_rows import cls_attention, over_patches, received_attention
+from foveate.attention_rows import cls_attention, over_patches, received_attention, shared_out
 
 if TYPE_CHECKING:
     from foveate.models.view_store import ViewStore
@@ -94,14 +94,9 @@ class Recorder:
         self.projected: list[Tensor] = []
 
     def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too.
-
-        Keys may have fewer heads, each shared by as many query heads that follow one another.
-        """
-        if key.shape[1] != query.shape[1]:
-            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too."""
         with torch.autocast(query.device.type, enabled=False):
-            self._note(query, key, scaling, mask)
+            self._note(query, shared_out(key, query.shape[1]), scaling, mask)
 
     def _note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
         for part, other, hidden in self._parts(query, key, mask):

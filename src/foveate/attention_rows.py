@@ -66,6 +66,11 @@ def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor 
     return total / (heads * queries)
 
 
+def shared_out(key: Tensor, heads: int) -> Tensor:
+    """(V, H, P, d) keys of every query head from (V, h, P, d), each shared by H / h heads that follow one another."""
+    return key if key.shape[1] == heads else key.repeat_interleave(heads // key.shape[1], dim=1)
+
+
 def _precise(values: Tensor) -> Tensor:
     """In float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
