@@ -27,7 +27,7 @@ MARKS = {
 }
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<|vision_start|><|{{ part['type'] }}_pad|>"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %} <|vision_start|><|{{ part['type'] }}_pad|>"
     "<|vision_end|>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% endif %}"
 )
@@ -100,6 +100,7 @@ def films(processor: Any, said: Any, count: int, frames: int = 6) -> dict[str, A
         video_metadata=about * count,
         do_sample_frames=False,
         return_metadata=True,
+        return_mm_token_type_ids=True,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 
 from tests.tiny.qwen import DEEPSTACK, IDS, QWEN3, qwen_rows, rope, vision, write_frames
 from tests.tiny.rows import TEXT, VISION, Row, finish, known
@@ -68,5 +69,5 @@ if known("cosmos3_omni"):
     ROWS["cosmos3_omni"] = qwen_rows("cosmos3_omni", cosmos3_omni, 16, write_frames, hands=_last_block, **DEEPSTACK)[
         "cosmos3_omni"
     ]
-if known("cosmos3_edge"):
+if known("cosmos3_edge") and Version(transformers.__version__) >= Version("5.24"):
     ROWS |= qwen_rows("cosmos3_edge", cosmos3_edge, 16, write_frames, depth=1, read=_last_layer, hands=_last_norm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from packaging.version import Version
 
 from tests.tiny import omni, qwen, qwen35
 from tests.tiny.real import _TEXT as TEXT
@@ -72,5 +73,5 @@ if known("cohere_compass"):
     REAL["cohere-compass"] = Real(
         _finished(_compass), pil("cohere_compass", "CohereCompass", size=SIDES, patch_size=16)
     )
-if known("cosmos3_edge"):
+if known("cosmos3_edge") and Version(transformers.__version__) >= Version("5.24"):
     REAL["cosmos3-edge"] = Real(_finished(_edge), pil("cosmos3_edge", "Cosmos3Edge"))

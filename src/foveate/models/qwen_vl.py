@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 from foveate.models.deepstack import DeepStackFamily
@@ -77,6 +79,14 @@ class Cosmos3Edge(TimedRopeFamily):
     title = "Cosmos 3 Edge"
     model_types = ("cosmos3_edge",)
     checkpoints = {"cosmos3_edge": "nvidia/Cosmos3-Edge"}
+
+    def check(self) -> None:
+        super().check()
+        if Version(transformers.__version__) < Version("5.24"):
+            raise ValueError(
+                f"{self.title}: in transformers {transformers.__version__} its LLM takes no plain positions "
+                "beside those of three dimensions, which a pruned prompt needs: install transformers 5.24 or newer"
+            )
 
     @property
     def blocks(self) -> Sequence[Any]:
