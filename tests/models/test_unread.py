@@ -77,7 +77,8 @@ def read_by_the_model(row: Row, model: Any, inputs: dict[str, Tensor]) -> list[T
 
 def with_head(model: Any) -> Any:
     """The model, its SigLIP tower with the head that pools, as it has it unless its config says otherwise."""
-    tower = model.model.vision_tower
+    base = model.model
+    tower = base.vision_tower if hasattr(base, "vision_tower") else base.vision_model
     tower = getattr(tower, "vision_model", tower)
     torch.manual_seed(1)
     tower.head, tower.use_head = SiglipMultiheadAttentionPoolingHead(tower.config).eval(), True
@@ -120,7 +121,7 @@ if 'self.config, "tie_last_hidden_states"' in inspect.getsource(capture_outputs)
 COMPLETE = {
     "qwen2_vl", "qwen2_vl-video", "qwen2_5_vl", "qwen2_5_vl-video", "qwen3_vl", "qwen3_vl-video", "qwen3_vl_moe",
     "glm4v", "glm4v_moe", "idefics3", "smolvlm", "smolvlm-uneven", "gemma3", "paligemma", "cohere2_vision", "ovis2",
-    "llama4",
+    "llama4", "gemma3n", "perception_lm", "deepseek_vl", "deepseek_vl_hybrid",
     "internvl", "internvl, -1", "mistral3, -1", "mistral3, 3",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
 }  # fmt: skip

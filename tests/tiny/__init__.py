@@ -5,7 +5,7 @@ A new family joins by a file here and a line in ``ROWS``.
 
 from __future__ import annotations
 
-from tests.tiny import generic, glm, llama4, llava, mistral, onevision, qwen, siglip, tiles
+from tests.tiny import deepseek, generic, glm, llama4, llava, mistral, onevision, qwen, siglip, tiles, timm_towers
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
 
@@ -19,6 +19,8 @@ ROWS: dict[str, Row] = {
     **llama4.ROWS,
     **mistral.ROWS,
     **onevision.ROWS,
+    **timm_towers.ROWS,
+    **deepseek.ROWS,
 }
 
 SEEING = [name for name, row in ROWS.items() if not row.unread]

@@ -78,9 +78,16 @@ def inner(model: Any) -> Any:
 def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
-        "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),
+        "image": (
+            "pixel_values",
+            "high_res_pixel_values",
+            "image_sizes",
+            "image_grid_thw",
+            "pixel_attention_mask",
+            "batch_num_images",
+        ),
         "video": ("pixel_values_videos", "video_grid_thw"),
-    }[kind]
+    }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
     owner = model if hasattr(model, f"get_{kind}_features") else model.model
     features = getattr(owner, f"get_{kind}_features")

@@ -7,6 +7,7 @@ from typing import Any
 from foveate.models.aya_vision import AyaVision
 from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
+from foveate.models.deepseek_vl import DeepseekVl, DeepseekVlHybrid
 from foveate.models.encoded import EncodedImage
 from foveate.models.gemma3 import Gemma3
 from foveate.models.generic import REMEDY, Generic
@@ -21,12 +22,14 @@ from foveate.models.mistral3 import Mistral3
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
+from foveate.models.timm_towers import FastVlm, Gemma3n, PerceptionLm
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
     for family in (
-        AyaVision, Cohere2Vision, Gemma3, Glm4v, Idefics3, InternVl, Llama4, Llava, LlavaNext, LlavaOnevision, Mistral3,
-        Ovis2, PaliGemma, Qwen2Vl, Qwen25Vl, Qwen3Vl, SmolVlm,
+        AyaVision, Cohere2Vision, DeepseekVl, DeepseekVlHybrid, FastVlm, Gemma3, Gemma3n, Glm4v, Idefics3, InternVl,
+        Llama4, Llava, LlavaNext, LlavaOnevision, Mistral3, Ovis2, PaliGemma, PerceptionLm, Qwen25Vl, Qwen2Vl,
+        Qwen3Vl, SmolVlm,
     )
     for model_type in family.model_types
 }  # fmt: skip
