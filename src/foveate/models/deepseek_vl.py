@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.models.encoded import EncodedImage, Request, clipped, grid_geometry
-from foveate.models.squares import SquareFamily
+from foveate.models.encoded import EncodedImage, Request, grid_geometry
+from foveate.models.squares import SquareFamily, clipped
 from foveate.models.towers import Tower
 from foveate.tokens import Geometry
 

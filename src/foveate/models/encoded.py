@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -226,15 +225,6 @@ def read_sizes(given: Any) -> list[tuple[int, int]]:
     """(height, width) of every image: from an (images, 2) tensor (one read for all), or a list as stock takes it."""
     pairs = given.tolist() if torch.is_tensor(given) else given
     return [(int(height), int(width)) for height, width in pairs]
-
-
-def clipped(geometry: Geometry) -> Geometry:
-    """The same where boxes end at the picture's edges, and those of padding, beyond them, are empty."""
-    boxes = geometry.boxes
-    height, width = geometry.image_size
-    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
-    empty = (inside[:, 2:] <= inside[:, :2]).any(dim=1, keepdim=True)
-    return dataclasses.replace(geometry, boxes=torch.where(empty, inside[:, 2:].repeat(1, 2), inside))
 
 
 def grid_places(rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.attention import beside
+from foveate.modelling_files import beside
 from foveate.models.encoded import Kept, Kind, grid_places
 from foveate.models.frame_labels import frame_labels
 from foveate.models.packed import Grid, PackedRopeFamily

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,15 @@ def square_sources(grid: tuple[int, int], factor: int) -> Tensor:
     """
     places = torch.arange(grid[0] * grid[1], device="cpu").view(grid)
     return places.unfold(0, factor, factor).unfold(1, factor, factor).reshape(-1, factor**2)
+
+
+def clipped(geometry: Geometry) -> Geometry:
+    """The same where boxes end at the picture's edges, and those of padding, beyond them, are empty."""
+    boxes = geometry.boxes
+    height, width = geometry.image_size
+    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+    empty = (inside[:, 2:] <= inside[:, :2]).any(dim=1, keepdim=True)
+    return dataclasses.replace(geometry, boxes=torch.where(empty, inside[:, 2:].repeat(1, 2), inside))
 
 
 def stacked(kept: Sequence[Kept]) -> Any:

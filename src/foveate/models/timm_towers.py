@@ -189,10 +189,7 @@ class PerceptionLm(TimmFamily, TiledFamily):
         tower: Any = self.base.vision_tower.timm_model
         size = getattr(getattr(tower, "patch_embed", None), "patch_size", None)
         if size is None:
-            raise ValueError(
-                f"{self.title}: {type(tower).__name__} does not say how large its patches are; as released, it is a "
-                "vision transformer"
-            )
+            raise ValueError(f"{self.title}: {type(tower).__name__} does not say how large its patches are")
         return int(size if isinstance(size, int) else size[0])
 
     def cuts(self, row: Tensor, per_tile: int) -> list[Cut]:
