@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
 from tests.tiny import SILENT, Row
 from tests.tiny.rows import features_of, inner
@@ -253,7 +253,7 @@ def generate(row: Row, model: Any, inputs: dict[str, Tensor], assembled: Assembl
         output.deepstack_features = [
             list(plane[assembled.visual].split(assembled.counts)) for plane in assembled.planes
         ]
-    assert isinstance(output, BaseModelOutputWithPooling)
+    assert isinstance(output, ModelOutput)
     result = model.generate(
         input_ids=ids,
         attention_mask=assembled.mask,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.attention_rows import cls_attention, over_patches, received_attention, shared_out
+from foveate.modelling_files import beside, eager_name
 
 if TYPE_CHECKING:
     from foveate.models.view_store import ViewStore
@@ -36,12 +36,6 @@ def untraced(function: _Function) -> _Function:
     told = {"reason": reason} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}  # torch 2.7
     disabled: _Function = torch.compiler.disable(function, **told)  # type: ignore[no-untyped-call]
     return disabled
-
-
-def beside(thing: Any, name: str) -> Any:
-    """What stands under a name in the modelling file of an object's class, or of the class that one derives from."""
-    files = [sys.modules[kind.__module__] for kind in type(thing).__mro__]
-    return next(getattr(file, name) for file in files if hasattr(file, name))
 
 
 class Recorder:
@@ -236,14 +230,6 @@ def _tapped(
     else:
         real = ALL_ATTENTION_FUNCTIONS[implementation]
     return real(module, query, key, value, attention_mask, **kwargs)
-
-
-@functools.cache
-def eager_name(kind: type[nn.Module]) -> str:
-    """What the eager attention function is called that an attention class's forward falls back to."""
-    code = inspect.unwrap(kind.forward).__code__
-    named = [name for name in code.co_names if name.endswith("eager_attention_forward")]
-    return named[0] if named else "eager_attention_forward"
 
 
 @untraced

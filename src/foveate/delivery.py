@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,10 @@ from foveate.models.encoded import Kept, Kind
 from foveate.prompts import cached_length, is_remembered
 from foveate.views import PromptView
 
-TOWER_STATES = ("last_hidden_state", "hidden_states", "attentions")
+TOWER_STATES = (
+    "last_hidden_state", "hidden_states", "attentions", "high_res_vision_last_hidden_state",
+    "high_res_vision_hidden_states", "high_res_vision_attentions",
+)  # fmt: skip
 """What ``get_image_features`` gives beside features; from 5.24 on, forward hands it on as ``image_outputs``."""
 REMEDY = "docs/adding_a_family.md says how to write an adapter for such a class."
 
@@ -127,7 +130,9 @@ def features_alone(output: Any) -> Any:
     and are not the stock ones, since layers that no feature comes from may have been skipped."""
     if not isinstance(output, Mapping) or "pooler_output" not in output:  # an attribute of its own, once
         return output
-    return type(output)(**{name: value for name, value in output.items() if name not in TOWER_STATES})
+    # Some outputs must have a field for them (a tower's from timm).
+    empty = {one.name: None for one in fields(output) if one.name in TOWER_STATES and one.default is MISSING}
+    return type(output)(**empty, **{name: value for name, value in output.items() if name not in TOWER_STATES})
 
 
 # What the running thread's (or task's) innermost pruned call delivers; None outside of one, and in the caller's own

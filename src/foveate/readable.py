@@ -33,7 +33,7 @@ def check_readable(family: Family, pruner: Method, options: Options) -> None:
             ]
             raise ValueError(
                 f"{pruner.name} reads {READINGS[reading]}, and {family.title} has none to read: {reason}. Methods that "
-                f"do without: {', '.join([*methods, 'cover:saliency=0'])}"
+                f"do without: {', '.join([*methods, 'cover:saliency=0'])} (for the command: --method cover:saliency=0)"
             )
         if reading == "saliency" and options.routed is not None and options.routed.reads_saliency:
             raise ValueError(

@@ -46,6 +46,8 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         module = row.hands(model)
     elif kind.startswith(("qwen", "glm")):
         module = base.visual.blocks[-1] if kind.startswith("qwen") else base.visual.post_layernorm
+    elif kind in ("fast_vlm", "gemma3n", "perception_lm"):  # what timm gives, in the projector's order and scale
+        module = base.vision_tower
     elif kind == "llama4":
         module = base.vision_model.layernorm_post
     elif kind == "ovis2":
@@ -65,6 +67,8 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         return output
     if isinstance(output, tuple):
         return output[0]
+    if output.last_hidden_state.ndim == 4:  # a convolution's map
+        return output.last_hidden_state.flatten(2).transpose(1, 2)
     return output.last_hidden_state if layer is None else output.hidden_states[layer]
 
 

@@ -77,7 +77,8 @@ def read_by_the_model(row: Row, model: Any, inputs: dict[str, Tensor]) -> list[T
 
 def with_head(model: Any) -> Any:
     """The model, its SigLIP tower with the head that pools, as it has it unless its config says otherwise."""
-    tower = model.model.vision_tower
+    base = model.model
+    tower = base.vision_tower if hasattr(base, "vision_tower") else base.vision_model
     tower = getattr(tower, "vision_model", tower)
     torch.manual_seed(1)
     tower.head, tower.use_head = SiglipMultiheadAttentionPoolingHead(tower.config).eval(), True
@@ -163,6 +164,10 @@ COMPLETE = {
     "lfm3_vl",
     "lfm3_vl-video",
     "paddleocr_vl",
+    "gemma3n",
+    "perception_lm",
+    "deepseek_vl",
+    "deepseek_vl_hybrid",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
     *(name for name in ROWS if name.startswith(("gemma4", "minicpm"))),
 }  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.tiny import (
     compass,
+    deepseek,
     ernie,
     films,
     gemma4,
@@ -26,6 +27,7 @@ from tests.tiny import (
     qwen35,
     siglip,
     tiles,
+    timm_towers,
 )
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
@@ -51,6 +53,8 @@ ROWS: dict[str, Row] = {
     **onevision.ROWS,
     **films.ROWS,
     **plain.ROWS,
+    **timm_towers.ROWS,
+    **deepseek.ROWS,
 }
 
 SEEING = [name for name, row in ROWS.items() if not row.unread]

@@ -53,10 +53,16 @@ def unknown_vision(attention: str) -> Any:
     return cohere2_vision(attention, UnknownConfig)
 
 
+class UnknownVlConfig(DeepseekVLConfig):
+    """Another one."""
+
+    model_type = "unknown_vl"
+
+
 @cache
-def deepseek_vl(attention: str) -> Any:
+def deepseek_vl(attention: str, config_class: Any = UnknownVlConfig) -> Any:
     torch.manual_seed(0)
-    config = DeepseekVLConfig(
+    config = config_class(
         vision_config=SIGLIP,
         text_config={"model_type": "llama", **TEXT},
         image_token_id=IMAGE,

@@ -20,6 +20,10 @@ from transformers import (
     CLIPVisionConfig,
     Cohere2VisionConfig,
     Cohere2VisionForConditionalGeneration,
+    DeepseekVLConfig,
+    DeepseekVLForConditionalGeneration,
+    DeepseekVLHybridConfig,
+    DeepseekVLHybridForConditionalGeneration,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Glm4vConfig,
@@ -51,7 +55,12 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+from transformers.models.deepseek_vl_hybrid.image_processing_pil_deepseek_vl_hybrid import (
+    DeepseekVLHybridImageProcessorPil,
+)
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -104,7 +113,8 @@ class Real:
     def features(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """(n, D) what stock transformers puts into the placeholders of one image."""
         names = (
-            "pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+            "pixel_values", "high_res_pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
+            "batch_num_images",
             "image_merge_sizes",
             "image_position_ids", "target_sizes", "spatial_shapes",
         )  # fmt: skip
@@ -298,6 +308,32 @@ def _mistral3() -> Any:
     )
 
 
+def _deepseek() -> Any:
+    return DeepseekVLForConditionalGeneration(
+        DeepseekVLConfig(vision_config=_siglip(384, 16), text_config=_llama(), image_token_id=IMAGE)
+    )
+
+
+def _deepseek_hybrid() -> Any:
+    sam = {
+        "model_type": "sam_vision_model", "hidden_size": 8, "output_channels": 4, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 1024, "patch_size": 16, "window_size": 14, "global_attn_indexes": [0],
+        "mlp_dim": 8,
+    }  # fmt: skip
+    return DeepseekVLHybridForConditionalGeneration(
+        DeepseekVLHybridConfig(
+            vision_config=_siglip(384, 16), high_res_vision_config=sam, text_config=_llama(), image_token_id=IMAGE
+        )
+    )
+
+
+def _without_sam() -> Any:
+    """What SAM adds is left out: its layers mix places."""
+    model = _finished(_deepseek_hybrid)()
+    torch.nn.init.zeros_(model.model.aligner.high_res_vision_proj.weight)
+    return model
+
+
 _VISION = {"depth": 2, "intermediate_size": 64, "num_heads": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 
@@ -469,6 +505,24 @@ REAL: dict[str, Real] = {
         _by(Glm4vImageProcessorPil(size={"shortest_edge": 12544, "longest_edge": 9633792})),
         counts=_counts(144, 999, 6030, 781, 9),
     ),
+    # Its background is the mean colour; a black or white picture's own edges are not.
+    "deepseek-vl-1.3b": Real(
+        _finished(_deepseek),
+        _by(DeepseekVLImageProcessorPil(size=_square(384))),
+        counts=_counts(576, 576, 576, 576, 576),
+    ),
+    "deepseek-vl-7b": Real(
+        cache(_without_sam),
+        _by(
+            DeepseekVLHybridImageProcessorPil(
+                size=_square(384),
+                high_res_size=_square(1024),
+                image_mean=OPENAI_CLIP_MEAN,
+                high_res_image_mean=OPENAI_CLIP_MEAN,
+            )
+        ),
+        counts=_counts(576, 576, 576, 576, 576),
+    ),
     "aya-vision": Real(_finished(_aya), _by(_tiles(364, 12)), _write_tagged),
     # Its own image processor needs torchvision; tiles of the same sides, put together in the same way.
     "command-a-vision": Real(_finished(_cohere2_vision), _by(_tiles(512, 12)), _write_breaks),
@@ -491,7 +545,10 @@ def spots(geometry: Any, few: int) -> Sequence[int]:
     views = sorted({0, 1, len(geometry.grids) - 1} & set(geometry.view.unique().tolist()))
     found: list[int] = []
     for view in views:
-        inside = (geometry.view == view).nonzero()[:, 0]
+        shown = (geometry.boxes[:, 2:] > geometry.boxes[:, :2]).all(dim=1)  # no padding
+        inside = (shown & (geometry.view == view)).nonzero()[:, 0]
+        if not len(inside):
+            continue
         places = [len(inside) - 1, len(inside) // 2, 0, len(inside) // 3, len(inside) - len(inside) // 5 - 1]
         found += inside[places[:few]].tolist()
     return list(dict.fromkeys(found))

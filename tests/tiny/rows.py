@@ -92,7 +92,8 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
         "image": (
-            "pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images",
+            "pixel_values", "high_res_pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
+            "batch_num_images",
             "image_merge_sizes", "image_position_ids", "target_sizes", "spatial_shapes",
         ),
         "video": (

@@ -7,6 +7,7 @@ from typing import Any
 from foveate.models.aya_vision import AyaVision
 from foveate.models.base import Family
 from foveate.models.cohere2_vision import Cohere2Vision
+from foveate.models.deepseek_vl import DeepseekVl, DeepseekVlHybrid
 from foveate.models.dots3_note import Dots3Note
 from foveate.models.encoded import EncodedImage
 from foveate.models.ernie_vl import ErnieVl
@@ -38,6 +39,7 @@ from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_omni import Qwen3Omni, Qwen25Omni
 from foveate.models.qwen_vl import CohereCompass, Cosmos3Edge, Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 from foveate.models.smolvlm import SmolVlm
+from foveate.models.timm_towers import FastVlm, Gemma3n, PerceptionLm
 from foveate.models.video_llama_3 import VideoLlama3
 
 FAMILIES: dict[str, type[Family]] = {
@@ -47,10 +49,14 @@ FAMILIES: dict[str, type[Family]] = {
         Cohere2Vision,
         CohereCompass,
         Cosmos3Edge,
+        DeepseekVl,
+        DeepseekVlHybrid,
         Dots3Note,
         ErnieVl,
         Exaone45,
+        FastVlm,
         Gemma3,
+        Gemma3n,
         Gemma4,
         Gemma4Unified,
         Glm4v,
@@ -75,6 +81,7 @@ FAMILIES: dict[str, type[Family]] = {
         Ovis2,
         PaddleOcrVl,
         PaliGemma,
+        PerceptionLm,
         QianfanOcr,
         Qwen25Omni,
         Qwen25Vl,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from foveate.attention import beside
+from foveate.modelling_files import beside
 from foveate.models.encoded import Kept, Kind
 from foveate.models.packed import PackedFamily
 

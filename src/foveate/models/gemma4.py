@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Gemma4(Family):
     video_inputs = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
     merge = "3x3 average"
     saliency = "mean received attention, last layer"
-    checkpoints: ClassVar[Mapping[str, str]] = {"gemma4": "google/gemma-4-E2B-it"}
+    checkpoints = {"gemma4": "google/gemma-4-E2B-it"}
 
     def check(self) -> None:
         if self.config.vision_config is None:

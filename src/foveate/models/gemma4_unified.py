@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from foveate.attention import Recorder
 from foveate.models.encoded import Request
@@ -20,8 +19,8 @@ class Gemma4Unified(Gemma4):
     model_types = ("gemma4_unified",)
     merge = "1"
     saliency = "none"
-    unread: ClassVar[Mapping[str, str]] = {"saliency": WHY, "keys": WHY, "encoded": WHY}
-    checkpoints: ClassVar[Mapping[str, str]] = {"gemma4_unified": "google/gemma-4-12B-it"}
+    unread = {"saliency": WHY, "keys": WHY, "encoded": WHY}
+    checkpoints = {"gemma4_unified": "google/gemma-4-12B-it"}
 
     @property
     def side(self) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Lfm2Vl(Family):
     merge = "2x2"
     views = "tiles + 1"
     saliency = "mean received attention, last layer"
-    checkpoints: ClassVar[Mapping[str, str]] = {"lfm2_vl": "LiquidAI/LFM2-VL-1.6B"}
+    checkpoints = {"lfm2_vl": "LiquidAI/LFM2-VL-1.6B"}
 
     def check(self) -> None:
         require_encoded_apart(self.title, self.base)

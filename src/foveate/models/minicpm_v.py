@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class MiniCpmV(Family):
     merge = "2x2, in mode 16x 4x4"
     views = "1 + slices"
     saliency = "mean received attention, last layer"
-    checkpoints: ClassVar[Mapping[str, str]] = {
+    checkpoints = {
         "minicpmv4_6": "openbmb/MiniCPM-V-4.6",
         "minicpm_ocr": "openbmb/MiniCPM-OCR-1.0",
     }

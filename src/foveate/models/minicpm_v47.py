@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class MiniCpmV47(MiniCpmV):
     title = "MiniCPM-V 4.7"
     model_types = ("minicpmv4_7",)
     positions = ("original",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"minicpmv4_7": "openbmb/MiniCPM-V-4.7-1B"}
+    checkpoints = {"minicpmv4_7": "openbmb/MiniCPM-V-4.7-1B"}
 
     def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
         sizes = arguments.get("target_sizes")

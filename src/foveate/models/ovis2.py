@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.attention import Recorder, beside, projecting, tapped_config
+from foveate.attention import Recorder, projecting, tapped_config
+from foveate.modelling_files import beside
 from foveate.models.base import look_up
 from foveate.models.encoded import Kept, Kind, Request, recorder_for
 from foveate.models.tiles import Cut, TiledFamily, runs_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from foveate.attention import recording
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.towers import Reading, Tower, TowerFamily
+from foveate.tokens import Geometry
 
 
 def square_sources(grid: tuple[int, int], factor: int) -> Tensor:
@@ -23,6 +25,15 @@ def square_sources(grid: tuple[int, int], factor: int) -> Tensor:
     """
     places = torch.arange(grid[0] * grid[1], device="cpu").view(grid)
     return places.unfold(0, factor, factor).unfold(1, factor, factor).reshape(-1, factor**2)
+
+
+def clipped(geometry: Geometry) -> Geometry:
+    """The same where boxes end at the picture's edges, and those of padding, beyond them, are empty."""
+    boxes = geometry.boxes
+    height, width = geometry.image_size
+    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+    empty = (inside[:, 2:] <= inside[:, :2]).any(dim=1, keepdim=True)
+    return dataclasses.replace(geometry, boxes=torch.where(empty, inside[:, 2:].repeat(1, 2), inside))
 
 
 def stacked(kept: Sequence[Kept]) -> Any:
@@ -62,18 +73,23 @@ class SquareFamily(TowerFamily):
             )
         reading = Reading(len(self.tower.layers) - 1, "full", normed=True)
         with recording(self.tower.recorder(reading, request)) as record:
-            output = request.features(pixel_values=pixels, return_dict=True)
+            output = request.features(**{name: inputs[name] for name in self.image_inputs}, return_dict=True)
         sources = square_sources((self.tower.side,) * 2, self.factor)
-        side = self.tower.side // self.factor
-        seen = side * self.factor * self.config.vision_config.patch_size
-        boxes = torch.tensor([[0, 0, seen, seen]], device="cpu")
-        geometry = grid_geometry([(side, side)], boxes, (size, size), pixels.device)
         images = []
+        geometries = self.geometries(inputs)
         for number, stream in enumerate(output.pooler_output):
             ours = sources + number * self.tower.side**2
-            tokens = read_tokens(record, stream, geometry, ours)
+            tokens = read_tokens(record, stream, geometries[number], ours)
             images.append(EncodedImage.of_patches(tokens))
         return images
+
+    def geometries(self, inputs: Mapping[str, Any]) -> list[Geometry]:
+        """Where the tokens of every image lie: in its square, all of which is the picture."""
+        pixels = inputs["pixel_values"]
+        size, side = pixels.shape[-1], self.tower.side // self.factor
+        seen = side * self.factor * self.config.vision_config.patch_size
+        boxes = torch.tensor([[0, 0, seen, seen]], device="cpu")
+        return [grid_geometry([(side, side)], boxes, (size, size), pixels.device)] * len(pixels)
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         return stacked(kept)

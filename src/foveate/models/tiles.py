@@ -19,7 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from foveate.attention import Recorder, recording
 from foveate.models.base import accepted
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, tile_boxes
-from foveate.models.squares import square_sources, stacked
+from foveate.models.squares import clipped, square_sources, stacked
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry
 
@@ -84,9 +84,15 @@ class TiledFamily(TowerFamily):
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
         pixels = inputs["pixel_values"]
-        side, covered = self._side(pixels)
+        side, _ = self._side(pixels)
         # Where some views are encoded after others, frames are pictures of one view each: none of them is a crop.
         cuts = self._read(request.prompt, side**2, len(pixels), films=request.views is None)
+        return self.encode_cuts(inputs, request, cuts)
+
+    def encode_cuts(self, inputs: Mapping[str, Any], request: Request, cuts: Sequence[Cut]) -> list[EncodedImage]:
+        """``encode`` where it is known which tiles are one image."""
+        pixels = inputs["pixel_values"]
+        side, covered = self._side(pixels)
         with recording(self.recorder(inputs, request)) as record:
             options = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
             output = request.features(request.pick(pixels), **accepted(request.features, options), return_dict=True)
@@ -114,6 +120,12 @@ class TiledFamily(TowerFamily):
             return images
         given = [one.flatten(0, -2) for one in handed.split(tiles)]
         return [dataclasses.replace(image, handed=one) for image, one in zip(images, given, strict=True)]
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch's side."""
+        patch = self.config.vision_config.patch_size
+        return int(patch if isinstance(patch, int) else patch[0])
 
     def handed(self, output: Any) -> Tensor:
         """(tiles, ..., W): of what ``get_image_features`` gives, what becomes tokens."""
@@ -158,8 +170,7 @@ class TiledFamily(TowerFamily):
                 f"{self.title} takes pixel_values as one tensor (tiles of all images, channels, side, side), "
                 f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
-        patch = self.config.vision_config.patch_size
-        patch = patch if isinstance(patch, int) else patch[0]
+        patch = self.patch
         side, rest = divmod(pixels.shape[-1] // patch, self.factor)
         if rest or not side:
             raise ValueError(
@@ -197,7 +208,8 @@ class TiledFamily(TowerFamily):
         right arrangement do the crops look like it. (Crops that fit in any, of one colour, get the squarest.)"""
         options = [[cut.grid] if cut.grid else [(1, 1)] if cut.film else arrangements(cut.tiles) for cut in cuts]
         asked = [number for number, known in enumerate(options) if len(known) > 1]
-        best = [misfits(views[number][:-1], views[number][-1], options[number]).argmin() for number in asked]
+        apart = [(views[n][1:], views[n][0]) if self.whole_first else (views[n][:-1], views[n][-1]) for n in asked]
+        best = [misfits(*parts, options[number]).argmin() for number, parts in zip(asked, apart, strict=True)]
         choice = dict(zip(asked, torch.stack(best).tolist() if best else [], strict=True))  # one read for all
         return [known[choice.get(number, 0)] for number, known in enumerate(options)]
 
@@ -212,10 +224,7 @@ class TiledFamily(TowerFamily):
         boxes = torch.cat([crops.new_tensor([[0, 0, width * seen, height * seen]]), crops])[-tiles:]
         geometry = grid_geometry([(side, side)] * tiles, boxes, extent, device)
         if extent != (grid[0] * pixels, grid[1] * pixels):  # the rest is padding
-            inside = geometry.boxes.minimum(geometry.boxes.new_tensor([width, height] * 2))
-            empty = (inside[:, 2:] <= inside[:, :2]).any(dim=1, keepdim=True)
-            inside = torch.where(empty, inside[:, 2:].repeat(1, 2), inside)
-            geometry = dataclasses.replace(geometry, boxes=inside)
+            geometry = clipped(geometry)
         if self.whole_first:
             return geometry
         order = torch.arange(len(geometry), device=device).roll(-(side**2))
