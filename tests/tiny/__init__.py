@@ -40,7 +40,7 @@ KIN = frozenset({
     "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "generic-deepseek_vl", "generic-pixel_shuffle",
     "internvl-video", "smolvlm-video", "llava_next_video", "llava_next_video-clip-video",
     "llava_next_video-siglip-video", "mistral_large4", "lighton_ocr", "qianfan_ocr",
-    "vipllava",
+    "vipllava", "shieldgemma2",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
 hold every pair of them."""

@@ -6,6 +6,7 @@ from the checkpoint's own preprocessor config.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -64,6 +65,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from tests.tiny import real_kin
 from tests.tiny.glm import IDS as GLM_IDS
 from tests.tiny.glm import ROPE as GLM_ROPE
 from tests.tiny.qwen import IDS as QWEN_IDS
@@ -124,7 +126,7 @@ def seeing_only_its_own(model: Any) -> Any:
     """
     tower = next(
         getattr(model.model, name)
-        for name in ("vision_tower", "vision_model", "visual")
+        for name in ("vision_tower", "vision_model", "visual", "vision_encoder")
         if isinstance(getattr(model.model, name, None), nn.Module)
     )
     stacks = [
@@ -463,6 +465,9 @@ REAL: dict[str, Real] = {
     # Its own image processor needs torchvision; tiles of the same sides, put together in the same way.
     "command-a-vision": Real(_finished(_cohere2_vision), _by(_tiles(512, 12)), _write_breaks),
 }
+
+
+REAL |= real_kin.rows(sys.modules[__name__])
 
 
 def spots(geometry: Any, few: int) -> Sequence[int]:

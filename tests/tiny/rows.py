@@ -129,6 +129,7 @@ class Row:
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
         fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
+        only_pruned: the same where a pruned call, which hands over features by itself, does not.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
@@ -153,6 +154,7 @@ class Row:
     mixes_beams: bool = False
     looks_up: bool = True
     fails: Mapping[str, str] = field(default_factory=dict)
+    only_pruned: Mapping[str, str] = field(default_factory=dict)
     embeds: bool = True
     placeholder: int | None = None
     repeats: bool = True
