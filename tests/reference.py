@@ -193,8 +193,8 @@ def _pad(
 @torch.no_grad()
 def logits_of(row: Row, model: Any, hidden: Tensor) -> Tensor:
     scores: Tensor = model.get_output_embeddings()(hidden)
-    if hasattr(model, "final_logit_softcapping"):
-        return (scores / model.final_logit_softcapping).tanh() * model.final_logit_softcapping
+    if row.cap is not None:
+        scores = row.cap * (scores / row.cap).tanh()
     return scores * model.logit_scale if hasattr(model, "logit_scale") else scores
 
 

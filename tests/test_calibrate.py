@@ -23,7 +23,7 @@ import foveate
 from foveate import bundled
 from foveate.functional import Merge, sizes
 from tests import reference
-from tests.tiny import ROWS, SILENT, Row, prompts, siglip
+from tests.tiny import ROWS, SEEING, SILENT, Row, prompts, siglip
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
@@ -35,7 +35,10 @@ OLD = Version(transformers.__version__) < Version("5.18")
 BY_BLOCKS = ("gemma3", "paligemma")
 
 
-@pytest.fixture(params=list(ROWS))
+HYBRID = [name for name, row in ROWS.items() if row.hybrid]
+
+
+@pytest.fixture(params=[name for name in SEEING if name not in HYBRID])
 def row(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
@@ -75,6 +78,10 @@ def with_bias(row: Row, bias: Tensor, monkeypatch: pytest.MonkeyPatch) -> Row:
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             near = added(whole & (distance < text.sliding_window), mask)
             masks = {"full_attention": masks, "sliding_attention": near}
+        if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+            number = (mask.cumsum(1) - 1).clamp(min=0) // text.attention_chunk_size  # from the first token on
+            together = number[:, :, None] == number[:, None]
+            masks = {"full_attention": masks, "chunked_attention": added(whole & together, mask)}
         return row.hidden(model, embeddings, masks, positions, prompt)
 
     return replace(row, hidden=hidden)
@@ -180,6 +187,13 @@ def test_a_strength_of_zero_is_off(row: Row) -> None:
     pruner = foveate.get_pruner(ZIP, keep=0.3)
     results = [run(model, inputs, pruner, calibrate) for calibrate in (0.0, False)]
     assert all(torch.equal(a, b) for a, b in zip(*(one.logits for one in results), strict=True))
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_layers_without_logits_are_refused(name: str) -> None:
+    model = ROWS[name].make("sdpa")
+    with pytest.raises(ValueError, match="has layers without them .*: leave it out"):
+        run(model, prompts(ROWS[name], model, "one"), foveate.get_pruner(ZIP, keep=0.4))
 
 
 MODES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import foveate
 from foveate import INSIDE_METHODS, METHODS, WRAPPERS
 from foveate.cli import app, console
 from foveate.cli.evaluate import parse_methods
-from foveate.models import FAMILIES
+from foveate.coverage import SUPPORTED
 from tests import checkpoint
 from tests.tiny import ROWS
 
@@ -304,7 +304,7 @@ def test_lists():
     assert next(entry for entry in told if entry["name"] == "cover")["paper"] is None
     assert "LLaVA-NeXT" in call("models").stdout
     models = json.loads(call("models", "--json").stdout)["models"]
-    assert {name for entry in models for name in entry["model_types"]} == set(FAMILIES)
+    assert {name for entry in models for name in entry["model_types"]} == set(SUPPORTED)
     assert next(entry for entry in models if entry["family"] == "Qwen3-VL")["video"] == "yes"
     assert call("--version").stdout == f"foveate {foveate.__version__}\n"
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 import foveate
 from foveate.cli.app import app
-from foveate.models import FAMILIES
+from foveate.coverage import SUPPORTED
 from foveate.serving.metrics import GAUGES, WORKER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ def test_readme_lists_every_method_by_its_class() -> None:
 
 
 def test_readme_lists_every_family() -> None:
-    assert table_column(ROOT / "README.md", "Model families", 1) == set(FAMILIES)
+    assert table_column(ROOT / "README.md", "Model families", 1) == set(SUPPORTED)
 
 
 def test_the_serving_page_lists_every_option_and_what_workers_count() -> None:

@@ -439,7 +439,7 @@ def test_what_else_is_refused() -> None:
 @pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("generic")])
 def test_other_families_are_refused(name: str) -> None:
     model = ROWS[name].make("sdpa")
-    foveate.attach(model, foveate.Saliency()).remove()  # stock itself hooks towers at their first use
+    foveate.attach(model, foveate.DivPrune()).remove()  # stock itself hooks towers at their first use
     before = fingerprint(model)
     if name == "llava-pixtral":  # its LLM is Mistral's
         with pytest.raises(ValueError, match="see a window only"):

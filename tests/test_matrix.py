@@ -103,12 +103,12 @@ def skip_if_stock_needs_its_cache(model: Any, inputs: dict[str, Tensor]) -> None
         pytest.skip("the stock model gives other logits without a cache")
 
 
-def refused_without_cache(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor]) -> None:
-    """Stock's own failure at the second token, which a pruned call says in advance."""
+def refused(pruner: foveate.Pruner, model: Any, inputs: dict[str, Tensor], **options: Any) -> None:
+    """Where stock itself fails in the middle, a pruned call says so in advance."""
     with pytest.raises(IndexError):
-        model.generate(**inputs, **GREEDY, use_cache=False)
-    with pruner(model), pytest.raises(ValueError, match="use_cache"):
-        model.generate(**inputs, **GREEDY, use_cache=False)
+        model.generate(**inputs, **GREEDY, **options)
+    with pruner(model), pytest.raises(ValueError, match="stock transformers"):
+        model.generate(**inputs, **GREEDY, **options)
 
 
 def skip_if_stock_fails(row: Row, mode: str) -> None:
@@ -121,7 +121,7 @@ def skip_if_stock_fails(row: Row, mode: str) -> None:
 @pytest.mark.parametrize("mode", list(MODES))
 def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, keep: float | int) -> None:
     options, wanted = MODES[mode]
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     if mode == "beams" and not row.repeats:
         with pytest.raises(RuntimeError):
             model.generate(**inputs, **options)
@@ -129,7 +129,7 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
             model.generate(**inputs, **options)
         return
     if mode == "no_cache" and not row.grows:
-        refused_without_cache(pruner, model, inputs)
+        refused(pruner, model, inputs, use_cache=False)
         return
     if mode in row.fails:
         for on in (nullcontext(), pruner(model)):
@@ -170,7 +170,7 @@ def test_eager(row: Row, keep: float | int) -> None:
     """The modes run on SDPA; with eager attention, masks are made in another way."""
     model = row.make("eager")
     inputs = prompts(row, model, "mixed")
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     with pruner(model):
         result = model.generate(**inputs, **GREEDY)
     if keep == 1.0:
@@ -191,9 +191,9 @@ def test_positions_and_newlines(
     keep: float | int,
     use_cache: bool,
 ) -> None:
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     if not (use_cache or row.grows):
-        refused_without_cache(pruner, model, inputs)
+        refused(pruner, model, inputs, use_cache=False)
         return
     with pruner(model, positions=positions, newlines=newlines):
         result = model.generate(
@@ -215,7 +215,7 @@ def test_positions_and_newlines(
 
 @pytest.mark.parametrize("keep", KEEPS)
 def test_scores(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     options = {
         "max_new_tokens": NEW,
         "do_sample": False,
@@ -235,7 +235,7 @@ def test_scores(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | i
 def test_lengths(row: Row, model: Any, inputs: dict[str, Tensor], keep: float | int) -> None:
     """max_length and min_length count the prompt as the user knows it."""
     length = inputs["input_ids"].shape[1]
-    with foveate.AdaFV(keep=keep)(model):
+    with row.pruner(keep)(model):
         bounded = model.generate(**inputs, max_length=length + 4, do_sample=False)
         given = model.generate(
             **inputs,
@@ -261,11 +261,18 @@ def test_speculative(row: Row, model: Any, batch: str, keep: float | int) -> Non
     if OLD:
         pytest.skip("this transformers looks for EOS tokens in candidates without asking whether there are any")
     inputs = prompts(row, model, batch)
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     lookup = {"prompt_lookup_num_tokens": 3}
+    if model._is_stateful:  # a state cannot be taken back to where a candidate was refused: stock's own refusal
+        for there in (pruner(model), nullcontext()):
+            with there, pytest.raises(ValueError, match="not supported with stateful models"):
+                model.generate(**inputs, **GREEDY, **lookup)
+        return
+    if not row.grows:
+        refused(pruner, model, inputs, **lookup)
     with pruner(model):
         alone = model.generate(**inputs, **GREEDY)
-        looked_up = model.generate(**inputs, **GREEDY, **lookup)
+        looked_up = model.generate(**inputs, **GREEDY, **lookup) if row.grows else alone
         chosen = indices(pruner)
     if not torch.equal(alone, looked_up):
         # Only where the stock model contradicts itself (keep=1.0 among it): from the short prompt it gives the same.
@@ -300,7 +307,7 @@ class Collector(BaseStreamer):
 def test_streamer(row: Row, model: Any, keep: float | int) -> None:
     inputs = prompts(row, model, "several")
     streamer = Collector()
-    with foveate.AdaFV(keep=keep)(model):
+    with row.pruner(keep)(model):
         result = model.generate(**inputs, **GREEDY, streamer=streamer)
     assert streamer.ended
     assert torch.equal(streamer.seen[0], inputs["input_ids"])
@@ -314,7 +321,7 @@ def test_forward(row: Row, model: Any, inputs: dict[str, Tensor], positions: str
     ids = inputs["input_ids"]
     unlabelled = torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0)
     labels = ids.masked_fill(unlabelled, -100)
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     with torch.no_grad(), pruner(model, positions=positions):
         output = model(**inputs, labels=labels)
         last = model(**inputs, logits_to_keep=2).logits
@@ -354,8 +361,8 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
         skip_if_stock_fails(row, "static_cache")
     if OLD and cache is StaticCache and model.config.model_type == "paligemma":
         pytest.skip("stock 5.4 looks for token types that a second turn does not have")
-    # "prompt" text would change between the turns; saliency does not read it
-    pruner = foveate.Saliency(keep=keep)
+    # "prompt" text would change between the turns, which this method does not read
+    pruner = row.steady(keep)
     options = {"disable_compile": True, **GREEDY}
     with pruner(model, positions=positions):
         first = model.generate(**inputs, **options, past_key_values=store, return_dict_in_generate=True)
@@ -382,6 +389,11 @@ def test_methods(row: Row, method: str, keep: float | int) -> None:
     model = row.make("sdpa")
     inputs = prompts(row, model, "mixed")
     pruner = foveate.get_pruner(method, keep=keep)
+    unread = [one for one in row.unread if getattr(pruner, f"reads_{one}")]
+    if unread:
+        with pytest.raises(ValueError, match=f"{pruner.name} reads .*has none to read: .*Methods that do without: "):
+            foveate.attach(model, pruner)
+        return
     with pruner(model):
         result = model.generate(**inputs, **GREEDY)
         chosen, weights = indices(pruner), [one.weights for one in pruner.selections]
@@ -464,7 +476,7 @@ def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float
     inputs = prompts(row, model, batch)
     skip_if_stock_fails(row, mode)
     options, wanted = MODES[mode]
-    pruner = foveate.AdaFV(keep=keep)
+    pruner = row.pruner(keep)
     torch.manual_seed(11)
     with pruner(model, crops=crops), embedded(model) as seen:
         result = model.generate(**inputs, **options)
@@ -495,7 +507,7 @@ def test_crops(name: str, mode: str, batch: str, keep: float | int, crops: float
 )
 def test_crops_positions_and_newlines(row: Row, model: Any, positions: str, newlines: str) -> None:
     inputs = prompts(row, model, "mixed")
-    pruner = foveate.AdaFV(keep=0.4)
+    pruner = row.pruner(0.4)
     with pruner(model, positions=positions, newlines=newlines, crops=1):
         result = model.generate(**inputs, **GREEDY)
     assembled = reference.assemble(row, model, inputs, indices(pruner), newlines, positions)
@@ -513,7 +525,7 @@ def test_all_crops_are_stock(name: str, mode: str, keep: float | int) -> None:
     options = {**MODES[mode][0], "return_dict_in_generate": True, "output_logits": True}
     found = []
     for crops in (None, 1.0, 9):
-        pruner = foveate.AdaFV(keep=keep)
+        pruner = row.pruner(keep)
         with pruner(model, crops=crops):
             found.append((model.generate(**inputs, **options), pruner.selections))
     (plain, chosen), *others = found
@@ -537,7 +549,7 @@ def test_crops_forward(name: str) -> None:
     inputs = prompts(row, model, "mixed")
     ids = inputs["input_ids"]
     labels = ids.masked_fill(torch.isin(ids, torch.tensor([*SILENT, BOS])) | (inputs["attention_mask"] == 0), -100)
-    pruner = foveate.AdaFV(keep=0.4)
+    pruner = row.pruner(0.4)
     with pruner(model, crops=0.5):
         output = model(**inputs, labels=labels)
     assembled = reference.assemble(row, model, inputs, indices(pruner))

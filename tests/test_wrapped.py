@@ -22,7 +22,8 @@ from transformers import BitsAndBytesConfig, CompileConfig, PreTrainedModel
 
 import foveate
 from tests import checkpoint
-from tests.tiny import IMAGE, ROWS, SILENT, prompts
+from tests.tiny import IMAGE, ROWS, SEEING, SILENT, prompts
+from tests.tiny.rows import inner
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
 FEW = ["llava-clip", "qwen2_5_vl", "generic-pixel_shuffle"]
@@ -44,7 +45,8 @@ def inputs_of(name: str, batch: str = "mixed") -> dict[str, torch.Tensor]:
 
 
 def language_model(model: Any) -> Any:
-    return model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+    base = inner(model)
+    return base.language_model if hasattr(base, "language_model") else base.text_model
 
 
 def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -259,7 +261,7 @@ def test_language_model_in_one_graph() -> None:
 
 def precise(model: Any, which: str) -> Any:
     """The model with a part of it in another dtype."""
-    words = set(map(id, language_model(model).parameters())) | set(map(id, model.lm_head.parameters()))
+    words = set(map(id, language_model(model).parameters())) | set(map(id, model.get_output_embeddings().parameters()))
     if which == "half":
         return model.half()
     if which == "embeddings":
@@ -273,7 +275,7 @@ def precise(model: Any, which: str) -> Any:
 
 
 @pytest.mark.parametrize("which", ["llm bf16", "llm fp16 half", "vision bf16", "embeddings", "half"])
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", SEEING)
 def test_mixed_precision(name: str, which: str) -> None:
     """Where stock runs: keep=1 is stock, and methods can put features and embeddings of two dtypes together."""
     model, inputs = precise(copied(name), which), inputs_of(name)
@@ -295,16 +297,19 @@ def test_mixed_precision(name: str, which: str) -> None:
 
 def spread(model: Any, folder: Path) -> Any:
     """Every other part of the model, most of the language model and the head on disk, hooks everywhere."""
-    places = {f"model.{name}": ("disk" if n % 2 else "cpu") for n, (name, _) in enumerate(model.model.named_children())}
-    places |= {f"model.{name}": "cpu" for name, _ in model.model.named_parameters(recurse=False)}
-    words = next(name for name, module in model.model.named_children() if module is language_model(model))
-    del places[f"model.{words}"]
-    places |= {f"model.{words}.{name}": "disk" for name, _ in language_model(model).named_children()}
-    return dispatch_model(model, {**places, "lm_head": "disk"}, main_device="cpu", offload_dir=folder)
+    base = inner(model)
+    owner = "" if base is model else "model."
+    places = {f"{owner}{name}": ("disk" if n % 2 else "cpu") for n, (name, _) in enumerate(base.named_children())}
+    places |= {f"{owner}{name}": "cpu" for name, _ in base.named_parameters(recurse=False)}
+    words = next(name for name, module in base.named_children() if module is language_model(model))
+    del places[f"{owner}{words}"]
+    places |= {f"{owner}{words}.{name}": "disk" for name, _ in language_model(model).named_children()}
+    head = {"lm_head": "disk"} if hasattr(model, "lm_head") else {}
+    return dispatch_model(model, {**places, **head}, main_device="cpu", offload_dir=folder)
 
 
 @pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", SEEING)
 def test_split_between_memory_and_disk(name: str, tmp_path: Path) -> None:
     inputs, plain = inputs_of(name), ROWS[name].make("sdpa")
     stock, pruned = answers(plain, None, inputs), answers(plain, foveate.AdaFV(keep=0.3), inputs)
@@ -424,7 +429,7 @@ def stock_class(thing: Any) -> Any:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", SEEING)
 def test_subclass_from_a_repository(name: str, attention: str, elsewhere: str) -> None:
     """Model, layers and attention are of classes from elsewhere that add nothing."""
     inputs, plain = inputs_of(name), ROWS[name].make(attention)
@@ -432,8 +437,8 @@ def test_subclass_from_a_repository(name: str, attention: str, elsewhere: str) -
     model = copy.deepcopy(plain)
     for module in list(model.modules()):
         # A tower registers its class for hidden states when it is made, which these are not.
-        inner = isinstance(module, PreTrainedModel) and module not in (model, model.model)
-        if type(module).__module__.startswith("transformers.models") and not inner:
+        tower = isinstance(module, PreTrainedModel) and module not in (model, inner(model))
+        if type(module).__module__.startswith("transformers.models") and not tower:
             derived(module, elsewhere)
     check(model, inputs, stock, pruned)
 

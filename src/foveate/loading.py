@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from foveate.models import FAMILIES, unsupported
+from foveate.models import FAMILIES, check_left_out, unsupported
 from foveate.models.pattern import parts_of
 
 BUNDLED = "bundled"
@@ -61,6 +61,8 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
     name = os.path.expanduser(source)
     if local:
         check_folder(Path(name))
+        # Before transformers, which may not know the type, or may need more packages to load what is left out anyway.
+        _check_left_out(source, declared_type(Path(name)))
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
         check_family(source, config)
@@ -132,12 +134,13 @@ def _sentence(text: str) -> str:
 
 
 def check_family(source: str, config: Any) -> None:
-    """Raises ValueError, naming the families there are, where no adapter takes models with this config.
+    """Raises ValueError, with the reason, where no adapter takes models with this config.
 
     Without an adapter of its own a model is built without weights, to see whether the generic one may take it.
     """
     if config.model_type in FAMILIES:
         return
+    _check_left_out(source, config.model_type)
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -147,6 +150,34 @@ def check_family(source: str, config: Any) -> None:
     except Exception as error:  # whatever keeps a class from being built, unsupported it is
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{source}: {unsupported(config.model_type, reason)}") from error
+
+
+def _check_left_out(source: str, model_type: str) -> None:
+    try:
+        check_left_out(model_type)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def declared_type(path: Path) -> str:
+    """The ``model_type`` that a checkpoint folder, or its config.json, says it has; "" where it says none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or no object.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: give a checkpoint's folder, or its config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a config.json: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no object: a checkpoint's config.json is one, with its model_type")
+    return str(config.get("model_type") or "")
 
 
 def is_folder(source: str) -> bool:

@@ -14,15 +14,20 @@ READINGS = {
 """What a family may lack, and what it is called."""
 
 
+def unread_by(family: Family | type[Family], method: type[Method] | Method) -> str | None:
+    """What a method reads that this family's encoder does not have, a key of ``READINGS``; None where there is all."""
+    return next((reading for reading in family.unread if getattr(method, f"reads_{reading}", False)), None)
+
+
 def check_readable(family: Family, pruner: Method, options: Options) -> None:
     """Raises ValueError where a method, or the choice of crops, reads what this family's encoder does not have; the
     message says why, and which methods do without."""
     for reading, reason in family.unread.items():
-        if getattr(pruner, f"reads_{reading}"):
+        if reading == unread_by(family, pruner):
             methods = [
                 name
                 for name, kind in known_methods().items()
-                if not any(getattr(kind, f"reads_{one}", False) for one in family.unread)
+                if unread_by(family, kind) is None
                 and not issubclass(kind, InsidePruner)
                 and not issubclass(kind, Wrapper)
             ]

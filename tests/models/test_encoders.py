@@ -18,12 +18,18 @@ import foveate
 from foveate.instrumented import looking_through
 from foveate.models.encoded import Request
 from tests.encoding import encode
-from tests.tiny import ROWS, SILENT, Row, prompts
+from tests.tiny import ROWS, SEEING, SILENT, Row, prompts
 from tests.tiny.rows import features_of, inner
 
 
-@pytest.fixture(params=list(ROWS))
+@pytest.fixture(params=SEEING)
 def row(request: pytest.FixtureRequest) -> Row:
+    return ROWS[request.param]
+
+
+@pytest.fixture(params=list(ROWS))
+def any_row(request: pytest.FixtureRequest) -> Row:
+    """One without attention to read, too."""
     return ROWS[request.param]
 
 
@@ -167,14 +173,14 @@ def test_under_another_default_device(row: Row) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_encoder_output_is_bit_identical(row: Row, attention: str) -> None:
-    model = row.make(attention)
-    inputs = prompts(row, model, "mixed")
-    stock = row.streams(model, inputs, row.kind)
-    encoded = encode(model, inputs, row.kind, keys=True)
+def test_encoder_output_is_bit_identical(any_row: Row, attention: str) -> None:
+    model = any_row.make(attention)
+    inputs = prompts(any_row, model, "mixed")
+    stock = any_row.streams(model, inputs, any_row.kind)
+    encoded = encode(model, inputs, any_row.kind, keys=True)
     assert all(torch.equal(image.stream, theirs) for image, theirs in zip(encoded, stock, strict=True))
-    if row.planes:
-        for image, planes in zip(encoded, row.planes(model, inputs, row.kind), strict=True):
+    if any_row.planes:
+        for image, planes in zip(encoded, any_row.planes(model, inputs, any_row.kind), strict=True):
             assert all(torch.equal(ours, theirs) for ours, theirs in zip(image.planes, planes, strict=True))
 
 
@@ -188,11 +194,11 @@ def shapes(thing: Any) -> Any:
 
 
 def test_features_are_asked_for_once_and_what_they_give_can_be_handed_back(
-    row: Row, monkeypatch: pytest.MonkeyPatch
+    any_row: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing is dropped, the model may get stock's own output object: its answer is stock's, to the shapes."""
-    model = row.make("sdpa")
-    inputs = prompts(row, model, "mixed")
+    model = any_row.make("sdpa")
+    inputs = prompts(any_row, model, "mixed")
     with torch.no_grad():
         stock = model(**inputs)
     given: list[Any] = []
@@ -203,10 +209,10 @@ def test_features_are_asked_for_once_and_what_they_give_can_be_handed_back(
 
     ids = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -1)
     with looking_through(model) as site, torch.no_grad():
-        encode_kind = site.family.encode if row.kind == "image" else site.family.encode_videos
-        encode_kind(dict(inputs), Request(partial(asked, site.features[row.kind]), keys=True, prompt=ids))
+        encode_kind = site.family.encode if any_row.kind == "image" else site.family.encode_videos
+        encode_kind(dict(inputs), Request(partial(asked, site.features[any_row.kind]), keys=True, prompt=ids))
     (output,) = given
-    monkeypatch.setattr(inner(model), f"get_{row.kind}_features", lambda *args, **kwargs: output, raising=False)
+    monkeypatch.setattr(inner(model), f"get_{any_row.kind}_features", lambda *args, **kwargs: output, raising=False)
     with torch.no_grad():
         again = model(**inputs)
     assert torch.equal(again.logits, stock.logits)
@@ -227,11 +233,21 @@ def test_nothing_is_tapped_unless_read(row: Row) -> None:
         assert torch.equal(image.tokens.keys, wanted.tokens.keys)
 
 
-def test_slots_and_geometry_agree(row: Row) -> None:
-    """The patches stand in the placeholders in order, and each has a place of its own in its view's grid."""
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in SEEING])
+def test_what_an_encoder_does_not_have_is_none(name: str) -> None:
+    row = ROWS[name]
     model = row.make("sdpa")
     inputs = prompts(row, model, "mixed")
-    for image in encode(model, inputs, row.kind):
+    for image in encode(model, inputs, row.kind, keys=True):
+        assert image.tokens.saliency is None
+        assert image.tokens.keys is None
+
+
+def test_slots_and_geometry_agree(any_row: Row) -> None:
+    """The patches stand in the placeholders in order, and each has a place of its own in its view's grid."""
+    model = any_row.make("sdpa")
+    inputs = prompts(any_row, model, "mixed")
+    for image in encode(model, inputs, any_row.kind):
         count = len(image.tokens)
         assert image.placeholders == len(image.slots) == len(image.stream)
         assert image.slots[image.slots >= 0].tolist() == list(range(count))
@@ -250,12 +266,12 @@ def test_slots_and_geometry_agree(row: Row) -> None:
         assert (boxes[:, 2:] >= boxes[:, :2]).all()
 
 
-def test_no_trace_is_left(row: Row) -> None:
+def test_no_trace_is_left(any_row: Row) -> None:
     """Every module's own attributes are the same objects after a pruned call as before any."""
-    model = copy.deepcopy(row.make("sdpa"))
-    inputs = prompts(row, model, "one")
+    model = copy.deepcopy(any_row.make("sdpa"))
+    inputs = prompts(any_row, model, "one")
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
-    with foveate.AdaFV(keep=0.3)(model):
+    with any_row.pruner(0.3)(model):
         model.generate(**inputs, max_new_tokens=2, suppress_tokens=SILENT)
     for name, module in model.named_modules():
         after = dict(vars(module))

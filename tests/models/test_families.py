@@ -103,10 +103,10 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     inputs = prompts(ROWS[name], ROWS[name].make("sdpa"), "mixed")
     for pixels in inputs.keys() & {"pixel_values", "pixel_values_videos"}:
         inputs[pixels] = inputs[pixels].to(dtype)
-    with foveate.AdaFV(keep=1.0)(model):
+    with ROWS[name].pruner(1.0)(model):
         ours = model.generate(**inputs, **GREEDY)
     assert torch.equal(ours, model.generate(**inputs, **GREEDY))
-    pruner = foveate.AdaFV(keep=0.3)
+    pruner = ROWS[name].pruner(0.3)
     with pruner(model):
         model.generate(**inputs, **GREEDY)
     assert all(score.dtype == torch.float32 for one in pruner.selections for score in one.scores.values())

@@ -77,7 +77,11 @@ def test_says_what_it_assumes(name: str, said: list[str]) -> None:
 
 
 def refused(model: Any, reason: str) -> None:
-    """At attachment, naming the families there are and the way to an adapter; nothing is left behind."""
+    """At attachment, naming the families there are and the way to an adapter; nothing is left behind.
+
+    As if no list knew its type: some have an adapter of their own, others are left out with a reason.
+    """
+    model.config.model_type = "of_no_list"
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     with pytest.raises(ValueError, match=f"(?s)is not supported.*llava_next.*{reason}.*adding_a_family.md"):
         foveate.attach(model, foveate.AdaFV())

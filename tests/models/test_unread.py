@@ -119,6 +119,9 @@ if 'self.config, "tie_last_hidden_states"' in inspect.getsource(capture_outputs)
     CASES |= {f"{name}, tied": (name, tied) for name in ("llava-siglip", "llava_next-siglip", "aya_vision")}
 COMPLETE = {
     "qwen2_vl", "qwen2_vl-video", "qwen2_5_vl", "qwen2_5_vl-video", "qwen3_vl", "qwen3_vl-video", "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5-video",
+    "qwen3_5_moe",
     "glm4v",
     "glm4v-video",
     "glm4v_moe",

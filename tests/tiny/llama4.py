@@ -113,8 +113,9 @@ def broken() -> str:
     return ""
 
 
+KNOWN = known("llama4")
 ROWS: dict[str, Row] = {}
-if known("llama4") and not broken():
+if KNOWN and not broken():
     ROWS["llama4"] = Row(
         llama4, pixels(False), read, saliency, write=write, streams=streams, hidden=hidden, fails=FAILS
     )

@@ -34,11 +34,11 @@ IDS = {
 WINDOWS = {"window_size": 56, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2}
 
 
-def _rope(**more: Any) -> dict[str, Any]:
+def rope(**more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], **more}}
 
 
-def _vision(patch: int, depth: int, **more: Any) -> dict[str, Any]:
+def vision(patch: int, depth: int, **more: Any) -> dict[str, Any]:
     return {
         "depth": depth,
         "intermediate_size": 64,
@@ -53,16 +53,16 @@ def _vision(patch: int, depth: int, **more: Any) -> dict[str, Any]:
 @cache
 def qwen2_vl(attention: str) -> Any:
     torch.manual_seed(0)
-    vision = _vision(14, 3, embed_dim=32, hidden_size=64, mlp_ratio=2)
-    config = Qwen2VLConfig(vision_config=vision, text_config={**TEXT, **_rope()}, **IDS)
+    tower = vision(14, 3, embed_dim=32, hidden_size=64, mlp_ratio=2)
+    config = Qwen2VLConfig(vision_config=tower, text_config={**TEXT, **rope()}, **IDS)
     return finish(Qwen2VLForConditionalGeneration(config), attention)
 
 
 @cache
 def qwen2_5_vl(attention: str) -> Any:
     torch.manual_seed(0)
-    vision = _vision(14, 4, hidden_size=32, out_hidden_size=64, **WINDOWS)
-    config = Qwen2_5_VLConfig(vision_config=vision, text_config={**TEXT, **_rope()}, **IDS)
+    tower = vision(14, 4, hidden_size=32, out_hidden_size=64, **WINDOWS)
+    config = Qwen2_5_VLConfig(vision_config=tower, text_config={**TEXT, **rope()}, **IDS)
     return finish(Qwen2_5_VLForConditionalGeneration(config), attention)
 
 
@@ -72,9 +72,9 @@ QWEN3 = {"hidden_size": 32, "out_hidden_size": 64, "num_position_embeddings": 64
 @cache
 def qwen3_vl(attention: str) -> Any:
     torch.manual_seed(0)
-    text = {**TEXT, "head_dim": 16, **_rope(mrope_interleaved=True)}
+    text = {**TEXT, "head_dim": 16, **rope(mrope_interleaved=True)}
     return finish(
-        Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=_vision(16, 3, **QWEN3), text_config=text, **IDS)),
+        Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision(16, 3, **QWEN3), text_config=text, **IDS)),
         attention,
     )
 
@@ -85,14 +85,14 @@ def qwen3_vl_moe(attention: str) -> Any:
     text = {
         **TEXT,
         "head_dim": 16,
-        **_rope(mrope_interleaved=True),
+        **rope(mrope_interleaved=True),
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
     }
     return finish(
         Qwen3VLMoeForConditionalGeneration(
-            Qwen3VLMoeConfig(vision_config=_vision(16, 3, **QWEN3), text_config=text, **IDS)
+            Qwen3VLMoeConfig(vision_config=vision(16, 3, **QWEN3), text_config=text, **IDS)
         ),
         attention,
     )
@@ -190,8 +190,8 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
     return found
 
 
-def _rows(name: str, make: Any, patch: int, **more: Any) -> dict[str, Row]:
-    frames = write_frames if "planes" in more else write_video
+def qwen_rows(name: str, make: Any, patch: int, frames: Any = write_video, **more: Any) -> dict[str, Row]:
+    """A row with images and one with videos, whose prompts ``frames`` writes."""
     return {
         name: Row(
             make, partial(image_pixels, patch), read, saliency, write=write_image, per_token=types, rope=True, **more
@@ -212,8 +212,8 @@ def _rows(name: str, make: Any, patch: int, **more: Any) -> dict[str, Row]:
 
 DEEPSTACK: dict[str, Any] = {"planes": planes, "hidden": with_planes, "embeds": False}
 ROWS = {
-    **_rows("qwen2_vl", qwen2_vl, 14),
-    **_rows("qwen2_5_vl", qwen2_5_vl, 14),
-    **_rows("qwen3_vl", qwen3_vl, 16, **DEEPSTACK),
-    "qwen3_vl_moe": _rows("qwen3_vl_moe", qwen3_vl_moe, 16, **DEEPSTACK)["qwen3_vl_moe"],
+    **qwen_rows("qwen2_vl", qwen2_vl, 14),
+    **qwen_rows("qwen2_5_vl", qwen2_5_vl, 14),
+    **qwen_rows("qwen3_vl", qwen3_vl, 16, write_frames, **DEEPSTACK),
+    "qwen3_vl_moe": qwen_rows("qwen3_vl_moe", qwen3_vl_moe, 16, write_frames, **DEEPSTACK)["qwen3_vl_moe"],
 }

@@ -65,7 +65,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from tests.tiny import real_kin
+from tests.tiny import real_kin, real_llama4
 from tests.tiny.glm import IDS as GLM_IDS
 from tests.tiny.glm import ROPE as GLM_ROPE
 from tests.tiny.qwen import IDS as QWEN_IDS
@@ -108,7 +108,11 @@ class Real:
         with torch.no_grad():
             output = model.get_image_features(
                 **{name: inputs[name] for name in names if name in inputs}, return_dict=True
-            ).pooler_output
+            )
+            if getattr(output, "pooler_output", None) is None:  # Llama 4, whose forward projects
+                output = model.multi_modal_projector(output.last_hidden_state)
+            else:
+                output = output.pooler_output
         return torch.cat([one.flatten(0, -2) for one in output])
 
     def inputs(self, model: Any, picture: Image.Image) -> dict[str, Any]:
@@ -137,10 +141,13 @@ def seeing_only_its_own(model: Any) -> Any:
     assert len(stacks) == 1
     for layer in stacks[0]:
         layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
-    convolution = next(one for one in tower.modules() if isinstance(one, (nn.Conv2d, nn.Conv3d)))
-    scale = 1e-4 / convolution.weight[0].numel()
-    row = torch.randn(len(convolution.weight), generator=torch.Generator().manual_seed(1))
-    weight = convolution.weight
+    weight = next(
+        module.weight
+        for name, module in tower.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)) or (isinstance(module, nn.Linear) and "patch_embed" in name)
+    )
+    scale = 1e-4 / weight[0].numel()
+    row = torch.randn(len(weight), generator=torch.Generator().manual_seed(1))
     weight.data.copy_((row * scale).view(-1, *[1] * (weight.ndim - 1)).expand_as(weight))
     return model
 
@@ -465,6 +472,13 @@ REAL: dict[str, Real] = {
     # Its own image processor needs torchvision; tiles of the same sides, put together in the same way.
     "command-a-vision": Real(_finished(_cohere2_vision), _by(_tiles(512, 12)), _write_breaks),
 }
+if real_llama4.RUNS:
+    REAL["llama-4"] = Real(
+        real_llama4.llama4,
+        real_llama4.process,
+        real_llama4.write,
+        counts={(336, 336): 144, (28, 28): 144},  # a single tile
+    )
 
 
 REAL |= real_kin.rows(sys.modules[__name__])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+import foveate
+
 IMAGE, VIDEO, END, START, PAD, BOS = 99, 98, 97, 96, 0, 1
 SILENT = [IMAGE, VIDEO, END, START]
 """Never generated: a random model would write placeholders."""
@@ -124,18 +126,23 @@ class Row:
         read: model -> the attention module whose attention is saliency.
         saliency: (model, inputs, that module's whole attention matrices in call order, averaged over heads, the
             encoded images) -> per image (N,) float64, worked out by hand.
+        hands: model -> the module whose output the projector reads; None: ``tests/models/test_encoded.py`` knows it.
         rope: whether positions have three dimensions.
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams.
         looks_up: whether stock prompt lookup is greedy decoding (5.19 gives looked-up tokens the prompt's last token
             type, which puts them into PaliGemma's bidirectional prefix).
+        hybrid: whether some layers of the LLM have no attention logits (linear attention, convolutions), to which
+            nothing can be added.
+        unread: what no method can read of this encoder: "saliency", "keys".
+        cap: softcapping of the logits, where stock's head has any.
         fails: by mode of the matrix, the error with which stock ``generate`` itself fails in it.
         only_pruned: the same where a pruned call, which hands over features by itself, does not.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
             videos under an id that no prompt holds, and has none left).
-        grows: whether stock ``generate`` without a cache grows the per-token inputs with the prompt (ERNIE's own stay
-            as long as they came, and its experts fail).
+        grows: whether stock ``generate`` grows the per-token inputs with the prompt, where it reads them again: without
+            a cache and in prompt lookup (ERNIE's own stay as long as they came, and its experts fail).
     """
 
     make: Callable[[str], Any]
@@ -150,15 +157,27 @@ class Row:
     planes: Callable[[Any, dict[str, Tensor], str], list[list[Tensor]]] | None = None
     embed: Callable[[Any, Tensor], Tensor] = table
     hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
+    hands: Callable[[Any], Any] | None = None
     rope: bool = False
     mixes_beams: bool = False
     looks_up: bool = True
+    hybrid: bool = False
     fails: Mapping[str, str] = field(default_factory=dict)
     only_pruned: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    cap: float | None = None
     embeds: bool = True
     placeholder: int | None = None
     repeats: bool = True
     grows: bool = True
+
+    def pruner(self, keep: float | int) -> Any:
+        """The method that the matrix's tests are run with: one that reads all there is to read."""
+        return foveate.get_pruner("cdpruner" if "saliency" in self.unread else "adafv", keep=keep)
+
+    def steady(self, keep: float | int) -> Any:
+        """One that does not read the text, which grows from turn to turn."""
+        return foveate.get_pruner("divprune" if "saliency" in self.unread else "saliency", keep=keep)
 
     @property
     def token(self) -> int:

@@ -30,16 +30,18 @@ class Server:
     Args:
         log: file for what it prints.
         options: of ``foveate serve``, the model first.
+        space: GiB for the KV cache; None: what ``foveate serve`` chooses.
     """
 
-    def __init__(self, log: Path, *options: str) -> None:
+    def __init__(self, log: Path, *options: str, space: int | None = 1) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         environment = {
-            **os.environ, **MEMORY, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+            **os.environ, **MEMORY, "VLLM_CPU_KVCACHE_SPACE": "" if space is None else str(space),
+            "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "foveate", "serve", *options, "--port", str(self.port), "--host", "127.0.0.1"]
         self.process = subprocess.Popen(command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,12 @@ PARTS = (
 def path() -> Path:
     """The checkpoint's folder, as ``from_pretrained`` and vLLM take it."""
     return Path(__file__).with_name("checkpoint")
+
+
+def text_config() -> dict[str, Any]:
+    """The language model's part of config.json."""
+    found: dict[str, Any] = json.loads((path() / "config.json").read_text(encoding="utf-8"))["text_config"]
+    return found
 
 
 def load(

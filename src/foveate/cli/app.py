@@ -453,8 +453,28 @@ def methods(
 
 @app.command()
 @command
-def models(as_json: Json = False) -> None:
-    """List the model families that can be pruned."""
-    from foveate.cli.lists import list_models
+def models(
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE_OR_FOLDER",
+            help="Tell all of one model type, or of a checkpoint by its folder or config.json. Status 0: it can be "
+            "pruned, 1: it cannot, 2: there is no such type or file.",
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables anew between the marks of a Markdown file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that can be pruned, or tell whether one can."""
+    from foveate.cli.models import check_model, list_models, write_tables
 
-    list_models(as_json)
+    if markdown is not None:
+        if check is not None or as_json:
+            raise ValueError("--markdown goes with no other option")
+        write_tables(markdown)
+    elif check is not None:
+        check_model(check, as_json)
+    else:
+        list_models(as_json)

@@ -1,4 +1,4 @@
-"""``foveate methods`` and ``foveate models``: what the registries hold."""
+"""``foveate methods``: what the registry of methods holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from foveate.cli.console import print_json, stdout
-from foveate.models import FAMILIES
 from foveate.pruners import InsidePruner, Method, Wrapper, known_methods, parse_method
 
 MARKS = {"adafv": "the default", "cover": "ahead of or level with every other on the drawn scenes: docs/choosing.md"}
@@ -80,20 +79,3 @@ def show_method(name: str, as_json: bool) -> None:
         return
     stdout().print(f"[bold]{method.name}[/]\n\n{escape(text)}\n", highlight=False)
     stdout().print(escape("Defaults: " + ", ".join(f"{one}={value!r}" for one, value in options.items())))
-
-
-def list_models(as_json: bool) -> None:
-    """Prints every model family and its traits."""
-    families = list(dict.fromkeys(FAMILIES.values()))
-    described = [
-        {"family": family.title, "model_types": list(family.model_types), **family.traits()} for family in families
-    ]
-    if as_json:
-        print_json({"models": described})
-        return
-    columns = list(dict.fromkeys(name for entry in described for name in entry))
-    table = Table(*(name.replace("_", " ") for name in columns), box=None, pad_edge=False, header_style="bold")
-    for entry in described:
-        values = [entry.get(name, "") for name in columns]
-        table.add_row(*(", ".join(value) if isinstance(value, list) else str(value) for value in values))
-    stdout().print(table)

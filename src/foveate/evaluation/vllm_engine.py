@@ -95,18 +95,22 @@ class Vllm:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         from foveate import bundled, loading
+        from foveate.serving import hooks
         from foveate.serving.versions import require_tested
 
         require_tested(vllm.__version__)
         if dtype not in loading.DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(loading.DTYPES)}")
-        if model == loading.BUNDLED:
+        is_bundled = model == loading.BUNDLED
+        if is_bundled:
             model, dtype = str(bundled.path()), "float32" if dtype == "auto" else dtype
         elif loading.is_folder(model):
             model = str(Path(model).expanduser())
             loading.check_folder(Path(model))
         parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="foveate eval --engine vllm --"))
         parsed = parser.parse_args(["--model", model, "--dtype", dtype, *vllm_options])
+        if is_bundled:
+            hooks.limit_memory(parsed, vllm_options, bundled.text_config())
         given = EngineArgs.from_cli_args(parsed)
         if given.hf_overrides:
             raise ValueError("--hf-overrides is where the methods are named: foveate eval sets it itself")

@@ -14,6 +14,8 @@ from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v
 from foveate.models.idefics3 import Idefics3
 from foveate.models.internvl import InternVl, QianfanOcr
+from foveate.models.left_out import INSTEAD, REASONS
+from foveate.models.lfm3_vl import Lfm3Vl
 from foveate.models.llama4 import Llama4
 from foveate.models.llava import Llava, VipLlava
 from foveate.models.llava_next import LlavaNext
@@ -21,8 +23,9 @@ from foveate.models.llava_next_video import LlavaNextVideo
 from foveate.models.llava_onevision import LlavaOnevision
 from foveate.models.mistral3 import LightOnOcr, Mistral3
 from foveate.models.ovis2 import Ovis2
+from foveate.models.paddleocr_vl import PaddleOcrVl
 from foveate.models.paligemma import PaliGemma
-from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
+from foveate.models.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 from foveate.models.smolvlm import SmolVlm
 
 FAMILIES: dict[str, type[Family]] = {
@@ -35,6 +38,7 @@ FAMILIES: dict[str, type[Family]] = {
         Glm4v,
         Idefics3,
         InternVl,
+        Lfm3Vl,
         LightOnOcr,
         Llama4,
         Llava,
@@ -43,10 +47,12 @@ FAMILIES: dict[str, type[Family]] = {
         LlavaOnevision,
         Mistral3,
         Ovis2,
+        PaddleOcrVl,
         PaliGemma,
         QianfanOcr,
         Qwen25Vl,
         Qwen2Vl,
+        Qwen35,
         Qwen3Vl,
         SmolVlm,
         VipLlava,
@@ -79,13 +85,14 @@ def family_for(model: Any) -> Family:
     """The adapter for a model; the generic one, which warns, where none knows its type.
 
     Raises:
-        ValueError: no adapter takes this model, or it is not one that generates; the message names the families there
-            are, and says what the generic adapter misses.
+        ValueError: no adapter takes this model, or it is not one that generates; the message says why its type is left
+            out, or names the families there are and says what the generic adapter misses.
     """
     model = stock_model(model)
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = FAMILIES.get(model_type)
     if family is None:
+        check_left_out(model_type)
         try:
             return Generic(model)
         except ValueError as error:
@@ -105,6 +112,16 @@ def _has_inner(family: type[Family], model: Any) -> bool:
         return False
 
 
+def check_left_out(model_type: str) -> None:
+    """Raises ValueError, with the reason, for a model type that is known and left out."""
+    reason = REASONS.get(model_type) or INSTEAD.get(model_type)
+    if reason is not None:
+        raise ValueError(
+            f"model family {model_type!r} is not supported: {reason}. Use a family that `foveate models` lists, or "
+            "this model without a pruner"
+        )
+
+
 def unsupported(model_type: str, reason: object) -> ValueError:
     """What to raise for a model type that has no adapter and does not fit the generic one."""
     return ValueError(
@@ -113,4 +130,4 @@ def unsupported(model_type: str, reason: object) -> ValueError:
     )
 
 
-__all__ = ["FAMILIES", "EncodedImage", "Family", "family_for", "stock_model", "unsupported"]
+__all__ = ["FAMILIES", "EncodedImage", "Family", "check_left_out", "family_for", "stock_model", "unsupported"]

@@ -17,6 +17,7 @@ class AyaVision(TiledFamily):
 
     title = "Aya Vision"
     model_types = ("aya_vision",)
+    checkpoints = {"aya_vision": "CohereLabs/aya-vision-8b"}
 
     @property
     def factor(self) -> int:

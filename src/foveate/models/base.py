@@ -72,7 +72,7 @@ class Family(ABC):
 
     @classmethod
     def traits(cls) -> Mapping[str, str]:
-        """For people: what saliency is read, which positions and layouts there are, whether video works."""
+        """For people: what saliency is read, which positions and layouts there are, whether videos and crops work."""
         return {
             "saliency": cls.saliency,
             "merge": cls.merge,
@@ -80,6 +80,7 @@ class Family(ABC):
             "positions": ", ".join(cls.positions),
             "layouts": ", ".join(cls.layouts),
             "video": "yes" if cls.video_inputs else "no",
+            "crops": "yes" if cls.crops else "no",
         }
 
     @abstractmethod
@@ -146,7 +147,7 @@ class Family(ABC):
                 f"{self.title}: videos are not supported yet; pass frames as images, or call without pruner"
             )
 
-    def refuse_generation(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027
+    def refuse_generation(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raises ValueError for what stock ``generate`` itself gets wrong with images of this family."""
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:

@@ -19,6 +19,7 @@ class Cohere2Vision(TiledFamily):
 
     title = "Command A Vision"
     model_types = ("cohere2_vision",)
+    checkpoints = {"cohere2_vision": "CohereLabs/command-a-vision-07-2025"}
     saliency = "mean received attention, last layer"
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""ERNIE-4.5-VL: dynamic resolution, a resampler that merges squares and pairs of frames, M-RoPE positions."""
+"""ERNIE-4.5-VL: dynamic resolution, squares merged to tokens and, in videos, pairs of frames, M-RoPE positions."""
 
 from __future__ import annotations
 
@@ -32,11 +32,17 @@ class ErnieVl(PackedRopeFamily):
         return resampler
 
     def refuse_generation(self, arguments: Mapping[str, Any]) -> None:
-        if arguments.get("moe_mm_token_type_ids") is not None and setting(self.model, arguments, "use_cache") is False:
-            raise ValueError(
-                f"{self.title}: without a cache, stock transformers does not grow moe_mm_token_type_ids with the "
-                "prompt and fails at the second token: leave use_cache=False out."
-            )
+        if arguments.get("moe_mm_token_type_ids") is None:
+            return
+        for name, asked in (
+            ("use_cache=False", setting(self.model, arguments, "use_cache") is False),
+            ("prompt_lookup_num_tokens", setting(self.model, arguments, "prompt_lookup_num_tokens") is not None),
+        ):
+            if asked:
+                raise ValueError(
+                    f"{self.title}: with {name}, stock transformers hands the experts more tokens than "
+                    "moe_mm_token_type_ids it has for them, and fails: leave it out."
+                )
 
     def tokens_of(self, grid: Grid) -> Grid:
         frames, rows, columns = super().tokens_of(grid)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from foveate.models.squares import SquareFamily
 
 
@@ -16,12 +14,10 @@ class Gemma3(SquareFamily):
 
     title = "Gemma 3"
     model_types = ("gemma3", "shieldgemma2")
-    checkpoints = MappingProxyType(
-        {
-            "gemma3": "google/gemma-3-4b-it",
-            "shieldgemma2": "google/shieldgemma-2-4b-it (by AutoModelForImageTextToText)",
-        }
-    )
+    checkpoints = {
+        "gemma3": "google/gemma-3-4b-it",
+        "shieldgemma2": "google/shieldgemma-2-4b-it (by AutoModelForImageTextToText)",
+    }
     merge = "average pool to mm_tokens_per_image"
 
     def check(self) -> None:

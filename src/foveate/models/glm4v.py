@@ -1,6 +1,6 @@
-"""GLM-4.1V and its successors: dynamic resolution, squares of patches made one by a convolution, M-RoPE positions.
+"""GLM-4.1V and what came after it: squares of patches merged by a convolution, M-RoPE positions, videos as images.
 
-A video's frames stand under the images' placeholder, with a time behind each, and the video's marks around them all.
+A video's frames stand under the images' placeholder, a time behind each; the video's own marks are around them all.
 """
 
 from __future__ import annotations

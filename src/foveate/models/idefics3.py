@@ -42,6 +42,7 @@ class Idefics3(Family):
 
     title = "Idefics3"
     model_types = ("idefics3",)
+    checkpoints = {"idefics3": "HuggingFaceM4/Idefics3-8B-Llama3"}
     image_inputs = ("pixel_values", "pixel_attention_mask")
     merge = "pixel shuffle, scale_factor per side"
     views = "tiles + 1"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from torch import Tensor
 
 from foveate.models.films import Film, counted, film_labels, films_in
@@ -16,7 +14,7 @@ class InternVl(TiledFamily):
 
     title = "InternVL"
     model_types = ("internvl",)
-    checkpoints = MappingProxyType({"internvl": "OpenGVLab/InternVL3-8B-hf (the -hf form)"})
+    checkpoints = {"internvl": "OpenGVLab/InternVL3-8B-hf (the -hf form: the other runs code of its own)"}
     saliency = "CLS row"
 
     def check(self) -> None:
@@ -69,7 +67,7 @@ class QianfanOcr(InternVl):
 
     title = "Qianfan-OCR"
     model_types = ("qianfan_ocr",)
-    checkpoints = MappingProxyType({"qianfan_ocr": "baidu/Qianfan-OCR"})
+    checkpoints = {"qianfan_ocr": "baidu/Qianfan-OCR"}
 
     def _films(self, row: Tensor, marks: Tensor, single: list[bool]) -> list[Film]:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Llama4(TiledFamily):
 
     title = "Llama 4"
     model_types = ("llama4",)
-    checkpoints: ClassVar[Mapping[str, str]] = {"llama4": "meta-llama/Llama-4-Scout-17B-16E-Instruct"}
+    checkpoints = {"llama4": "meta-llama/Llama-4-Scout-17B-16E-Instruct"}
     saliency = "CLS row, last layer"
 
     @staticmethod

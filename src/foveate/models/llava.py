@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ class Llava(TowerFamily):
 
     title = "LLaVA-1.5"
     model_types = ("llava",)
+    checkpoints = {"llava": "llava-hf/llava-1.5-7b-hf"}
     image_inputs = ("pixel_values", "image_sizes")  # the sizes come with a Pixtral tower only
     saliency = "CLS row (CLIP), mean received attention (SigLIP, Pixtral)"
 
@@ -81,7 +81,7 @@ class VipLlava(Llava):
 
     title = "ViP-LLaVA"
     model_types = ("vipllava",)
-    checkpoints = MappingProxyType({"vipllava": "llava-hf/vip-llava-7b-hf"})
+    checkpoints = {"vipllava": "llava-hf/vip-llava-7b-hf"}
     image_inputs = ("pixel_values",)
     saliency = "CLS row, the deepest layer that is read"
 

@@ -61,6 +61,7 @@ class LlavaNext(TowerFamily):
 
     title = "LLaVA-NeXT"
     model_types = ("llava_next",)
+    checkpoints = {"llava_next": "llava-hf/llava-v1.6-mistral-7b-hf"}
     layouts: ClassVar[tuple[Layout, ...]] = ("stock", "released")
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     views = "1 + crops"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ class LlavaNextVideo(LlavaNext):
 
     title = "LLaVA-NeXT-Video"
     model_types = ("llava_next_video",)
-    checkpoints = MappingProxyType({"llava_next_video": "llava-hf/LLaVA-NeXT-Video-7B-hf"})
+    checkpoints = {"llava_next_video": "llava-hf/LLaVA-NeXT-Video-7B-hf"}
     layouts = ("stock",)
     video_inputs = ("pixel_values_videos",)
     merge = "1; 2x2 in videos"

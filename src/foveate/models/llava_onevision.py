@@ -30,6 +30,7 @@ class LlavaOnevision(LlavaNext):
 
     title = "LLaVA-OneVision"
     model_types = ("llava_onevision",)
+    checkpoints = {"llava_onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf"}
     layouts = ("stock",)
     image_inputs = ("pixel_values", "image_sizes", "batch_num_images")
     video_inputs = ("pixel_values_videos",)

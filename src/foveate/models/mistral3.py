@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -18,12 +17,10 @@ class Mistral3(TowerFamily):
 
     title = "Mistral 3"
     model_types = ("mistral3", "mistral_large4")
-    checkpoints = MappingProxyType(
-        {
-            "mistral3": "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
-            "mistral_large4": "mistralai/Mistral-Large-4-1T-A52B",
-        }
-    )
+    checkpoints = {
+        "mistral3": "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        "mistral_large4": "mistralai/Mistral-Large-4-1T-A52B",
+    }
     image_inputs = ("pixel_values", "image_sizes")
     merge = "2x2"
     saliency = "mean received attention"
@@ -43,7 +40,7 @@ class LightOnOcr(Mistral3):
 
     title = "LightOnOCR"
     model_types = ("lighton_ocr",)
-    checkpoints = MappingProxyType({"lighton_ocr": "lightonai/LightOnOCR-1B-1025"})
+    checkpoints = {"lighton_ocr": "lightonai/LightOnOCR-1B-1025"}
 
     def check(self) -> None:
         self.tower = Tower(self.base, self.config, PIXTRAL, ("vision_encoder", "vision_projection"))

@@ -22,6 +22,7 @@ class Ovis2(TiledFamily):
 
     title = "Ovis2"
     model_types = ("ovis2",)
+    checkpoints = {"ovis2": "thisisiron/Ovis2-2B-hf (the -hf form: the other runs code of its own)"}
     saliency = "mean received attention, last layer"
     whole_first = True
 

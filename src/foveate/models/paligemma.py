@@ -13,5 +13,6 @@ class PaliGemma(SquareFamily):
 
     title = "PaliGemma"
     model_types = ("paligemma",)
+    checkpoints = {"paligemma": "google/paligemma2-3b-mix-448"}
     first_position = 1
     chats = False

@@ -21,6 +21,7 @@ class Qwen2Vl(PackedRopeFamily):
 
     title = "Qwen2-VL"
     model_types = ("qwen2_vl",)
+    checkpoints = {"qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
 
@@ -29,20 +30,38 @@ class Qwen25Vl(WindowedFamily, PackedRopeFamily):
 
     title = "Qwen2.5-VL"
     model_types = ("qwen2_5_vl",)
+    checkpoints = {"qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct"}
     video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
-class Qwen3Vl(PackedRopeFamily):
-    """``Qwen3VLForConditionalGeneration`` and its MoE variant: DeepStack planes go along with the tokens."""
+class TimedRopeFamily(PackedRopeFamily):
+    """What families share that write a time before every frame of a video, with marks around it."""
 
-    title = "Qwen3-VL"
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
     video_inputs = ("pixel_values_videos", "video_grid_thw")
 
     def marks(self, ids: Tensor) -> Tensor:
         """Also the times between a video's frames."""
         known = super().marks(ids)
         return known | frame_labels(ids, self.placeholder_ids["video"], known)
+
+
+class Qwen35(TimedRopeFamily):
+    """``Qwen3_5ForConditionalGeneration`` and its MoE variant: Qwen3-VL's tower, without DeepStack."""
+
+    title = "Qwen3.5"
+    model_types = ("qwen3_5", "qwen3_5_moe")
+    checkpoints = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
+
+
+class Qwen3Vl(TimedRopeFamily):
+    """``Qwen3VLForConditionalGeneration`` and its MoE variant: DeepStack planes go along with the tokens."""
+
+    title = "Qwen3-VL"
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    checkpoints = {
+        "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
+        "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    }
 
     def package(self, kept: Sequence[Kept], kind: Kind) -> Any:
         depth = len(self.base.visual.deepstack_visual_indexes)

@@ -213,6 +213,8 @@ class TiledFamily(TowerFamily):
         geometry = grid_geometry([(side, side)] * tiles, boxes, extent, device)
         if extent != (grid[0] * pixels, grid[1] * pixels):  # the rest is padding
             inside = geometry.boxes.minimum(geometry.boxes.new_tensor([width, height] * 2))
+            empty = (inside[:, 2:] <= inside[:, :2]).any(dim=1, keepdim=True)
+            inside = torch.where(empty, inside[:, 2:].repeat(1, 2), inside)
             geometry = dataclasses.replace(geometry, boxes=inside)
         if self.whole_first:
             return geometry

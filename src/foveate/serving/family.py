@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from foveate.models import FAMILIES
+from foveate.models import FAMILIES, check_left_out
 from foveate.models.base import Family
 
 
@@ -20,6 +20,7 @@ def family_of(config: Any) -> Family:
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
+        check_left_out(config.model_type)
         raise ValueError(f"model family {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
     plain = copy.deepcopy(config)
     plain._attn_implementation = "sdpa"

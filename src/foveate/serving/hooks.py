@@ -15,6 +15,7 @@ import torch
 import vllm
 from torch import Tensor
 
+from foveate.serving import memory
 from foveate.serving.policy import Policy
 from foveate.serving.versions import require_tested
 
@@ -174,6 +175,29 @@ def parse_server_options(given: Sequence[str]) -> argparse.Namespace:
     parser = make_arg_parser(FlexibleArgumentParser(prog="foveate serve MODEL", usage="foveate serve MODEL [options]"))
     parsed: argparse.Namespace = parser.parse_args(given)
     return parsed
+
+
+def limit_memory(parsed: argparse.Namespace, typed: Sequence[str], text: Mapping[str, Any]) -> None:
+    """Asks for the memory that a small model can use, unless the user says how much; see ``foveate.serving.memory``.
+
+    Args:
+        parsed: the options.
+        typed: as they were typed.
+        text: the language model's config, as a checkpoint's config.json has it.
+    """
+    from vllm.config import CacheConfig
+    from vllm.platforms import current_platform
+    from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
+
+    usual = float(CacheConfig.gpu_memory_utilization)
+    if memory.is_chosen(parsed, memory.names_of(typed), usual):
+        return
+    if current_platform.is_cpu():
+        node = get_memory_node_info((get_visible_memory_node() or [0])[0])
+        device = memory.Device(node.total_memory, node.available_memory)
+    else:
+        device = memory.Device(current_platform.get_device_total_memory())
+    memory.limit(parsed, text, device, usual)
 
 
 def chat_template_of(parsed: argparse.Namespace) -> str | None:

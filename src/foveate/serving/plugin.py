@@ -15,6 +15,21 @@ ARCHITECTURES = {
 """Stock architectures, and the class in ``foveate.serving.models`` that stands in for each."""
 
 
+NAMED_OTHERWISE: dict[str, tuple[str, ...]] = {}
+"""The model types of architectures whose names do not follow from theirs."""
+
+
+def serves(model_type: str) -> bool:
+    """Whether models of a type are pruned in vLLM: it, but for marks and case, is an architecture's name."""
+    ending = "ForConditionalGeneration"
+    served = {_plain(name.removesuffix(ending)) for name in ARCHITECTURES.keys() - NAMED_OTHERWISE.keys()}
+    return _plain(model_type) in served or any(model_type in types for types in NAMED_OTHERWISE.values())
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
 def register() -> None:
     """Names the stand-ins to vLLM; nothing of them is imported before a model of theirs is loaded.
 

@@ -8,10 +8,14 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from foveate import bundled
+from foveate.models import check_left_out
+from foveate.serving import memory
+from foveate.serving.plugin import ARCHITECTURES
 from foveate.serving.policy import CONFIG_KEY, Policy, options
 
 BUNDLED = "bundled"
@@ -44,17 +48,19 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     from foveate.serving import hooks
 
     given = list(rest)
-    if model == BUNDLED:
-        from foveate import bundled
-
+    is_bundled = model == BUNDLED
+    if is_bundled:
         model = str(bundled.path())
-        typed = {one.split("=")[0].replace("_", "-") for one in given}
+        typed = memory.names_of(given)
         for name, value in BUNDLED_DEFAULTS.items():
             given += [] if name in typed else [name, value]
     parsed = hooks.parse_server_options([model, *given])
+    if is_bundled:
+        hooks.limit_memory(parsed, given, bundled.text_config())
     overrides = parsed.hf_overrides or {}
     if not isinstance(overrides, dict):
         raise ValueError(f"--hf-overrides must be a JSON object beside pruning, got {overrides!r}")
+    check_served({**config_of(model, getattr(parsed, "revision", None)), **overrides})
     if CONFIG_KEY in overrides:
         raise ValueError(f"--hf-overrides sets {CONFIG_KEY!r} already: give foveate serve's own options instead")
     trusts = bool(parsed.trust_request_mm_kwargs)
@@ -64,6 +70,35 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     parsed.trust_request_mm_kwargs = True
     parsed.model_tag = parsed.model = model
     return parsed
+
+
+def config_of(model: str, revision: str | None = None) -> dict[str, Any]:
+    """A checkpoint's config.json; empty where there is none to be had, which vLLM will say better.
+
+    Args:
+        model: a folder or a hub id.
+        revision: of the hub's repository.
+    """
+    from transformers import PretrainedConfig
+
+    try:
+        found: dict[str, Any] = PretrainedConfig.get_config_dict(model, revision=revision)[0]
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def check_served(config: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the reason, for a config of a model that would be served without being pruned."""
+    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    if model_type:
+        check_left_out(model_type)
+    if architectures and not set(architectures) & set(ARCHITECTURES):
+        raise ValueError(
+            f"{', '.join(architectures)} is not pruned in vLLM: that works for {', '.join(ARCHITECTURES)}. Serve it as "
+            "it is with `vllm serve`, or prune it with transformers (foveate.attach, `foveate ask`) if `foveate models "
+            f"--check {model_type}` says that it can be"
+        )
 
 
 def serve(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> None:

@@ -1,0 +1,182 @@
+"""What is known of model types, in one place: for ``foveate models``, for the pages and for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from foveate.inside import FAMILIES as INSIDE
+from foveate.loading import check_family, declared_type, is_folder
+from foveate.models import FAMILIES
+from foveate.models.base import Family
+from foveate.models.generic import Generic
+from foveate.models.left_out import INSTEAD, NOT_APPLICABLE, REASONS, close_to
+from foveate.pruners import InsidePruner, Wrapper, known_methods
+from foveate.readable import READINGS, unread_by
+from foveate.serving.family import family_of
+from foveate.serving.plugin import serves
+
+SUPPORTED: dict[str, type[Family]] = {**FAMILIES, **dict.fromkeys(Generic.checkpoints, Generic)}
+"""By model type, the adapter that takes it: one of its own, or the generic one where that is tested."""
+
+_NO_TYPE = "says no model_type: a checkpoint's config.json names one"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of the types in the installed transformers' image-text-to-text mapping, those that are pruned.
+
+    Args:
+        supported: types with an adapter.
+        applicable: types whose pictures are tokens of a prompt; the supported ones among them.
+        unknown: types about which nothing is known.
+    """
+
+    supported: frozenset[str]
+    applicable: frozenset[str]
+    unknown: frozenset[str]
+
+
+def coverage() -> Coverage:
+    """How the installed transformers is covered."""
+    there = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return Coverage(there & SUPPORTED.keys(), there - NOT_APPLICABLE, there - SUPPORTED.keys() - REASONS.keys())
+
+
+def in_transformers(model_type: str) -> bool:
+    """Whether the installed transformers has a type."""
+    return model_type in CONFIG_MAPPING_NAMES
+
+
+def checkpoint_of(model_type: str) -> tuple[str, str]:
+    """The name of a released checkpoint of a supported type, and what one must know of it; "" where there is none."""
+    name, _, note = SUPPORTED[model_type].checkpoints.get(model_type, "").partition(" (")
+    return name, note.removesuffix(")")
+
+
+def refused_methods(family: type[Family], model_type: str) -> dict[str, str]:
+    """The methods that cannot be used with models of a type, and why."""
+    found = {}
+    for name, method in known_methods().items():
+        unread = unread_by(family, method)
+        if unread is not None:
+            found[name] = f"reads {READINGS[unread]}: {family.unread[unread]}"
+        elif issubclass(method, InsidePruner) and not issubclass(method, Wrapper) and model_type not in INSIDE:
+            found[name] = f"prunes inside the LLM, which works with {', '.join(INSIDE)}"
+    return found
+
+
+def described(model_type: str) -> dict[str, Any]:
+    """What one may want to know of a supported type before loading a model of it."""
+    family = SUPPORTED[model_type]
+    name, note = checkpoint_of(model_type)
+    return {
+        "model_type": model_type,
+        "adapter": family.title,
+        "checkpoint": name or None,
+        "note": note or None,
+        **family.traits(),
+        "vllm": "yes" if serves(model_type) else "no",
+        "unread": dict(family.unread),
+        "refused_methods": refused_methods(family, model_type),
+    }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether models of a type can be pruned with what is installed.
+
+    Args:
+        model_type: the type.
+        supported: whether they can.
+        reason: if not, why, and what to do; if so, what is still to be seen, or None.
+        about: ``described``, where there is an adapter.
+    """
+
+    model_type: str
+    supported: bool
+    reason: str | None = None
+    about: dict[str, Any] | None = None
+
+
+def verdict(source: str) -> Verdict:
+    """What is said of a model type, of a checkpoint folder or config.json, or of a checkpoint that is listed here.
+
+    Raises:
+        FileNotFoundError: no such folder or file.
+        ValueError: no such type, a file that is no config, a hub id that is not listed.
+    """
+    if source in CONFIG_MAPPING_NAMES or source in SUPPORTED or source in REASONS or source in INSTEAD:
+        return _of_type(source)
+    listed = [name for name in SUPPORTED if checkpoint_of(name)[0] == source]
+    if listed and not Path(source).exists():
+        return _of_type(listed[0])
+    if is_folder(source) or source.endswith(".json"):
+        path = Path(source).expanduser()
+        model_type = declared_type(path)
+        if not model_type:
+            raise ValueError(f"{source} {_NO_TYPE}")
+        return _of_checkpoint(source, path, model_type)
+    if "/" in source:
+        raise ValueError(
+            f"{source!r} is no folder, and nothing is looked up on a hub: give the model_type that its config.json has"
+        )
+    raise ValueError(f"no model type {source!r} is known{_meant(source)}; `foveate models` lists those that work")
+
+
+def _of_type(model_type: str) -> Verdict:
+    if model_type in SUPPORTED:
+        about = described(model_type)
+        if in_transformers(model_type):
+            return Verdict(model_type, True, None, about)
+        reason = f"transformers {transformers.__version__} does not have it: pip install --upgrade transformers"
+        return Verdict(model_type, False, reason, about)
+    return Verdict(model_type, False, _why_not(model_type))
+
+
+def _why_not(model_type: str) -> str:
+    reason = REASONS.get(model_type) or INSTEAD.get(model_type)
+    if reason is not None:
+        return reason
+    whole = model_type.removesuffix("_text")
+    if whole != model_type and whole in SUPPORTED:
+        return f"it is the language model of {whole} alone, without its pictures"
+    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return (
+            "no adapter is written for it; give a checkpoint's folder to see whether the generic one may take it, or "
+            "write one (docs/adding_a_family.md)"
+        )
+    if model_type in CONFIG_MAPPING_NAMES:
+        return f"transformers does not count it among the models that answer with text about images{_meant(model_type)}"
+    return f"neither Foveate nor transformers {transformers.__version__} knows it{_meant(model_type)}"
+
+
+def _meant(model_type: str) -> str:
+    close = close_to(model_type, SUPPORTED)
+    return f" (close to it: {', '.join(close)})" if close else ""
+
+
+def _of_checkpoint(source: str, path: Path, model_type: str) -> Verdict:
+    """Builds the model without its weights, as far as its type alone does not say no."""
+    found = _of_type(model_type)
+    tried = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and model_type not in REASONS
+    if not tried or (found.about and not found.supported):
+        return found
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        if model_type in FAMILIES:
+            family_of(config)
+            return found
+        check_family(source, config)
+    except Exception as error:  # whatever keeps it from being built, it cannot be pruned
+        return Verdict(model_type, False, " ".join(str(error).split()) or type(error).__name__, found.about)
+    return Verdict(
+        model_type, True, "the generic adapter may take it: it tries the model out when it is attached", found.about
+    )
