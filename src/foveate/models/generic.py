@@ -31,7 +31,6 @@ class Generic(Family):
     title = "the generic adapter"
     model_types = ()
     checkpoints = {
-        "vipllava": "llava-hf/vip-llava-7b-hf",
         "deepseek_vl": "deepseek-community/deepseek-vl-1.3b-chat",
     }
     """Of the types that it is known to take, by a row each in the matrix of tests."""
