@@ -328,7 +328,7 @@ def test_verdicts_of_checkpoints(tmp_path: Path) -> None:
     config.write_text(json.dumps(strange))
     found = verdict(str(tmp_path))
     assert not found.supported and "vision tower 'vit' is not supported" in str(found.reason)
-    ROWS["generic-vipllava"].make("sdpa").config.save_pretrained(tmp_path)
+    ROWS["generic-deepseek_vl"].make("sdpa").config.save_pretrained(tmp_path)
     found = verdict(str(tmp_path))
     assert found.supported and "tries the model out" in str(found.reason)
     for told, reason in (("aria", "queries"), ("gpt2", "does not count it"), ("qwen2_9_vl", "close to it: qwen2")):
