@@ -142,6 +142,13 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
         result = model.generate(**inputs, **options)
     torch.manual_seed(11)
     assembled = reference.assemble(row, model, inputs, indices(pruner))
+    if keep == 1.0 and mode in row.only_pruned:
+        with pytest.raises(ValueError, match=row.only_pruned[mode]):
+            model.generate(**inputs, **options)
+        assert torch.equal(
+            new_tokens(result, inputs), reference.generate(row, model, inputs, assembled, **(wanted or {}))
+        )
+        return
     if keep == 1.0:
         stock = model.generate(**inputs, **options)
         if not torch.equal(result, stock):

@@ -147,6 +147,7 @@ COMPLETE = {
     "smolvlm",
     "smolvlm-uneven",
     "gemma3",
+    "shieldgemma2",
     "paligemma",
     "cohere2_vision",
     "ovis2",

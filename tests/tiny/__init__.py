@@ -69,6 +69,7 @@ KIN = frozenset({
     "llava_next_video-siglip-video", "mistral_large4", "lighton_ocr", "qianfan_ocr",
     "vipllava",
     "gemma4-experts", "gemma4-per-layer", "gemma4-video", "minicpmv4_6-4x", "minicpm_ocr",
+    "shieldgemma2",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
 hold every pair of them."""

@@ -153,6 +153,6 @@ ROWS = {
     "llava-pixtral": Row(llava_pixtral, pixels, read, saliency, write=partial(write, 2)),
 }
 if known("mistral_large4"):
-    ROWS["mistral_large4"] = Row(mistral_large4, pixels, read, saliency, write=partial(write, 1))
+    ROWS["mistral_large4"] = Row(mistral_large4, pixels, read, saliency, write=partial(write, 1), cap=30.0)
 if known("lighton_ocr"):
     ROWS["lighton_ocr"] = Row(lighton_ocr, pixels, last, saliency)

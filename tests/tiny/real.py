@@ -6,6 +6,7 @@ from the checkpoint's own preprocessor config.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -73,7 +74,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from tests.tiny import real_llama4
+from tests.tiny import real_kin, real_llama4
 from tests.tiny.glm import IDS as GLM_IDS
 from tests.tiny.glm import ROPE as GLM_ROPE
 from tests.tiny.qwen import IDS as QWEN_IDS
@@ -144,7 +145,7 @@ def seeing_only_its_own(model: Any) -> Any:
     """
     tower = next(
         getattr(inner(model), name)
-        for name in ("vision_tower", "vision_model", "visual")
+        for name in ("vision_tower", "vision_model", "visual", "vision_encoder")
         if isinstance(getattr(inner(model), name, None), nn.Module)
     )
     stacks = [
@@ -538,6 +539,9 @@ if real_llama4.RUNS:
 from tests.tiny import real_views  # noqa: E402 - it needs what stands above
 
 REAL |= real_views.REAL
+
+
+REAL |= real_kin.rows(sys.modules[__name__])
 
 
 def spots(geometry: Any, few: int) -> Sequence[int]:

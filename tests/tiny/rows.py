@@ -167,6 +167,7 @@ class Row:
         encoded: (model, inputs, kind) -> what the stock tower hands to its projector, patches in the order of its
             attention, where its output is not that.
         slices: whether stock's forward takes ``logits_to_keep``, rather than passing it over.
+        only_pruned: the same where a pruned call, which hands over features by itself, does not.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
@@ -196,6 +197,7 @@ class Row:
     looks_up: bool = True
     hybrid: bool = False
     fails: Mapping[str, str] = field(default_factory=dict)
+    only_pruned: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     cap: float | None = None
     slices: bool = True

@@ -14,6 +14,7 @@ from transformers import (
     Idefics3ForConditionalGeneration,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    ShieldGemma2Config,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -146,7 +147,7 @@ WINDOW = 8
 
 
 @cache
-def gemma3(attention: str) -> Any:
+def gemma3(attention: str, config_class: Any = Gemma3Config) -> Any:
     torch.manual_seed(0)
     text = {
         **TEXT,
@@ -155,7 +156,7 @@ def gemma3(attention: str) -> Any:
         "sliding_window": WINDOW,
         "layer_types": ["sliding_attention", "full_attention"],
     }
-    config = Gemma3Config(
+    config = config_class(
         vision_config={**VISION, "image_size": 2 * SIDE, "vision_use_head": False},
         text_config=text,
         mm_tokens_per_image=16,
@@ -277,6 +278,16 @@ ROWS: dict[str, Row] = {
     "smolvlm-uneven": _idefics3_row(SmolVLMConfig, SmolVLMForConditionalGeneration, UNEVEN, SCALE),
     "gemma3": Row(
         gemma3,
+        partial(squares, 2 * SIDE),
+        read,
+        pooled,
+        write=lambda _, count: [START, *[IMAGE] * count, END],
+        per_token=image_types,
+        hidden=blocks,
+        embeds=False,
+    ),
+    "shieldgemma2": Row(
+        partial(gemma3, config_class=ShieldGemma2Config),
         partial(squares, 2 * SIDE),
         read,
         pooled,

@@ -13,8 +13,11 @@ class Gemma3(SquareFamily):
     """
 
     title = "Gemma 3"
-    model_types = ("gemma3",)
-    checkpoints = {"gemma3": "google/gemma-3-4b-it"}
+    model_types = ("gemma3", "shieldgemma2")
+    checkpoints = {
+        "gemma3": "google/gemma-3-4b-it",
+        "shieldgemma2": "google/shieldgemma-2-4b-it (by AutoModelForImageTextToText)",
+    }
     merge = "average pool to mm_tokens_per_image"
 
     def check(self) -> None:

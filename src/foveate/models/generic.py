@@ -30,7 +30,7 @@ class Generic(Family):
 
     title = "the generic adapter"
     model_types = ()
-    checkpoints = {"deepseek_vl": "deepseek-community/deepseek-vl-1.3b-chat"}
+    checkpoints = {}
     """Of the types that it is known to take, by a row each in the matrix of tests."""
     saliency = "CLS row, or mean received attention"
     merge = "1, or a square"

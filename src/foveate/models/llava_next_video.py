@@ -24,6 +24,7 @@ class LlavaNextVideo(LlavaNext):
     layouts = ("stock",)
     video_inputs = ("pixel_values_videos",)
     merge = "1; 2x2 in videos"
+    joins_rows = True  # stock (5.19) cannot repeat a video's frames for beams; a pruned call hands over its own
 
     def instruments(self) -> Sequence[Patch]:
         """Also what pools a video's frames: it is given them before the projector."""
@@ -55,7 +56,7 @@ class LlavaNextVideo(LlavaNext):
         squares = (square_sources((side, side), stride) + views).flatten(0, 1)
         videos = []
         for number, found in enumerate(output.pooler_output):
-            stream = found.flatten(0, 1)
+            stream = found.flatten(0, -2)  # by frame in some versions, all in one in others
             tokens = read_tokens(record, stream, geometry, squares + number * frames * side**2)
             videos.append(EncodedImage.of_patches(tokens, (), "video"))
         return videos
