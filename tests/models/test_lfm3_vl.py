@@ -36,8 +36,9 @@ NAMED = {
 }
 TEMPLATE = (
     "<|startoftext|>{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<|vision_start|><{{ part['type'] }}><|vision_end|>"
-    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
+    "<|vision_start|><{{ part['type'] }}><|vision_end|>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SIZE = {"shortest_edge": 2 * 64 * 64, "longest_edge": 2 * 192 * 192}
 pytestmark = pytest.mark.skipif(not is_torchvision_available(), reason="its processor wants a video processor")
