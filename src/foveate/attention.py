@@ -93,11 +93,9 @@ class Recorder:
     def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
         """Keeps what is wanted of one call of the attention function, (V, H, P, d) each; float32 under autocast too."""
         with torch.autocast(query.device.type, enabled=False):
-            self._note(query, key, scaling, mask)
+            self._note(query, key.repeat_interleave(query.shape[1] // key.shape[1], dim=1), scaling, mask)
 
     def _note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        if key.shape[1] != query.shape[1]:  # heads that share keys
-            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         lengths = [query.shape[2]]
         if self.segments is not None and query.shape[2] == sum(self.segments):
             lengths = list(self.segments)

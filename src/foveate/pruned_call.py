@@ -161,11 +161,10 @@ class PrunedCall(ABC, Generic[_Method]):
                     raise ValueError(masked_placeholders(hidden, int(there.sum()), kind)) from error
             raise
         located: list[tuple[EncodedImage, ImageSpan]] = []
-        taken = {self.family.placeholder_ids[image.kind] for image in images}
         for kind, token in self.family.placeholder_ids.items():
             ours = [image for image in images if image.kind == kind]
-            if not ours and token in taken:  # images and videos of one id: all are the kind that came
-                continue
+            if not ours and token in {self.family.placeholder_ids[image.kind] for image in images}:
+                continue  # one id for both kinds
             try:
                 spans = locate_images(prompt.ids, fresh, token, [image.placeholders for image in ours], kind)
             except ValueError as error:
