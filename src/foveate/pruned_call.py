@@ -150,21 +150,19 @@ class PrunedCall(ABC, Generic[_Method]):
 
     def locate(self, arguments: Mapping[str, Any], prompt: Prompt) -> Located:
         """Every image and video, encoded, with its place, in prompt order."""
-        fresh = prompt.fresh
+        fresh, ids = prompt.fresh, self.family.placeholder_ids
         try:
             images = self._encode(arguments, torch.where(fresh, prompt.ids, -1))
         except ValueError as error:  # of a family that reads the prompt: what a mask hides is the likelier cause
             for kind, token in self.family.placeholder_ids.items():
-                there = prompt.ids == token
-                hidden = int((there & ~prompt.mask).sum())
+                hidden = int(((there := prompt.ids == token) & ~prompt.mask).sum())
                 if hidden and self.family.has(arguments, kind):
                     raise ValueError(masked_placeholders(hidden, int(there.sum()), kind)) from error
             raise
         located: list[tuple[EncodedImage, ImageSpan]] = []
-        taken = {self.family.placeholder_ids[image.kind] for image in images}
         for kind, token in self.family.placeholder_ids.items():
             ours = [image for image in images if image.kind == kind]
-            if not ours and token in taken:  # images and videos of one id: all are the kind that came
+            if not ours and token in {ids[image.kind] for image in images}:  # one id for both kinds
                 continue
             try:
                 spans = locate_images(prompt.ids, fresh, token, [image.placeholders for image in ours], kind)
