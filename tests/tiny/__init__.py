@@ -60,16 +60,16 @@ ROWS: dict[str, Row] = {
 SEEING = [name for name, row in ROWS.items() if not row.unread]
 """Rows whose encoder has attention to read."""
 KIN = frozenset({
-    "llava-siglip", "llava_next-siglip", "llava-pixtral", "llava_onevision-crops", "smolvlm", "smolvlm-uneven",
-    "glm4v_moe", "qwen2_vl-video", "qwen2_5_vl-video", "qwen3_vl_moe", "qwen3_5-video", "qwen3_5_moe",
-    "qwen2_5_omni-video", "cohere_compass", "cohere_compass-video", "qwen3_omni_moe-video", "cosmos3_omni",
-    "cosmos3_edge-video",
-    "generic-deepseek_vl", "generic-pixel_shuffle",
-    "internvl-video", "smolvlm-video", "llava_next_video", "llava_next_video-clip-video",
-    "llava_next_video-siglip-video", "mistral_large4", "lighton_ocr", "qianfan_ocr",
-    "vipllava",
-    "gemma4-experts", "gemma4-per-layer", "gemma4-video", "minicpmv4_6-4x", "minicpm_ocr",
-    "shieldgemma2",
+    "cohere_compass", "cohere_compass-video", "cosmos3_edge-video", "cosmos3_omni", "deepseek_vl_hybrid",
+    "dots3_note-video", "ernie4_5_vl_moe-video", "exaone4_5-video", "gemma4-experts", "gemma4-per-layer",
+    "gemma4-video", "generic-deepseek_vl", "generic-pixel_shuffle", "glm46v", "glm46v-video", "glm46v_moe",
+    "glm4v_moe", "glm4v_moe-video", "glm5_next-video", "glm_ocr", "glmga",
+    "hyperclovax_vision_v2-video", "internvl-video", "kimi_k25-video", "lfm3_vl-video", "lighton_ocr",
+    "llava-pixtral", "llava-siglip", "llava_next-siglip", "llava_next_video", "llava_next_video-clip-video",
+    "llava_next_video-siglip-video", "llava_onevision-crops", "minicpm_ocr", "minicpmv4_6-4x", "minimax_m3_vl-video",
+    "mistral_large4", "muse_glimmer-video", "muse_spark", "muse_spark-video", "qianfan_ocr", "qwen2_5_omni-video",
+    "qwen2_5_vl-video", "qwen2_vl-video", "qwen3_5-video", "qwen3_5_moe", "qwen3_omni_moe-video", "qwen3_vl-video",
+    "qwen3_vl_moe", "shieldgemma2", "smolvlm", "smolvlm-uneven", "smolvlm-video", "video_llama_3-video", "vipllava",
 })  # fmt: skip
 """Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
 hold every pair of them."""
