@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.attention_rows import cls_attention, over_patches, received_attention, shared_out
+from foveate.attention_rows import cls_attention, over_patches, parts, received_attention, shared_out
 from foveate.modelling_files import beside, eager_name
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Recorder:
             self._note(query, shared_out(key, query.shape[1]), scaling, mask)
 
     def _note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
-        for part, other, hidden in self._parts(query, key, mask):
+        for part, other, hidden in parts(query, key, mask, self.segments):
             if self.wants_saliency and self.read in ("cls", "cls_last"):
                 self.rows.append(cls_attention(part, other, scaling, last=self.read == "cls_last").flatten())
             elif self.wants_saliency and self.read == "received":
@@ -101,18 +101,6 @@ class Recorder:
             if self.keys:
                 patches = other[:, :, _PATCHES[self.read]] if self.read in _PATCHES else other
                 self.key_rows.append(patches.float().mean(dim=1).flatten(0, 1))
-
-    def _parts(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """What attends within itself: queries, keys and the mask that is left to heed."""
-        views, length, segments = len(query), query.shape[2], self.segments
-        if segments is None or (views == 1 and length < sum(segments)):  # all views alike, or one of many
-            yield query, key, mask
-        elif views == 1 and length == sum(segments):  # a mask would only keep them apart
-            parts = zip(query.split(list(segments), dim=2), key.split(list(segments), dim=2), strict=True)
-            yield from ((part, other, None if len(segments) > 1 else mask) for part, other in parts)
-        else:  # each filled up to the same length: what fills it asks for nothing
-            for view, real in enumerate(segments):
-                yield query[view : view + 1, :, :real], key[view : view + 1, :, :real], None
 
     def note_encoded(self, given: Tensor) -> None:
         """Keeps what the encoder hands to ``project`` in one call, if that is wanted."""
@@ -226,7 +214,8 @@ def _tapped(
 ) -> Any:
     _tap(module, query, key, kwargs.get("scaling"), attention_mask)
     if implementation == "eager":  # each modelling file has its own, Llama 4's one for each of its halves
-        real = beside(module, eager_name(type(module)))
+        kind: Any = type(module)
+        real = beside(module, eager_name(kind))
     else:
         real = ALL_ATTENTION_FUNCTIONS[implementation]
     return real(module, query, key, value, attention_mask, **kwargs)

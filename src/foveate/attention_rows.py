@@ -111,3 +111,23 @@ def over_patches(rows: Sequence[Tensor], sources: Tensor, device: torch.device, 
     there = (sources >= 0).float().view(*sources.shape, *[1] * (values.ndim - 1))
     pooled = (values[sources.clamp(min=0)] * there).sum(dim=1)
     return pooled / there.sum(dim=1) if mean else pooled
+
+
+def parts(
+    query: Tensor, key: Tensor, mask: Tensor | None, segments: Sequence[int] | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """What attends within itself: its queries, its keys, and the mask that is left to heed.
+
+    Args:
+        query, key: (V, H, P, d) as an attention function is given them, with its ``mask``.
+        segments: see ``foveate.attention.Recorder``.
+    """
+    views, length = len(query), query.shape[2]
+    if segments is None or (views == 1 and length < sum(segments)):  # all views alike, or one of many
+        yield query, key, mask
+    elif views == 1 and length == sum(segments):  # a mask would only keep them apart
+        for part, other in zip(query.split(list(segments), dim=2), key.split(list(segments), dim=2), strict=True):
+            yield part, other, None if len(segments) > 1 else mask
+    else:  # each filled up to the same length: what fills it asks for nothing
+        for view, real in enumerate(segments):
+            yield query[view : view + 1, :, :real], key[view : view + 1, :, :real], None

@@ -131,8 +131,9 @@ def features_alone(output: Any) -> Any:
     if not isinstance(output, Mapping) or "pooler_output" not in output:  # an attribute of its own, once
         return output
     # Some outputs must have a field for them (a tower's from timm).
-    empty = {one.name: None for one in fields(output) if one.name in TOWER_STATES and one.default is MISSING}
-    return type(output)(**empty, **{name: value for name, value in output.items() if name not in TOWER_STATES})
+    own: Any = type(output)
+    empty = {one.name: None for one in fields(own) if one.name in TOWER_STATES and one.default is MISSING}
+    return own(**empty, **{name: value for name, value in output.items() if name not in TOWER_STATES})
 
 
 # What the running thread's (or task's) innermost pruned call delivers; None outside of one, and in the caller's own

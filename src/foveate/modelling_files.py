@@ -7,8 +7,6 @@ import inspect
 import sys
 from typing import Any
 
-from torch import nn
-
 
 def beside(thing: Any, name: str) -> Any:
     """What stands under a name in the modelling file of an object's class, or of the class that one derives from."""
@@ -17,7 +15,7 @@ def beside(thing: Any, name: str) -> Any:
 
 
 @functools.cache
-def eager_name(kind: type[nn.Module]) -> str:
+def eager_name(kind: Any) -> str:
     """What the eager attention function is called that an attention class's forward falls back to."""
     code = inspect.unwrap(kind.forward).__code__
     named = [name for name in code.co_names if name.endswith("eager_attention_forward")]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from foveate.arguments import setting
-from foveate.models.encoded import Rope
+from foveate.models.encoded import Kind, Rope
 from foveate.models.packed import PackedFamily, PackedRopeFamily
 
 
@@ -84,7 +84,8 @@ class Glm4v(GlmFamily, PackedRopeFamily):
     def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
         if types is not None:
             known = types[(ids == self.image_token_id) & mask]
-            for kind, number in (("image", 1), ("video", 2)):
+            numbers: dict[Kind, int] = {"image": 1, "video": 2}
+            for kind, number in numbers.items():
                 if self.has(arguments, kind) and not bool((known == number).all()):
                     raise ValueError(
                         f"{self.title}: the call brings {kind}s, and mm_token_type_ids do not say {number} ({kind}) at "

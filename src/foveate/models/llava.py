@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,12 @@ class Llava(TowerFamily):
     """``LlavaForConditionalGeneration`` with a CLIP, SigLIP or Pixtral tower."""
 
     title = "LLaVA-1.5"
-    model_types = ("llava",)
+    model_types: ClassVar[tuple[str, ...]] = ("llava",)
     checkpoints = {"llava": "llava-hf/llava-1.5-7b-hf"}
-    image_inputs = ("pixel_values", "image_sizes")  # the sizes come with a Pixtral tower only
+    image_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "image_sizes",
+    )  # the sizes come with a Pixtral tower only
     saliency = "CLS row (CLIP), mean received attention (SigLIP, Pixtral)"
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class MiniCpmV(Family):
     """
 
     title = "MiniCPM-V 4.6"
-    model_types = ("minicpmv4_6", "minicpm_ocr")
+    model_types: ClassVar[tuple[str, ...]] = ("minicpmv4_6", "minicpm_ocr")
     image_inputs = ("pixel_values", "target_sizes")
     merge = "2x2, in mode 16x 4x4"
     views = "1 + slices"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class Mistral3(TowerFamily):
     """``Mistral3ForConditionalGeneration`` and ``MistralLarge4ForConditionalGeneration``."""
 
     title = "Mistral 3"
-    model_types = ("mistral3", "mistral_large4")
+    model_types: ClassVar[tuple[str, ...]] = ("mistral3", "mistral_large4")
     checkpoints = {
         "mistral3": "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
         "mistral_large4": "mistralai/Mistral-Large-4-1T-A52B",

@@ -25,7 +25,7 @@ class PackedFamily(Family):
     Positions are plain ones; ``PackedRopeFamily`` has those of three dimensions.
     """
 
-    image_inputs = ("pixel_values", "image_grid_thw")
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw")
     pixel_axes: ClassVar[tuple[str, ...]] = ("patches", "values")
     """What the axes of the pixels are."""
     reads_output: ClassVar[bool] = False

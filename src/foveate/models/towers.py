@@ -92,7 +92,7 @@ class Tower:
         Raises:
             ValueError: the embedding layer is asked for (it has no attention), or CLS is mishandled by stock code.
         """
-        layers = inputs.get("vision_feature_layer")
+        layers: Any = inputs.get("vision_feature_layer")
         if layers is None:  # ViP-LLaVA's config said layers once; LightOnOCR has no choice
             layers = getattr(self.config, "vision_feature_layer", getattr(self.config, "vision_feature_layers", -1))
         depth = len(self.layers)
@@ -175,7 +175,7 @@ class TowerFamily(Family):
         return self.tower.instruments()
 
     @property
-    def first_block(self) -> nn.Module:
+    def first_block(self) -> nn.Module | None:
         block: nn.Module = self.tower.layers[0]
         return block
 
