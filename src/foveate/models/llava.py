@@ -26,7 +26,7 @@ class Llava(TowerFamily):
     image_inputs: ClassVar[tuple[str, ...]] = (
         "pixel_values",
         "image_sizes",
-    )  # the sizes come with a Pixtral tower only
+    )  # sizes with a Pixtral tower only
     saliency = "CLS row (CLIP), mean received attention (SigLIP, Pixtral)"
 
     def check(self) -> None:
