@@ -71,8 +71,9 @@ KIN = frozenset({
     "qwen2_5_vl-video", "qwen2_vl-video", "qwen3_5-video", "qwen3_5_moe", "qwen3_omni_moe-video", "qwen3_vl-video",
     "qwen3_vl_moe", "shieldgemma2", "smolvlm", "smolvlm-uneven", "smolvlm-video", "video_llama_3-video", "vipllava",
 })  # fmt: skip
-"""Rows whose adapter another row takes through every combination of the matrix's values: these go through those that
-hold every pair of them."""
+"""Rows whose adapter another row takes through the matrix: these go through every value, not every pair of values."""
+WHOLE = frozenset({"llava-clip", "llava_next-clip", "internvl", "qwen2_5_vl", "qwen3_vl", "gemma3"})
+"""Rows that go through every product of the matrix's values."""
 
 __all__ = [
     "BATCHES",
@@ -89,6 +90,7 @@ __all__ = [
     "SIZES",
     "START",
     "VIDEO",
+    "WHOLE",
     "Row",
     "assistant",
     "llava_next",
