@@ -376,7 +376,13 @@ def _llama4() -> tuple[Any, Any]:
     vision: dict[str, Any] = {"vision_output_dim": 48, "projector_input_dim": 48, "projector_output_dim": 48}
     vision["intermediate_size"] = 256  # what four patches come to
     vision["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
-    text = {"head_dim": 32, "intermediate_size_mlp": 128, "num_local_experts": 4, "interleave_moe_layer_step": 2}
+    text: dict[str, Any] = {
+        "head_dim": 32,
+        "intermediate_size_mlp": 128,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+    }
+    text["initializer_range"] = 0.05  # with larger weights it says few words, over and over
     config = _config(
         "llama4",
         vision_config={**TOWER, **vision, "image_size": side},
@@ -403,7 +409,8 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_5": lambda: _qwen3_5("qwen3_5"),
     "qwen3_5_moe": lambda: _qwen3_5("qwen3_5_moe", **MOE, shared_expert_intermediate_size=32),
     "glm4v": lambda: _glm("glm4v"),
-    "glm4v_moe": lambda: _glm("glm4v_moe", **{**GLM_MOE, "head_dim": 32}),
+    # use_qk_norm: as in the checkpoints on the hub; vLLM reads it, transformers has none.
+    "glm4v_moe": lambda: _glm("glm4v_moe", **{**GLM_MOE, "head_dim": 32, "use_qk_norm": False}),
     "gemma3": _gemma3,
     "idefics3": lambda: _idefics3("idefics3"),
     "smolvlm": lambda: _idefics3("smolvlm"),
