@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import foveate
 from foveate.attention_rows import QUERY_CHUNK, cls_attention, received_attention
 from tests.encoding import encode
-from tests.tiny import BOS, IMAGE, SEEING, SILENT, prompts
+from tests.tiny import APART, BOS, IMAGE, SILENT, prompts
 from tests.tiny import ROWS as ALL_ROWS
 from tests.tiny.llava import ROWS
 
@@ -104,7 +104,7 @@ class Counted:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *args, **kwargs)
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", APART)
 def test_switching_the_implementation_while_attached(name: str) -> None:
     """What is set inside the block runs in the tapped modules too, and stays set after it."""
     row = ALL_ROWS[name]

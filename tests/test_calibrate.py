@@ -23,7 +23,7 @@ import foveate
 from foveate import bundled
 from foveate.functional import Merge, sizes
 from tests import reference
-from tests.tiny import ROWS, SEEING, SILENT, Row, prompts, siglip
+from tests.tiny import APART, ROWS, SILENT, Row, prompts, siglip
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": SILENT}
@@ -38,7 +38,7 @@ BY_BLOCKS = ("gemma3", "paligemma")
 HYBRID = [name for name, row in ROWS.items() if row.hybrid]
 
 
-@pytest.fixture(params=[name for name in SEEING if name not in HYBRID])
+@pytest.fixture(params=[name for name in APART if name not in HYBRID])
 def row(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 

@@ -22,7 +22,7 @@ from transformers import BitsAndBytesConfig, CompileConfig, PreTrainedModel
 
 import foveate
 from tests import checkpoint
-from tests.tiny import IMAGE, ROWS, SEEING, SILENT, prompts
+from tests.tiny import APART, IMAGE, ROWS, SILENT, prompts
 from tests.tiny.rows import inner
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SILENT}
@@ -275,7 +275,7 @@ def precise(model: Any, which: str) -> Any:
 
 
 @pytest.mark.parametrize("which", ["llm bf16", "llm fp16 half", "vision bf16", "embeddings", "half"])
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", APART)
 def test_mixed_precision(name: str, which: str) -> None:
     """Where stock runs: keep=1 is stock, and methods can put features and embeddings of two dtypes together."""
     model, inputs = precise(copied(name), which), inputs_of(name)
@@ -309,7 +309,7 @@ def spread(model: Any, folder: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", APART)
 def test_split_between_memory_and_disk(name: str, tmp_path: Path) -> None:
     inputs, plain = inputs_of(name), ROWS[name].make("sdpa")
     stock, pruned = answers(plain, None, inputs), answers(plain, foveate.AdaFV(keep=0.3), inputs)
@@ -429,7 +429,7 @@ def stock_class(thing: Any) -> Any:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", APART)
 def test_subclass_from_a_repository(name: str, attention: str, elsewhere: str) -> None:
     """Model, layers and attention are of classes from elsewhere that add nothing."""
     inputs, plain = inputs_of(name), ROWS[name].make(attention)

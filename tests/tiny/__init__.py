@@ -57,8 +57,6 @@ ROWS: dict[str, Row] = {
     **deepseek.ROWS,
 }
 
-SEEING = [name for name, row in ROWS.items() if not row.unread]
-"""Rows whose encoder has attention to read."""
 KIN = frozenset({
     "cohere_compass", "cohere_compass-video", "cosmos3_edge-video", "cosmos3_omni", "deepseek_vl_hybrid",
     "dots3_note-video", "ernie4_5_vl_moe-video", "exaone4_5-video", "gemma4-experts", "gemma4-per-layer",
@@ -75,7 +73,13 @@ KIN = frozenset({
 WHOLE = frozenset({"llava-clip", "llava_next-clip", "internvl", "qwen2_5_vl", "qwen3_vl", "gemma3"})
 """Rows that go through every product of the matrix's values."""
 
+SEEING = [name for name, row in ROWS.items() if not row.unread]
+"""Rows whose encoder has attention to read."""
+APART = [name for name in SEEING if name not in KIN]
+"""Of these, one for every adapter: what is tested with them does not depend on how an adapter's models differ."""
+
 __all__ = [
+    "APART",
     "BATCHES",
     "BOS",
     "END",
