@@ -95,7 +95,7 @@ class Vllm:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         from foveate import bundled, loading
-        from foveate.serving import hooks
+        from foveate.serving import starting
         from foveate.serving.versions import require_tested
 
         require_tested(vllm.__version__)
@@ -110,7 +110,7 @@ class Vllm:
         parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="foveate eval --engine vllm --"))
         parsed = parser.parse_args(["--model", model, "--dtype", dtype, *vllm_options])
         if is_bundled:
-            hooks.limit_memory(parsed, vllm_options, bundled.text_config())
+            starting.limit_memory(parsed, vllm_options, bundled.text_config())
         given = EngineArgs.from_cli_args(parsed)
         if given.hf_overrides:
             raise ValueError("--hf-overrides is where the methods are named: foveate eval sets it itself")
@@ -156,9 +156,9 @@ class Vllm:
         return _Asker(self, folder)
 
     def close(self) -> None:
-        from foveate.serving import hooks
+        from foveate.serving import starting
 
-        hooks.shut_down(self.llm)
+        starting.shut_down(self.llm)
 
     def generate(self, prompts: Sequence[tuple[str, Image, Method]], max_new_tokens: int) -> list[Any]:
         """vLLM's outputs for prompts with a picture each."""

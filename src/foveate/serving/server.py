@@ -44,7 +44,7 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
         ValueError, TypeError: options of Foveate's that are wrong.
         SystemExit: options that vLLM does not know.
     """
-    from foveate.serving import hooks
+    from foveate.serving import starting
 
     given = list(rest)
     is_bundled = model == BUNDLED
@@ -53,9 +53,9 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
         typed = memory.names_of(given)
         for name, value in BUNDLED_DEFAULTS.items():
             given += [] if name in typed else [name, value]
-    parsed = hooks.parse_server_options([model, *given])
+    parsed = starting.parse_server_options([model, *given])
     if is_bundled:
-        hooks.limit_memory(parsed, given, bundled.text_config())
+        starting.limit_memory(parsed, given, bundled.text_config())
     overrides = parsed.hf_overrides or {}
     if not isinstance(overrides, dict):
         raise ValueError(f"--hf-overrides must be a JSON object beside pruning, got {overrides!r}")
@@ -63,7 +63,7 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     if CONFIG_KEY in overrides:
         raise ValueError(f"--hf-overrides sets {CONFIG_KEY!r} already: give foveate serve's own options instead")
     trusts = bool(parsed.trust_request_mm_kwargs)
-    template = hooks.chat_template_of(parsed)
+    template = starting.chat_template_of(parsed)
     parsed.hf_overrides = {**overrides, **options(**pruning, trust_request_mm_kwargs=trusts, chat_template=template)}
     # vLLM would refuse Foveate's own as well; the processor refuses all others unless they are trusted.
     parsed.trust_request_mm_kwargs = True
@@ -99,12 +99,12 @@ def serve(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> None:
         ValueError, TypeError, SystemExit: as for ``arguments``.
     """
     require_vllm()
-    from foveate.serving import hooks
+    from foveate.serving import hooks, starting
 
     hooks.require_version()
     stats = tempfile.mkdtemp(prefix="foveate-stats-")
     atexit.register(shutil.rmtree, stats, ignore_errors=True)
-    hooks.run_server(arguments(model, rest, {**pruning, "stats": stats}))
+    starting.run_server(arguments(model, rest, {**pruning, "stats": stats}))
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
