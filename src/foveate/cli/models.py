@@ -173,7 +173,7 @@ def types_table() -> str:
                     family.title,
                     f"`{name}`",
                     checkpoint + (f" ({note})" if note else ""),
-                    _yes(bool(family.video_inputs)),
+                    _yes(family.traits()["video"] == "yes"),
                     _yes(family.crops),
                     _yes(serves(name)),
                     ", ".join(family.positions),
@@ -188,7 +188,7 @@ def families_table() -> str:
 
     def rows() -> Iterator[tuple[str, ...]]:
         for family, types in families().items():
-            kinds = "images and videos" if family.video_inputs else "images"
+            kinds = "images and videos" if family.traits()["video"] == "yes" else "images"
             saliency = "none" if "saliency" in family.unread else family.saliency
             yield family.title, ", ".join(f"`{name}`" for name in types), kinds, family.merge, saliency
 

@@ -34,6 +34,8 @@ class Family(ABC):
     """Arguments of the model's forward that carry the images; the first is the pixels."""
     video_inputs: ClassVar[tuple[str, ...]] = ()
     """The same for videos; empty where videos are not supported."""
+    filmed: ClassVar[bool] = False
+    """Whether a video's frames stand in the prompt as images, and are told from these by what labels them."""
     joins_rows: ClassVar[bool] = False
     """Whether all images of a prompt are handed to the model as one, where stock beam search would mix them up."""
     chats: ClassVar[bool] = True
@@ -82,7 +84,7 @@ class Family(ABC):
             "views": cls.views,
             "positions": ", ".join(cls.positions),
             "layouts": ", ".join(cls.layouts),
-            "video": "yes" if cls.video_inputs else "no",
+            "video": "yes" if cls.video_inputs or cls.filmed else "no",
             "crops": "yes" if cls.crops else "no",
         }
 

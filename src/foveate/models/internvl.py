@@ -16,6 +16,7 @@ class InternVl(TiledFamily):
     model_types = ("internvl",)
     checkpoints = {"internvl": "OpenGVLab/InternVL3-8B-hf (the -hf form: the other runs code of its own)"}
     saliency = "CLS row"
+    filmed = True
 
     def check(self) -> None:
         self.tower = Tower(self.base, self.config, INTERN)
@@ -68,6 +69,7 @@ class QianfanOcr(InternVl):
     title = "Qianfan-OCR"
     model_types = ("qianfan_ocr",)
     checkpoints = {"qianfan_ocr": "baidu/Qianfan-OCR"}
+    filmed = False
 
     def _films(self, row: Tensor, marks: Tensor, single: list[bool]) -> list[Film]:
         return []

@@ -17,6 +17,7 @@ class SmolVlm(Idefics3):
 
     title = "SmolVLM"
     model_types = ("smolvlm",)
+    filmed = True
     checkpoints = {"smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct"}
 
     def films(self, prompt: Tensor, grids: Sequence[tuple[int, int]]) -> list[int]:
