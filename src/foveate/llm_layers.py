@@ -74,12 +74,13 @@ def _hooks(model: Any, layers: Sequence[Any]) -> Patches:
 
 def _through(layer: nn.Module, number: int) -> Callable[..., Any]:
     forward = layer.forward
+    names = list(inspect.signature(forward).parameters)[1:]
 
     @functools.wraps(forward)
-    def through(hidden_states: Tensor, **inputs: Any) -> Any:
+    def through(hidden_states: Tensor, *others: Any, **inputs: Any) -> Any:
         run = open_recorder()
         if not isinstance(run, LayerRun) or run.layers[number] is not layer:
-            return forward(hidden_states, **inputs)
-        return run.through(number, forward, hidden_states, inputs)
+            return forward(hidden_states, *others, **inputs)
+        return run.through(number, forward, hidden_states, {**dict(zip(names, others, strict=False)), **inputs})
 
     return untraced(through)
