@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -141,6 +142,8 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
     with pruner(model):
         result = model.generate(**inputs, **options)
     torch.manual_seed(11)
+    if mode == "static_cache" and row.static is not None:
+        row = replace(row, hidden=row.static)
     assembled = reference.assemble(row, model, inputs, indices(pruner))
     if keep == 1.0 and mode in row.only_pruned:
         with pytest.raises(ValueError, match=row.only_pruned[mode]):
@@ -391,6 +394,8 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
         given = grown[:, first.sequences.shape[1] - 1 :] if only_new else grown
         second = model.generate(input_ids=given, attention_mask=mask, past_key_values=first.past_key_values, **options)
         whole_inputs = {**inputs, **row.per_token(grown), "input_ids": grown, "attention_mask": mask}
+        if cache is StaticCache and row.static is not None:
+            options["cache_implementation"] = "static"
         whole = model.generate(**whole_inputs, **options)
     assert torch.equal(second[:, : given.shape[1]], given)
     assert torch.equal(second[:, given.shape[1] :], whole[:, grown.shape[1] :])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+import foveate
 from foveate.pruners import Pruner
 from foveate.pruners.base import Choice
 from foveate.tokens import Keep
@@ -18,8 +19,10 @@ from tests.tiny import IMAGE, ROWS, Row, prompts
 from tests.tiny.llava import clip, siglip, text_config
 from tests.tiny.rows import features_of, finish, inner
 
+ENCODED = [name for name, row in ROWS.items() if "encoded" not in row.unread]
 
-@pytest.fixture(params=list(ROWS))
+
+@pytest.fixture(params=ENCODED)
 def row(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
@@ -192,6 +195,12 @@ class Seen(Pruner):
     def choose(self, visual: Any, text: Any, budget: int) -> Choice:
         self.found = [*getattr(self, "found", []), visual]
         return Choice(visual.encoded[:, 0].topk(budget).indices.sort().values)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS.keys() - set(ENCODED)))
+def test_a_method_is_refused_where_there_is_none(name: str) -> None:
+    with pytest.raises(ValueError, match="seen reads the vision encoder's features, and .* has none to read: "):
+        foveate.attach(ROWS[name].make("sdpa"), Seen(keep=0.3))
 
 
 def test_a_method_gets_what_it_reads(row: Row) -> None:

@@ -13,11 +13,13 @@ from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 import foveate
+from tests import reference
 from tests.chat import TALKS, guiding, moving, of_kind, tokenizer, written
 from tests.dynamic import picture
 from tests.encoding import encode
 from tests.tiny import END, IMAGE, ROWS, SILENT, START, VIDEO, prompts
 from tests.tiny.gemma4 import PATCH, SIDE
+from tests.tiny.siglip import WINDOW
 
 pytestmark = pytest.mark.skipif("gemma4" not in ROWS, reason="this transformers has no Gemma 4")
 NAMES = ["gemma4", "gemma4-per-layer"]
@@ -160,18 +162,48 @@ def test_videos_are_refused_where_they_must_have_one_length() -> None:
         model.generate(**inputs, **GREEDY)
 
 
+@pytest.mark.parametrize("name", [one for one in ("gemma4", "gemma4_unified") if one in ROWS])
+def test_stock_masks_a_static_cache_otherwise_where_its_row_says_so(name: str) -> None:
+    """What stock's LLM makes of a whole prompt, in three ways of asking, against each mask by hand; nothing is pruned.
+    An image is longer than the window, so that its end shows too."""
+    row = ROWS[name]
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "several")
+    streams = row.streams(model, inputs, row.kind)
+    assert max(map(len, streams)) > WINDOW
+    seen: list[torch.Tensor] = []
+    hook = model.model.language_model.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state))
+    try:
+        with torch.no_grad():
+            model(**inputs)
+        model.generate(**inputs, max_new_tokens=1)
+        model.generate(**inputs, max_new_tokens=1, cache_implementation="static", disable_compile=True)
+    finally:
+        hook.remove()
+    forward, dynamic, static = seen
+    prompt = reference.assemble(row, model, inputs, [torch.arange(len(stream)) for stream in streams])
+    given = (model, prompt.embeddings, prompt.mask, prompt.positions, prompt)
+    for found in (forward, dynamic):
+        torch.testing.assert_close(found, row.hidden(*given), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(static, (row.static or row.hidden)(*given), atol=1e-4, rtol=1e-4)
+    assert torch.allclose(static, dynamic, atol=1e-2) == (row.static is None)
+
+
 @pytest.mark.skipif("gemma4_unified" not in ROWS, reason="this transformers has no Gemma 4 without an encoder")
 @pytest.mark.parametrize("size", [(400, 300), (60, 200), (96, 96)])
 def test_without_an_encoder_a_token_is_a_square_of_pixels(size: tuple[int, int]) -> None:
-    """One bright square in a black picture, through its own image processor: it goes into the token of that box."""
+    """One coloured square in a black picture, through its own image processor: it goes into the token of that box.
+
+    Of many colours: what is flat is black to this model, which takes every square's mean away first.
+    """
     pytest.importorskip("torchvision", reason="its image processor has no form without torchvision")
     from transformers import Gemma4UnifiedImageProcessor
 
     model = ROWS["gemma4_unified"].make("sdpa")
     process = Gemma4UnifiedImageProcessor(patch_size=PATCH, pooling_kernel_size=SIDE, max_soft_tokens=70)
 
-    def inputs(picture: Image.Image) -> dict[str, Any]:
-        found = process(picture, return_tensors="pt")
+    def inputs(shown: Image.Image) -> dict[str, Any]:
+        found = process(shown, return_tensors="pt")
         return {name: found[name] for name in ("pixel_values", "image_position_ids")}
 
     black = Image.new("RGB", size)
@@ -180,9 +212,9 @@ def test_without_an_encoder_a_token_is_a_square_of_pixels(size: tuple[int, int])
     assert 35 < len(boxes) <= 70
     for token in (0, len(boxes) // 2, len(boxes) - 1):
         left, top, right, bottom = boxes[token].round().int().tolist()
-        picture = black.copy()
-        picture.paste((255, 255, 255), (left, top, right, bottom))
-        given = inputs(picture)
+        drawn = black.copy()
+        drawn.paste(picture(token, right - left, bottom - top), (left, top))
+        given = inputs(drawn)
         bright = given["pixel_values"][0].mean(dim=1)
         assert int(bright.argmax()) == token
         (found,) = encode(model, given, saliency=False)

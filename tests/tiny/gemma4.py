@@ -13,7 +13,20 @@ import transformers
 from torch import Tensor
 
 from tests.tiny.qwen import types, write_image
-from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, encodes_apart, features_of, finish, flat, noise
+from tests.tiny.rows import (
+    END,
+    IMAGE,
+    START,
+    TEXT,
+    VIDEO,
+    Row,
+    encodes_apart,
+    features_of,
+    finish,
+    flat,
+    language_model,
+    noise,
+)
 from tests.tiny.siglip import WINDOW, _additive
 
 PATCH, SIDE = 4, 3
@@ -176,8 +189,13 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
     return found
 
 
-def blocks(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prompt: Any) -> Tensor:
-    """The larger models: in layers with a window, an image's tokens see each other."""
+def blocks(
+    model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prompt: Any, everywhere: bool = False
+) -> Tensor:
+    """The larger models: in layers with a window, an image's tokens see each other, so far as the window reaches.
+
+    With ``everywhere``, in all layers, and past the window.
+    """
     length = embeddings.shape[1]
     visual = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
     visual[:, : prompt.visual.shape[1]] = prompt.visual
@@ -190,11 +208,12 @@ def blocks(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prom
     cut = hasattr(
         importlib.import_module("transformers.models.gemma4.modeling_gemma4"), "create_masks_for_vision_model"
     )
-    sliding = (causal | together) & near if cut else causal & near | together
+    sliding = (causal | together) & near if cut and not everywhere else causal & near | together
+    full = causal | together if everywhere else causal.expand_as(together)
     return model.model.language_model(
         inputs_embeds=embeddings,
         attention_mask={
-            "full_attention": _additive(causal.expand_as(together), mask),
+            "full_attention": _additive(full, mask),
             "sliding_attention": _additive(sliding, mask),
         },
         position_ids=positions,
@@ -235,10 +254,13 @@ def _row(text: str, hidden: Any, **more: Any) -> Row:
 
 
 ROWS: dict[str, Row] = {}
+# 5.19 makes the masks for a static cache before it looks at token types, and so for text alone.
+typed = "kwargs.pop(token_type_key" in inspect.getsource(transformers.GenerationMixin.prepare_inputs_for_generation)
+untyped = {} if typed else {"static": language_model}
 if encodes_apart("Gemma4Model"):
     ROWS = {
-        "gemma4": _row("large", blocks),
-        "gemma4-experts": _row("experts", blocks),
+        "gemma4": _row("large", blocks, **untyped),
+        "gemma4-experts": _row("experts", blocks, **untyped),
         "gemma4-per-layer": _row("small", per_layer),
     }
     # Before, all videos of a call had to have as many frames.
@@ -246,8 +268,12 @@ if encodes_apart("Gemma4Model"):
         # 5.19 does not hand them on in a forward, and needs them.
         hands_on = "num_frames_per_video=num_frames" in inspect.getsource(transformers.Gemma4Model.forward)
         fails = {} if hands_on else {"forward": "num_frames_per_video. is required"}
-        ROWS["gemma4-video"] = _row("large", blocks, pixels=videos, write=write_frames, kind="video", fails=fails)
+        film = {"pixels": videos, "write": write_frames, "kind": "video", "fails": fails}
+        ROWS["gemma4-video"] = _row("large", blocks, **film, **untyped)
 if encodes_apart("Gemma4UnifiedModel"):
+    # Up to 5.24 its forward makes Gemma 3's mask, and that of Gemma 4 is made for static caches only.
+    alike = "create_masks_for_vision_model" in inspect.getsource(transformers.Gemma4UnifiedModel.forward)
+    masked = {} if alike else {"static": blocks}
     ROWS["gemma4_unified"] = Row(
         unified,
         lambda numbers: whole_squares(images(numbers)),
@@ -256,7 +282,8 @@ if encodes_apart("Gemma4UnifiedModel"):
         write=write_image,
         per_token=types,
         streams=streams,
-        hidden=blocks,
+        hidden=partial(blocks, everywhere=not alike),
+        **{**masked, **untyped},
         embeds=False,
         unread=("saliency", "keys", "encoded"),
     )

@@ -148,6 +148,7 @@ class Row:
         planes: (model, inputs, kind) -> per image what joins deeper layers, (n, D) each.
         embed: (model, an id as a 0-d tensor) -> (D,) what stands for a token of the prompt that is no placeholder.
         hidden: the language model run by hand; see ``language_model``.
+        static: the same with a static cache, for which stock's ``generate`` makes another mask than without one.
         read: model -> the attention module whose attention is saliency.
         saliency: (model, inputs, that module's whole attention matrices in call order, averaged over heads, the
             encoded images) -> per image (N,) float64, worked out by hand.
@@ -188,6 +189,7 @@ class Row:
     planes: Callable[[Any, dict[str, Tensor], str], list[list[Tensor]]] | None = None
     embed: Callable[[Any, Tensor], Tensor] = table
     hidden: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] = language_model
+    static: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor] | None = None
     hands: Callable[[Any], Any] | None = None
     scores: Callable[[Any, Tensor], Tensor] = scaled
     encoded: Callable[[Any, dict[str, Tensor], str], Tensor] | None = None
