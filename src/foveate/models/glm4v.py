@@ -101,4 +101,6 @@ class Glm5Next(GlmFamily):
     title = "GLM-5.3-Flash"
     model_types = ("glm5_next",)
     mixed = "which is which is not known here"
+    pads = True
+    least = 16
     checkpoints = {"glm5_next": "zai-org/GLM-5.3-Flash"}
