@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
@@ -116,20 +117,26 @@ def test_switching_the_implementation_while_attached(name: str) -> None:
         expected = eager.generate(**inputs, **options)
     counted = Counted()
     with pruner(model):
-        # Registered while attached, as a kernel that is fetched only now would be.
+        # Registered while attached, as a kernel that is fetched only now would be; with the masks that it takes, which
+        # an LLM may read itself (Dots 3's index does).
         ALL_ATTENTION_FUNCTIONS.register("counted", counted)
+        ALL_MASK_ATTENTION_FUNCTIONS.register("counted", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
         try:
             model.set_attn_implementation("counted")
             model.generate(**inputs, **options)
         finally:
             del ALL_ATTENTION_FUNCTIONS._global_mapping["counted"]
+            del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping["counted"]
         model.set_attn_implementation("eager")
         assert torch.equal(model.generate(**inputs, **options), expected)
         assert torch.equal(pruner.selections[0].scores["saliency"], wanted.selections[0].scores["saliency"])
     assert row.read(model) in counted.modules
-    for module in model.modules():
+    assert row.read(model).config._attn_implementation == "eager"
+    stock = copy.deepcopy(row.make("sdpa"))  # whose modules are not all told: some have a copy of their config
+    stock.set_attn_implementation("eager")
+    for module, told in zip(model.modules(), stock.modules(), strict=True):
         if hasattr(module, "config"):
-            assert module.config._attn_implementation == "eager"
+            assert module.config._attn_implementation == told.config._attn_implementation
             assert module.config.__class__ in {type(one) for one in configs_of(model.config)}
 
 

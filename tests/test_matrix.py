@@ -125,7 +125,8 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
     options, wanted = MODES[mode]
     pruner = row.pruner(keep)
     if mode == "beams" and not row.repeats:
-        with pytest.raises(RuntimeError):
+        # Of no features left: torch says so with the one error or the other, by its version.
+        with pytest.raises((RuntimeError, ValueError), match="non-empty"):
             model.generate(**inputs, **options)
         with pruner(model), pytest.raises(ValueError, match="stock transformers"):
             model.generate(**inputs, **options)

@@ -29,6 +29,8 @@ class Geometry:
             (LLaVA-1.5), so that the original's size must be given to find the original's pixels.
         padded: pixels whose multiple both sides of ``image_size`` are, where the image was scaled down in proportion,
             if at all, laid into the upper left corner and padded to such multiples (Kimi K2.5); 0: it was not.
+        least: where such an image, if it was scaled, reaches one of the far edges (GLM-5.3-Flash): pixels below which
+            it always was; 0: it need not reach any.
     """
 
     view: Tensor
@@ -39,6 +41,7 @@ class Geometry:
     grids: tuple[tuple[int, int], ...]
     cropped: bool = False
     padded: int = 0
+    least: int = 0
 
     def __len__(self) -> int:
         return self.view.shape[0]
@@ -63,12 +66,16 @@ class Geometry:
         return self.boxes * scale + self.boxes.new_tensor(offset * 2)
 
     def _unpadded(self, height: int, width: int) -> Tensor:
-        """Where it was scaled down, the middle of the scales that fit: off by half of ``padded`` at the far edges."""
+        """Where it was scaled down and need not reach an edge, the middle of the scales that fit: off by half of
+        ``padded`` at the far edges."""
         sides = list(zip(self.image_size, (height, width), strict=True))
+        limits = self.boxes.new_tensor([width, height] * 2)
+        if self.least:
+            reaching = min(seen / side for seen, side in sides)
+            return torch.minimum(self.boxes / (reaching if height * width < self.least else min(1.0, reaching)), limits)
         low = max((seen - self.padded + 1) / side for seen, side in sides)
         high = min((seen + 1) / side for seen, side in sides)
         scale = 1.0 if low <= 1 < high else (low + high) / 2
-        limits = self.boxes.new_tensor([width, height] * 2)
         return torch.minimum(self.boxes / scale, limits)
 
 

@@ -101,7 +101,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     """Half-precision models: keep=1 is the stock model, and scores are float32."""
     model = copy.deepcopy(ROWS[name].make("sdpa")).to(dtype)
     inputs = prompts(ROWS[name], ROWS[name].make("sdpa"), "mixed")
-    for pixels in inputs.keys() & {"pixel_values", "pixel_values_videos"}:
+    for pixels in inputs.keys() & {"pixel_values", "high_res_pixel_values", "pixel_values_videos"}:
         inputs[pixels] = inputs[pixels].to(dtype)
     with ROWS[name].pruner(1.0)(model):
         ours = model.generate(**inputs, **GREEDY)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
@@ -13,6 +15,7 @@ import foveate
 from foveate.models import family_for
 from tests.chat import TALKS, guiding, moving, of_kind, tokenizer, written
 from tests.dynamic import picture
+from tests.encoding import encode
 from tests.tiny import END, IMAGE, ROWS, SILENT, START
 from tests.tiny.glm import CUT, FILM
 
@@ -111,6 +114,38 @@ def test_a_video_is_one_budget(name: str, processor: Any, talk: str) -> None:
         model.generate(**inputs, **GREEDY)
     assert [len(one) for one in pruner.selections] == [5] * len(expected)
     assert all(len(one.geometry.grids) == 3 for one in pruner.selections)
+
+
+SHAPES = [(196, 280), (150, 211), (30, 40), (100, 90), (20, 1300), (2000, 7000)]
+"""Kept; kept, and padded; scaled up from fewer than 16 tokens, by much and by less than padding; long and thin; scaled
+down."""
+
+
+@pytest.mark.skipif("glm5_next" not in ROWS, reason="this transformers has no GLM-5.3-Flash")
+@pytest.mark.parametrize("kind", ["image", pytest.param("video", marks=needs_torchvision)])
+@pytest.mark.parametrize("size", SHAPES)
+def test_padding_is_in_no_box(size: tuple[int, int], kind: str) -> None:
+    """GLM-5.3-Flash's processors lay pictures into a canvas: white ones show how much of it they fill."""
+    folder, prefix = FOLDERS["glm5_next"]
+    fewer: Any = {"return_tensors": "pt", "max_image_tokens": 1000}  # than there may be: the encoder runs over all
+    if kind == "image":
+        module = pytest.importorskip(f"transformers.models.{folder}.image_processing_pil_{folder}")
+        made = getattr(module, f"{prefix}ImageProcessorPil")()(Image.new("RGB", size[::-1], "white"), **fewer)
+    else:
+        module = importlib.import_module(f"transformers.models.{folder}.video_processing_{folder}")
+        white = torch.full((4, 3, *size), 255, dtype=torch.uint8)
+        made = getattr(module, f"{prefix}VideoProcessor")()(white, do_sample_frames=False, **fewer)
+    pixels = made["pixel_values" if kind == "image" else "pixel_values_videos"]
+    times, rows, columns = made[f"{kind}_grid_thw"][0].tolist()
+    first = pixels.view(times, rows // 2, columns // 2, 2, 2, 3, 2, 14, 14)[0, ..., 0, 0, :, :]
+    canvas = first.permute(0, 2, 4, 1, 3, 5).reshape(rows * 14, columns * 14) > 0
+    seen = torch.stack([canvas.any(dim=0).sum(), canvas.any(dim=1).sum()])  # of the picture: width, height
+    (image,) = encode(ROWS["glm5_next"].make("sdpa"), made, kind, saliency=False)
+    boxes = image.tokens.geometry.boxes_in(*size)
+    cells = torch.cartesian_prod(torch.arange(rows // 2), torch.arange(columns // 2)).flip(1) * 28
+    pixel = torch.tensor(size[::-1]) / seen  # of the canvas, in the picture's
+    wanted = torch.cat([cells.minimum(seen), (cells + 28).minimum(seen)], dim=1) * pixel.repeat(2)
+    assert float((boxes - wanted.repeat(times, 1)).abs().max()) <= max(1.0, float(pixel.max()))  # it holds whole pixels
 
 
 def test_marks_are_pairs() -> None:

@@ -146,7 +146,7 @@ def _row(make: Any) -> Row:
     return Row(make, partial(image_pixels, 14), read, saliency, write=write_image, **SHARED)
 
 
-def _film(make: Any) -> Row:
+def _film(make: Any, model: Any = Glm4vForConditionalGeneration) -> Row:
     return Row(
         make,
         partial(video_pixels, 14, False),
@@ -155,7 +155,7 @@ def _film(make: Any) -> Row:
         kind="video",
         write=write_video,
         placeholder=IMAGE,
-        repeats=not hasattr(Glm4vForConditionalGeneration, "_expand_multimodal_outputs"),
+        repeats=not (hasattr(model, "_expand_multimodal_outputs") and "video" in model.input_modalities),
         **SHARED,
     )
 
@@ -174,4 +174,6 @@ if known("glmga"):
     ROWS["glmga"] = _row(glmga)
 if known("glm5_next"):
     ROWS["glm5_next"] = Row(glm5_next, partial(image_pixels, 14), read, saliency, write=write_image, mixes_beams=True)
-    ROWS["glm5_next-video"] = replace(_film(glm5_next), per_token=lambda _: {}, rope=False)
+    ROWS["glm5_next-video"] = replace(
+        _film(glm5_next, transformers.Glm5NextForConditionalGeneration), per_token=lambda _: {}, rope=False
+    )

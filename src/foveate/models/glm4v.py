@@ -60,7 +60,9 @@ class GlmFamily(PackedFamily):
 
     def refuse_generation(self, arguments: Mapping[str, Any]) -> None:
         repeats = any((setting(self.model, arguments, name) or 1) > 1 for name in ("num_beams", "num_return_sequences"))
-        if repeats and self.has(arguments, "video") and hasattr(self.model, "_expand_multimodal_outputs"):
+        # What stock does not take for a model of videos (GLM-5.3-Flash in 5.19) is not encoded before it is repeated.
+        ahead = hasattr(self.model, "_expand_multimodal_outputs") and "video" in self.model.input_modalities
+        if repeats and ahead and self.has(arguments, "video"):
             raise ValueError(
                 f"{self.title}: stock transformers counts a video's placeholders under an id that its prompts do not "
                 "hold, and loses the video where a prompt is repeated: no num_beams or num_return_sequences above 1 "
@@ -101,4 +103,6 @@ class Glm5Next(GlmFamily):
     title = "GLM-5.3-Flash"
     model_types = ("glm5_next",)
     mixed = "which is which is not known here"
+    pads = True
+    least = 16
     checkpoints = {"glm5_next": "zai-org/GLM-5.3-Flash"}

@@ -32,6 +32,8 @@ class PackedFamily(Family):
     """Whether the encoder's last features are what ``reader`` gives (its last norm), rather than what it is given."""
     pads: ClassVar[bool] = False
     """Whether the processor pads images to whole tokens, rather than stretching them."""
+    least: ClassVar[int] = 0
+    """Tokens to which it scales smaller images up, if it pads and what is scaled reaches an edge; see ``Geometry``."""
     merge = "2x2"
     saliency = "mean received attention, last layer"
 
@@ -142,7 +144,8 @@ class PackedFamily(Family):
             boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(times, -1)
             geometry = grid_geometry([(rows, columns)] * times, boxes, seen, stream.device)
             if self.pads:
-                geometry = replace(geometry, padded=self.side * self.patch)
+                unit = self.side * self.patch
+                geometry = replace(geometry, padded=unit, least=self.least * unit**2 // times)
             tokens = read_tokens(record, stream, geometry, ours)
             images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
         return images
