@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,8 @@ def processor(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     words = tokenizer(marks, {attribute: token for attribute, (token, _) in TOKENS.items()})
     hearing = WhisperFeatureExtractor(feature_size=16)
     made = getattr(module, f"{PREFIXES[name]}Processor")
-    return made(images, None, hearing, words, chat_template=TEMPLATE)
+    films = SimpleNamespace(merge_size=images.merge_size)  # asked for, without a video too
+    return made(images, films, hearing, words, chat_template=TEMPLATE)
 
 
 @pytest.mark.parametrize("talk", TALKS)
