@@ -128,6 +128,8 @@ class Real:
                 output = model.multi_modal_projector(output.last_hidden_state)
             else:
                 output = output.pooler_output
+        if torch.is_tensor(output) and output.ndim == 2:  # PaddleOCR-VL in 5.5
+            return output
         return torch.cat([one.flatten(0, -2) for one in output])
 
     def inputs(self, model: Any, picture: Image.Image) -> dict[str, Any]:

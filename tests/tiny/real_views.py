@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.tiny import gemma4, lfm2, minicpm
 from tests.tiny.real import _TEXT, _WIDTHS, Real, _by, _finished
-from tests.tiny.rows import END, IMAGE, START, known
+from tests.tiny.rows import END, IMAGE, START, encodes_apart, known
 
 _LAYER = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
 
@@ -87,7 +87,7 @@ def _write_tiles(inputs: dict[str, Any], count: int) -> list[int]:
 
 
 REAL: dict[str, Real] = {}
-if known("gemma4"):
+if encodes_apart("Gemma4Model"):
     REAL |= {
         "gemma-4": Real(_finished(_gemma4), _gemma4_images(280)),
         "gemma-4, 1120 tokens": Real(_finished(_gemma4), _gemma4_images(1120)),
@@ -98,5 +98,5 @@ if known("minicpmv4_6"):
     )
 if known("minicpm_ocr"):
     REAL["minicpm-ocr"] = Real(_finished(lambda: _minicpm("MiniCPMOcr")), partial(_minicpm_images, "4x"), _write_slices)
-if known("lfm2_vl"):
+if encodes_apart("Lfm2VlModel"):
     REAL["lfm2-vl"] = Real(_finished(_lfm2), _lfm2_images, _write_tiles)
