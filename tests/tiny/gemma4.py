@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.tiny import siglip
 from tests.tiny.qwen import types, write_image
 from tests.tiny.rows import (
     END,
@@ -27,7 +28,7 @@ from tests.tiny.rows import (
     language_model,
     noise,
 )
-from tests.tiny.siglip import WINDOW, _additive
+from tests.tiny.siglip import WINDOW
 
 PATCH, SIDE = 4, 3
 # (rows, columns) of tokens, 3 x 3 patches each: portrait, square and landscape
@@ -213,8 +214,8 @@ def blocks(
     return model.model.language_model(
         inputs_embeds=embeddings,
         attention_mask={
-            "full_attention": _additive(full, mask),
-            "sliding_attention": _additive(sliding, mask),
+            "full_attention": siglip._additive(full, mask),
+            "sliding_attention": siglip._additive(sliding, mask),
         },
         position_ids=positions,
         use_cache=False,
