@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.tiny import plain
 from tests.tiny.real import Real, _by, _counts, _finished, _qwen_images
-from tests.tiny.rows import known
+from tests.tiny.rows import encodes_apart, known
 
 _MUSE = {"pos_emb_height": 32, "pos_emb_width": 32, "max_position_embeddings": 1024}
 _SIZES = {"shortest_edge": 3136, "longest_edge": 2408448}
@@ -58,7 +58,7 @@ if known("hyperclovax_vision_v2"):
         _finished(partial(_model, plain.hyperclovax, window_size=112, fullatt_block_indexes=[1, 3])),
         _qwen_images(14, 3136, 2408448),
     )
-if known("video_llama_3"):
+if encodes_apart("VideoLlama3Model"):
     from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
 
     REAL["video-llama-3"] = Real(

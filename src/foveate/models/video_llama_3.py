@@ -29,6 +29,15 @@ class VideoLlama3(PackedFamily):
     checkpoints: ClassVar = {"video_llama_3": "lkhl/VideoLLaMA3-2B-Image-HF"}
     _side = 1
 
+    def check(self) -> None:
+        super().check()
+        if hasattr(self.model, "_get_image_nums_and_video_nums"):
+            raise ValueError(
+                f"{self.title}: this transformers counts a prompt's placeholders against its pictures where "
+                "it repeats both for beams, and a pruned prompt has fewer; it is known to work from 5.19 on: upgrade "
+                "transformers, or use no pruner"
+            )
+
     @property
     def tower(self) -> Any:
         return self.base.vision_model
