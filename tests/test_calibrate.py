@@ -41,7 +41,7 @@ HYBRID = [name for name, row in ROWS.items() if row.hybrid]
 # One of every kind of LLM and mask, and what stands before it.
 CALIBRATED = [
     "llava-clip", "llava_next-clip", "internvl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "mistral3", "glm4v",
-    "cohere2_vision", "llava_onevision", "idefics3", "gemma4", "llama4", "kimi_k25", "ernie4_5_vl_moe", "muse_glimmer",
+    "cohere2_vision", "llava_onevision", "idefics3", "gemma4", "llama4", "kimi_k25", "muse_glimmer",
 ]  # fmt: skip
 
 
