@@ -68,9 +68,9 @@ def flat(thing: Any) -> list[Tensor]:
 
 def read_by_the_model(row: Row, model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     """What stock models take of the features: nothing but these."""
-    output = features_of(model, inputs, row.kind)
-    if getattr(output, "pooler_output", None) is None:  # Llama 4: what its forward makes of them
+    if model.config.model_type == "llama4":  # what its forward makes of them
         return row.streams(model, inputs, row.kind)
+    output = features_of(model, inputs, row.kind)
     names = ("pooler_output", "deepstack_features", "visual_indicator_features")
     return [tensor for name in names for tensor in flat(getattr(output, name, None))]
 
