@@ -46,7 +46,7 @@ def inputs_of(name: str, batch: str = "mixed") -> dict[str, torch.Tensor]:
 
 def language_model(model: Any) -> Any:
     base = inner(model)
-    return base.language_model if hasattr(base, "language_model") else base.text_model
+    return next(getattr(base, name) for name in ("language_model", "text_model", "model") if hasattr(base, name))
 
 
 def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
