@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from foveate.models.packed import PackedFamily
 
 
@@ -12,9 +10,7 @@ class Dots3Note(PackedFamily):
 
     title = "dots3 Note"
     model_types = ("dots3_note",)
+    tower_at = "vision_tower"
+    reader_at = "vision_tower.merger"
     video_inputs = ("pixel_values_videos", "video_grid_thw")
-    checkpoints: ClassVar = {"dots3_note": "dots-studio/dots3-note-prev"}
-
-    @property
-    def tower(self) -> Any:
-        return self.base.vision_tower
+    checkpoints = {"dots3_note": "dots-studio/dots3-note-prev"}

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.arguments import setting
-from foveate.models.packed import Grid, PackedRopeFamily
+from foveate.models.packed import Grid
+from foveate.models.packed_rope import PackedRopeFamily
 
 
 class ErnieVl(PackedRopeFamily):
@@ -17,19 +18,12 @@ class ErnieVl(PackedRopeFamily):
 
     title = "ERNIE-4.5-VL"
     model_types = ("ernie4_5_vl_moe",)
+    tower_at = "vision_tower"
+    reader_at = "resampler_model"
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     per_token = {"moe_mm_token_type_ids": 0}
     merge = "2x2, in videos 2x2x2"
     checkpoints = {"ernie4_5_vl_moe": "baidu/ERNIE-4.5-VL-28B-A3B-PT"}
-
-    @property
-    def tower(self) -> Any:
-        return self.base.vision_tower
-
-    @property
-    def reader(self) -> nn.Module:
-        resampler: nn.Module = self.base.resampler_model
-        return resampler
 
     def refuse_generation(self, arguments: Mapping[str, Any]) -> None:
         if arguments.get("moe_mm_token_type_ids") is None:

@@ -5,8 +5,6 @@ Stock ``generate`` of both drops positions that it is given, and counts what is 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from foveate.models.windowed import WindowedFamily
 
 
@@ -17,7 +15,7 @@ class Exaone45(WindowedFamily):
     model_types = ("exaone4_5",)
     positions = ("compact",)
     video_inputs = ("pixel_values_videos", "video_grid_thw")
-    checkpoints: ClassVar = {"exaone4_5": "LGAI-EXAONE/EXAONE-4.5-33B"}
+    checkpoints = {"exaone4_5": "LGAI-EXAONE/EXAONE-4.5-33B"}
 
 
 class HyperClovaX(WindowedFamily):
@@ -25,10 +23,8 @@ class HyperClovaX(WindowedFamily):
 
     title = "HyperCLOVA X SEED Think"
     model_types = ("hyperclovax_vision_v2",)
+    tower_at = "vision_model"
+    reader_at = "vision_model.merger"
     positions = ("compact",)
     video_inputs = ("pixel_values_videos", "video_grid_thw")
-    checkpoints: ClassVar = {"hyperclovax_vision_v2": "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B"}
-
-    @property
-    def tower(self) -> Any:
-        return self.base.vision_model
+    checkpoints = {"hyperclovax_vision_v2": "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B"}

@@ -8,26 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.arguments import setting
 from foveate.models.encoded import Kind, Rope
-from foveate.models.packed import PackedFamily, PackedRopeFamily
+from foveate.models.packed import PackedFamily
+from foveate.models.packed_rope import PackedRopeFamily
 
 
 class GlmFamily(PackedFamily):
     """What GLM's families share: the convolution, and videos that are written as images between marks."""
 
     video_inputs = ("pixel_values_videos", "video_grid_thw")
+    reader_at = "visual.downsample"  # the convolution that merges squares of patches, behind the encoder's last norm
     joins_rows = True
     mixed: ClassVar[str] = "stock transformers takes every placeholder for both"
     """Why images and videos cannot be in one call."""
-
-    @property
-    def reader(self) -> nn.Module:
-        """The convolution that merges squares of patches, behind the encoder's last norm."""
-        convolution: nn.Module = self.tower.downsample
-        return convolution
 
     @staticmethod
     def patches_of(given: Tensor) -> Tensor:

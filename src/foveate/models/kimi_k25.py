@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.models.frame_labels import frame_labels
 from foveate.models.packed import Grid, PackedFamily
@@ -18,11 +17,14 @@ class KimiK25(PackedFamily):
 
     title = "Kimi K2.5"
     model_types = ("kimi_k25",)
+    tower_at = "vision_tower"
+    blocks_at = "layers"
+    reader_at = "vision_tower.final_layernorm"  # the encoder's last norm
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     pixel_axes = ("patches", "channels", "rows", "columns")
     reads_output = True
     pads = True
-    checkpoints: ClassVar = {"kimi_k25": "moonshotai/Kimi-K2.6"}
+    checkpoints = {"kimi_k25": "moonshotai/Kimi-K2.6"}
 
     def check(self) -> None:
         height, width = self.tower.merge_kernel_size
@@ -33,23 +35,8 @@ class KimiK25(PackedFamily):
             )
 
     @property
-    def tower(self) -> Any:
-        return self.base.vision_tower
-
-    @property
-    def blocks(self) -> Sequence[Any]:
-        layers: Sequence[Any] = self.tower.layers
-        return layers
-
-    @property
     def side(self) -> int:
         return int(self.tower.merge_kernel_size[0])
-
-    @property
-    def reader(self) -> nn.Module:
-        """The encoder's last norm."""
-        norm: nn.Module = self.tower.final_layernorm
-        return norm
 
     def segments(self, grids: Sequence[Grid]) -> list[int]:
         """The frames of a chunk see each other."""

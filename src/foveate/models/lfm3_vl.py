@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor, nn
-
-from foveate.models.frame_labels import frame_labels
 from foveate.models.packed import PackedFamily
 
 
@@ -16,6 +10,11 @@ class Lfm3Vl(PackedFamily):
 
     title = "LFM3-VL"
     model_types = ("lfm3_vl",)
+    tower_at = "vision_tower"
+    blocks_at = "layers"
+    attention_at = "self_attn"
+    reader_at = "multi_modal_projector"
+    timed = True
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     saliency = "mean received attention, last layer that has some"
     checkpoints = {"lfm3_vl": "LiquidAI/LFM3-VL-2B"}
@@ -29,15 +28,6 @@ class Lfm3Vl(PackedFamily):
             )
 
     @property
-    def tower(self) -> Any:
-        return self.base.vision_tower
-
-    @property
-    def blocks(self) -> Sequence[Any]:
-        layers: Sequence[Any] = self.tower.layers
-        return layers
-
-    @property
     def read_layer(self) -> int:
         """The last that is no convolution."""
         return self._attending[-1]
@@ -45,18 +35,3 @@ class Lfm3Vl(PackedFamily):
     @property
     def _attending(self) -> list[int]:
         return [n for n, kind in enumerate(self.config.vision_config.layer_types) if kind == "full_attention"]
-
-    @property
-    def attention(self) -> nn.Module:
-        attention: nn.Module = self.blocks[self.read_layer].self_attn
-        return attention
-
-    @property
-    def reader(self) -> nn.Module:
-        projector: nn.Module = self.base.multi_modal_projector
-        return projector
-
-    def marks(self, ids: Tensor) -> Tensor:
-        """Also the times between a video's frames."""
-        known = super().marks(ids)
-        return known | frame_labels(ids, self.placeholder_ids["video"], known)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.models.frame_labels import frame_labels
 from foveate.models.packed import Grid, PackedFamily
 from foveate.models.squares import square_sources
 from foveate.models.windowed import window_order
@@ -19,10 +17,14 @@ class Muse(PackedFamily):
 
     title = "Muse"
     model_types = ("muse_glimmer", "muse_spark")
+    tower_at = "vision_tower"
+    blocks_at = "layers"
+    reader_at = "vision_tower.ln_post"  # the last norm, which gives patches row by row
+    timed = True
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     reads_output = True
     saliency = "mean received attention, last layer that sees the whole image"
-    checkpoints: ClassVar = {
+    checkpoints = {
         "muse_glimmer": "meta-models/Muse-Glimmer-30B",
         "muse_spark": "meta-models/Muse-Spark-Open-816B-A42B",
     }
@@ -39,15 +41,6 @@ class Muse(PackedFamily):
         return list(self.tower.config.layer_types)[: len(self.blocks)]
 
     @property
-    def tower(self) -> Any:
-        return self.base.vision_tower
-
-    @property
-    def blocks(self) -> Sequence[Any]:
-        layers: Sequence[Any] = self.tower.layers
-        return layers
-
-    @property
     def side(self) -> int:
         return int(self.tower.merge_size)
 
@@ -55,12 +48,6 @@ class Muse(PackedFamily):
     def read_layer(self) -> int:
         """The last layer that is not confined to windows."""
         return max(layer for layer, kind in enumerate(self._kinds) if kind == "full_attention")
-
-    @property
-    def reader(self) -> nn.Module:
-        """The encoder's last norm, which gives patches row by row."""
-        norm: nn.Module = self.tower.ln_post
-        return norm
 
     def _order(self, grids: Sequence[Grid]) -> Tensor:
         """(P,) int64: the patches, numbered row by row, in the order of the encoder's attention."""
@@ -79,8 +66,3 @@ class Muse(PackedFamily):
             found.append((starts[:, None, None] + square).flatten(0, 1))
             first += frames * rows * columns
         return self._order(grids).argsort()[torch.cat(found)]
-
-    def marks(self, ids: Tensor) -> Tensor:
-        """Also the times before a video's frames."""
-        known = super().marks(ids)
-        return known | frame_labels(ids, self.placeholder_ids["video"], known)

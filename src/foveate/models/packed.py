@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from foveate.attention import handing, projecting, recording, tapped_config
-from foveate.models.base import Family, accepted
-from foveate.models.encoded import EncodedImage, Kind, Request, Rope, grid_geometry, read_tokens, recorder_for
+from foveate.models.base import Family
+from foveate.models.encoded import EncodedImage, Kind, Request, grid_geometry, read_tokens, recorder_for
+from foveate.models.frame_labels import frame_labels
 from foveate.patches import Patch
 
 Grid = tuple[int, int, int]
@@ -21,9 +23,20 @@ Grid = tuple[int, int, int]
 class PackedFamily(Family):
     """What families share whose encoder packs the patches of all images and merges them by squares.
 
-    A subclass says where things stand in its classes: ``tower``, ``blocks``, ``attention``, ``reader``, ``side``.
-    Positions are plain ones; ``PackedRopeFamily`` has those of three dimensions.
+    A subclass says where things stand in its classes (``tower_at`` and so on). Positions are plain ones;
+    ``PackedRopeFamily`` (``packed_rope.py``) has those of three dimensions.
     """
+
+    tower_at: ClassVar[str] = "visual"
+    """Where the vision encoder stands in the inner model."""
+    blocks_at: ClassVar[str] = "blocks"
+    """Where its layers stand in it."""
+    attention_at: ClassVar[str] = "attn"
+    """Where its attention stands in a layer; it goes through transformers' attention functions."""
+    reader_at: ClassVar[str] = "visual.merger"
+    """Where in the inner model that stands which the last features go into, or its last norm (``reads_output``)."""
+    timed: ClassVar[bool] = False
+    """Whether a time is written beside every frame of a video: a label, which guides nothing."""
 
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw")
     pixel_axes: ClassVar[tuple[str, ...]] = ("patches", "values")
@@ -43,13 +56,30 @@ class PackedFamily(Family):
     @property
     def tower(self) -> Any:
         """The vision encoder."""
-        return self.base.visual
+        return attrgetter(self.tower_at)(self.base)
 
     @property
     def blocks(self) -> Sequence[Any]:
         """Its layers."""
-        blocks: Sequence[Any] = self.tower.blocks
+        blocks: Sequence[Any] = attrgetter(self.blocks_at)(self.tower)
         return blocks
+
+    @property
+    def attention(self) -> nn.Module:
+        """The attention module of the layer that is read."""
+        attention: nn.Module = attrgetter(self.attention_at)(self.blocks[self.read_layer])
+        return attention
+
+    @property
+    def reader(self) -> nn.Module:
+        """What the encoder's last features go into, or come from."""
+        reader: nn.Module = attrgetter(self.reader_at)(self.base)
+        return reader
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """Also the times beside a video's frames."""
+        known = super().marks(ids)
+        return known | frame_labels(ids, self.placeholder_ids["video"], known) if self.timed else known
 
     @property
     def side(self) -> int:
@@ -70,18 +100,6 @@ class PackedFamily(Family):
     def read_layer(self) -> int:
         """The layer whose attention is read: the last."""
         return len(self.blocks) - 1
-
-    @property
-    def attention(self) -> nn.Module:
-        """The attention module of that layer; it goes through transformers' attention functions."""
-        attention: nn.Module = self.blocks[self.read_layer].attn
-        return attention
-
-    @property
-    def reader(self) -> nn.Module:
-        """What the encoder's last features go into: the merger."""
-        merger: nn.Module = self.tower.merger
-        return merger
 
     @staticmethod
     def patches_of(given: Tensor) -> Tensor:
@@ -167,32 +185,3 @@ class PackedFamily(Family):
         """(N, m) int64: which of the encoder's patches each token is merged from. The processor puts them together."""
         unit = self.side**2
         return torch.arange(sum(t * h * w for t, h, w in grids), device="cpu").view(-1, unit)
-
-
-class PackedRopeFamily(PackedFamily):
-    """The same with positions of three dimensions (M-RoPE), which kept tokens keep."""
-
-    positions = ("original",)
-
-    def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
-        grids = {
-            name: torch.as_tensor(arguments[name], device="cpu")
-            for name in ("image_grid_thw", "video_grid_thw")
-            if arguments.get(name) is not None
-        }
-        if types is None:
-            if grids:
-                raise ValueError(
-                    f"{self.title} needs mm_token_type_ids: without them stock transformers silently numbers images "
-                    "like text. Pass all that the processor returned."
-                )
-            types = torch.zeros_like(ids)
-        seconds = arguments.get("second_per_grid_ts")
-        stock = self.base.get_rope_index
-        positions, deltas = stock(
-            input_ids=ids,
-            mm_token_type_ids=types,
-            attention_mask=mask.long(),
-            **accepted(stock, {**grids, "second_per_grid_ts": seconds}),
-        )
-        return Rope(positions, deltas.flatten() + mask.sum(dim=1))

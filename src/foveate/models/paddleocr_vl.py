@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveate.models.encoded import Kept, Kind, Request
-from foveate.models.packed import Grid, PackedRopeFamily
+from foveate.models.packed import Grid
+from foveate.models.packed_rope import PackedRopeFamily
 from foveate.models.squares import square_sources
 
 
@@ -20,27 +21,12 @@ class PaddleOcrVl(PackedRopeFamily):
 
     title = "PaddleOCR-VL"
     model_types = ("paddleocr_vl",)
+    tower_at = "visual.vision_model"
+    blocks_at = "encoder.layers"
+    attention_at = "self_attn"
+    reader_at = "projector"  # behind the encoder's last norm
     pixel_axes = ("patches", "channels", "height", "width")
     checkpoints = {"paddleocr_vl": "PaddlePaddle/PaddleOCR-VL"}
-
-    @property
-    def tower(self) -> Any:
-        return self.base.visual.vision_model
-
-    @property
-    def blocks(self) -> Sequence[Any]:
-        layers: Sequence[Any] = self.tower.encoder.layers
-        return layers
-
-    @property
-    def attention(self) -> nn.Module:
-        attention: nn.Module = self.blocks[self.read_layer].self_attn
-        return attention
-
-    @property
-    def reader(self) -> nn.Module:
-        projector: nn.Module = self.base.projector
-        return projector
 
     @property
     def side(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.models.deepstack import DeepStackFamily
 from foveate.models.encoded import Rope
-from foveate.models.packed import PackedRopeFamily
+from foveate.models.packed_rope import PackedRopeFamily
 from foveate.models.windowed import WindowedFamily
 
 

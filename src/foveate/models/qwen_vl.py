@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import transformers
 from packaging.version import Version
-from torch import Tensor, nn
 
 from foveate.models.deepstack import DeepStackFamily
-from foveate.models.frame_labels import frame_labels
-from foveate.models.packed import PackedRopeFamily
+from foveate.models.packed_rope import PackedRopeFamily
 from foveate.models.windowed import WindowedFamily
 
 
@@ -33,31 +30,24 @@ class Qwen25Vl(WindowedFamily, PackedRopeFamily):
     video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
-class TimedRopeFamily(PackedRopeFamily):
-    """What families share that write a time before every frame of a video, with marks around it."""
-
-    video_inputs = ("pixel_values_videos", "video_grid_thw")
-
-    def marks(self, ids: Tensor) -> Tensor:
-        """Also the times between a video's frames."""
-        known = super().marks(ids)
-        return known | frame_labels(ids, self.placeholder_ids["video"], known)
-
-
-class Qwen35(TimedRopeFamily):
+class Qwen35(PackedRopeFamily):
     """``Qwen3_5ForConditionalGeneration`` and its MoE variant: Qwen3-VL's tower, without DeepStack."""
 
     title = "Qwen3.5"
     model_types = ("qwen3_5", "qwen3_5_moe")
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
+    timed = True
     checkpoints = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
 
 
-class Qwen3Vl(DeepStackFamily, TimedRopeFamily):
+class Qwen3Vl(DeepStackFamily, PackedRopeFamily):
     """``Qwen3VLForConditionalGeneration``, its MoE variant, and Cosmos 3's reasoner, which is the same model: DeepStack
     planes go along with the tokens."""
 
     title = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni")
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
+    timed = True
     checkpoints = {
         "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
         "qwen3_vl_moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
@@ -73,11 +63,16 @@ class CohereCompass(Qwen3Vl):
     checkpoints = {"cohere_compass": "CohereLabs/North-Micro-Vision-Instruct"}
 
 
-class Cosmos3Edge(TimedRopeFamily):
+class Cosmos3Edge(PackedRopeFamily):
     """``Cosmos3EdgeForConditionalGeneration``: a packed SigLIP 2, merged by a projector behind it."""
 
     title = "Cosmos 3 Edge"
     model_types = ("cosmos3_edge",)
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
+    timed = True
+    blocks_at = "encoder.layers"
+    attention_at = "self_attn"
+    reader_at = "projector"  # behind the encoder's last norm
     checkpoints = {"cosmos3_edge": "nvidia/Cosmos3-Edge"}
 
     def check(self) -> None:
@@ -87,19 +82,3 @@ class Cosmos3Edge(TimedRopeFamily):
                 f"{self.title}: in transformers {transformers.__version__} its LLM takes no plain positions "
                 "beside those of three dimensions, which a pruned prompt needs: install transformers 5.24 or newer"
             )
-
-    @property
-    def blocks(self) -> Sequence[Any]:
-        blocks: Sequence[Any] = self.tower.encoder.layers
-        return blocks
-
-    @property
-    def attention(self) -> nn.Module:
-        attention: nn.Module = self.blocks[self.read_layer].self_attn
-        return attention
-
-    @property
-    def reader(self) -> nn.Module:
-        """The projector, behind the encoder's last norm."""
-        projector: nn.Module = self.base.projector
-        return projector

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.models.encoded import EncodedImage, Kind, Request
 from foveate.models.frame_labels import frame_labels
@@ -21,12 +21,16 @@ class VideoLlama3(PackedFamily):
 
     title = "VideoLLaMA 3"
     model_types = ("video_llama_3",)
+    tower_at = "vision_model"
+    blocks_at = "encoder.layers"
+    attention_at = "self_attn"
+    reader_at = "vision_model.post_layernorm"  # the last norm, whose output is averaged over squares
     image_inputs = ("pixel_values", "image_grid_thw", "image_merge_sizes")
     video_inputs = ("pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_compression_mask")
     spent = ("video_compression_mask",)
     reads_output = True
     merge = "1, videos 2x2"
-    checkpoints: ClassVar = {"video_llama_3": "lkhl/VideoLLaMA3-2B-Image-HF"}
+    checkpoints = {"video_llama_3": "lkhl/VideoLLaMA3-2B-Image-HF"}
     _side = 1
 
     def check(self) -> None:
@@ -39,28 +43,8 @@ class VideoLlama3(PackedFamily):
             )
 
     @property
-    def tower(self) -> Any:
-        return self.base.vision_model
-
-    @property
-    def blocks(self) -> Sequence[Any]:
-        layers: Sequence[Any] = self.tower.encoder.layers
-        return layers
-
-    @property
     def side(self) -> int:
         return self._side
-
-    @property
-    def attention(self) -> nn.Module:
-        attention: nn.Module = self.blocks[self.read_layer].self_attn
-        return attention
-
-    @property
-    def reader(self) -> nn.Module:
-        """The encoder's last norm, whose output is averaged over squares."""
-        norm: nn.Module = self.tower.post_layernorm
-        return norm
 
     def _encode(self, inputs: Mapping[str, Any], request: Request, kind: Kind) -> list[EncodedImage]:
         pixels, _, merges = self.inputs_of(kind)[:3]

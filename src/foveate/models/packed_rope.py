@@ -1,0 +1,42 @@
+"""Encoders that pack patches, before LLMs whose positions have three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.models.base import accepted
+from foveate.models.encoded import Rope
+from foveate.models.packed import PackedFamily
+
+
+class PackedRopeFamily(PackedFamily):
+    """Packed families with positions of three dimensions (M-RoPE), which kept tokens keep."""
+
+    positions = ("original",)
+
+    def rope(self, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, types: Tensor | None) -> Rope | None:
+        grids = {
+            name: torch.as_tensor(arguments[name], device="cpu")
+            for name in ("image_grid_thw", "video_grid_thw")
+            if arguments.get(name) is not None
+        }
+        if types is None:
+            if grids:
+                raise ValueError(
+                    f"{self.title} needs mm_token_type_ids: without them stock transformers silently numbers images "
+                    "like text. Pass all that the processor returned."
+                )
+            types = torch.zeros_like(ids)
+        seconds = arguments.get("second_per_grid_ts")
+        stock = self.base.get_rope_index
+        positions, deltas = stock(
+            input_ids=ids,
+            mm_token_type_ids=types,
+            attention_mask=mask.long(),
+            **accepted(stock, {**grids, "second_per_grid_ts": seconds}),
+        )
+        return Rope(positions, deltas.flatten() + mask.sum(dim=1))
