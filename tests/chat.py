@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import foveate
 from foveate.guiding import Guide, locate_images
 from foveate.models import family_for
 from foveate.options import Options
 from tests.encoding import encode
 from tests.tiny import BOS, PAD
+from tests.tiny.words import of_words
 
 WORDS = [
     *("you", "answer", "questions", "is", "there", "a", "cat", "?", "yes", "what", "color", "the", "card", "and", "."),
@@ -34,17 +35,7 @@ def tokenizer(marks: Mapping[str, int], named: Mapping[str, str]) -> PreTrainedT
     free = (number for number in range(4, 100) if number not in taken.values())
     vocabulary = taken | {mark: next(free) for mark, one in marks.items() if one < 0}
     vocabulary |= {word: next(free) for word in WORDS}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        additional_special_tokens=list(marks), padding_side="left",
-    )  # fmt: skip
-    for name, token in named.items():
-        setattr(found, name, token)
-        setattr(found, f"{name}_id", vocabulary[token])
-    return found
+    return of_words(vocabulary, marks, named)
 
 
 def text(*words: str) -> dict[str, str]:
@@ -92,6 +83,27 @@ def guiding(model: Any, processor: Any, inputs: dict[str, Any], kind: Any = "ima
         warnings.simplefilter("error")
         found = [guide.of(span).ids for span in spans]
     return [" ".join(processor.tokenizer.convert_ids_to_tokens(one.tolist())) for one in found]
+
+
+def check_one_budget(model: Any, inputs: dict[str, Any], times: int, options: Mapping[str, Any]) -> None:
+    """Every video of a call has one budget over all its frames; with all kept, the answer is stock's.
+
+    Args:
+        model: of a family of 2x2 patches a token.
+        inputs: the call's, ``video_grid_thw`` among them.
+        times: frames of each after the encoder.
+        options: of greedy decoding.
+    """
+    inputs = {name: value for name, value in inputs.items() if name != "video_metadata"}
+    whole, few = foveate.AdaFV(keep=1.0), foveate.AdaFV(keep=5)
+    with whole(model):
+        result = model.generate(**inputs, **options)
+    assert torch.equal(result, model.generate(**inputs, **options))
+    assert [one.total for one in whole.selections] == (inputs["video_grid_thw"].prod(dim=1) // 4).tolist()
+    with few(model):
+        model.generate(**inputs, **options)
+    assert [len(one) for one in few.selections] == [5] * len(inputs["video_grid_thw"])
+    assert all(len(one.geometry.grids) == times for one in few.selections)
 
 
 def moving(seed: int, frames: int, height: int, width: int) -> torch.Tensor:

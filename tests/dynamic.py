@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import is_torchvision_available
 
 from tests import checkpoint
 from tests.tiny import BOS, END, IMAGE, PAD, ROWS, START, VIDEO
 from tests.tiny.mistral import BREAK
+from tests.tiny.words import of_words
 
 UNITS = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32, "glm4v": 28, "mistral3": 28, "llava-pixtral": 14}
 """By row of ``ROWS``: the side in pixels of what becomes one token."""
@@ -46,17 +46,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     free = [number for number in range(4, 100) if number not in vocabulary.values()]
     vocabulary |= dict(zip(checkpoint.WORDS, free, strict=False))
     vocabulary |= {f"w{number}": number for number in free[len(checkpoint.WORDS) :]}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        additional_special_tokens=list(_SPECIAL), padding_side="left",
-    )  # fmt: skip
-    for name, token in _NAMED.items():
-        setattr(found, name, token)
-        setattr(found, f"{name}_id", vocabulary[token])
-    return found
+    return of_words(vocabulary, _SPECIAL, _NAMED)
 
 
 def processor(name: str) -> Any:

@@ -6,12 +6,10 @@ import importlib
 from typing import Any
 
 import pytest
-import torch
 from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-import foveate
-from tests.chat import TALKS, guiding, moving, of_kind, tokenizer, written
+from tests.chat import TALKS, check_one_budget, guiding, moving, of_kind, tokenizer, written
 from tests.dynamic import picture
 from tests.tiny import END, IMAGE, ROWS, SILENT, START, VIDEO
 
@@ -119,18 +117,7 @@ def test_times_of_frames_do_not_guide(name: str, processor: Any, talk: str, fram
 @needs_torchvision
 @pytest.mark.parametrize("talk", ["question last", "turns"])
 def test_a_video_is_one_budget(name: str, processor: Any, talk: str) -> None:
-    model = ROWS[name].make("sdpa")
     said, expected = TALKS[talk]
     inputs = films(processor, said, len(expected))
-    inputs.pop("video_metadata", None)
-    whole = foveate.AdaFV(keep=1.0)
-    with whole(model):
-        result = model.generate(**inputs, **GREEDY)
-    assert torch.equal(result, model.generate(**inputs, **GREEDY))
-    assert [one.total for one in whole.selections] == (inputs["video_grid_thw"].prod(dim=1) // 4).tolist()
-    pruner = foveate.AdaFV(keep=5)
-    with pruner(model):
-        model.generate(**inputs, **GREEDY)
-    assert [len(one) for one in pruner.selections] == [5] * len(expected)
-    times = 6 // processor.video_processor.temporal_patch_size
-    assert all(len(one.geometry.grids) == times for one in pruner.selections)
+    assert len(inputs["video_grid_thw"]) == len(expected)
+    check_one_budget(ROWS[name].make("sdpa"), inputs, 6 // processor.video_processor.temporal_patch_size, GREEDY)
