@@ -149,17 +149,18 @@ def view_pixels(name: str, inputs: dict[str, Tensor], place: int, number: int, v
         return inputs["pixel_values"][place, view]
     if name == "ovis2":
         return tiles_of(number, True)[view]
-    if name in ("internvl", "aya_vision", "cohere2_vision"):  # the base view comes last
+    if name in ("internvl", "qianfan_ocr", "aya_vision", "cohere2_vision", "llama4"):  # the base view comes last
         return tiles_of(number, False)[view - 1]
     return _tiles(number, inputs["pixel_values"].shape[-1])[view - 1]
 
 
 @contextmanager
 def telling(model: Any, note: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hands (views, 3, side, side) of every run of the vision tower over: what its first convolution is given."""
-    base = model.model
+    """Hands (views, 3, side, side) of every run of the vision tower over: what its first layer is given, a convolution
+    or what cuts patches out."""
+    base = getattr(model, "model", model)
     tower = base.vision_tower if hasattr(base, "vision_tower") else base.vision_model
-    first = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
+    first = next(module for module in tower.modules() if isinstance(module, (nn.Conv2d, nn.Unfold)))
     hook = first.register_forward_pre_hook(lambda module, args: note(args[0].detach().clone()))
     try:
         yield

@@ -18,7 +18,7 @@ from foveate.instrumented import InstrumentedModel, looking_through
 from foveate.models.encoded import Request
 
 ENCODERS = tuple(name for name in SHAPES if name not in ("llava-next-13b", "llava-next-34b"))
-"""One shape for every family and encoder: larger LLaVA-NeXT have the same one."""
+"""One shape for every encoder of the families that have one: larger LLaVA-NeXT have the same one."""
 QUICK_LAYERS = 3
 BOUNDS = {"cls": 1.03, "received": 1.05}
 """What reading one row, or what every token receives, may cost: times stock."""
