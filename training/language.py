@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlavaNextForConditionalGeneration
 
 from training.data import IGNORE, NOTHING, View, ahead, make_batch
 from training.model import embeddings, normalise, see
-from training.presets import Preset, Stage
-from training.runs import (
-    Averages,
-    Clock,
-    Threads,
-    adamw,
-    learning_rate,
-    load_state,
-    log,
-    resume,
-    save_state,
-    snapshot,
-    write_record,
-)
+from training.presets import Preset
+from training.questions import BUDGETS, Packed, budget_of, loss_of_answers, pack, question_mask
+from training.runs import learn, log
 from training.views import TOKENS
 from training.vision import Heads, vision_losses
 from training.words import (
@@ -50,10 +39,6 @@ _WORDS_ADDED = 1.5
 _QUIET_DIRECTIONS = 72
 #: How much of a plural's embedding is the mark of the plural.
 _PLURAL_MARK = 0.25
-#: Budgets of token dropout, and how they grow.
-_BUDGETS = ((0.15, (12, 16, 16, 24)), (0.3, (16, 24, 32, 48)), (1.0, (16, 32, 48, 80, 80, 128)))
-_MASKED = -1e9
-_END_WEIGHT = 0.2
 #: What is asked once in a picture and learned late weighs more; in the finish also what needs the vision tower's help.
 _EMPHASIS = {"counting": 2.0, "biggest": 2.0}
 _JOINT_EMPHASIS = {**_EMPHASIS, "position": 2.0, "relation": 2.0}
@@ -131,47 +116,17 @@ class Asked:
     tokens: Tensor
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Questions of a batch of pictures in one row per picture, each question seeing the picture and itself only.
-
-    Attributes:
-        ids, block, place, target: (B, Q): token, question (0: padding), place within its question, what comes next.
-        right: (B, Q) what the token that answers is to be; ``IGNORE`` elsewhere.
-        question: (B, Q) number of the question in ``kinds``.
-        kinds: kind of each question of the batch.
-    """
-
-    ids: Tensor
-    block: Tensor
-    place: Tensor
-    target: Tensor
-    right: Tensor
-    question: Tensor
-    kinds: list[str]
-
-
 def pack_questions(views: list[View], answerable: list[list[bool]]) -> Packed:
     """Put the answerable questions of each picture into one row."""
-    rows: list[list[tuple[int, ...]]] = []
-    kinds: list[str] = []
-    for view, usable in zip(views, answerable, strict=True):
-        row: list[tuple[int, ...]] = []
-        for number, (question, use) in enumerate(zip(view.questions, usable, strict=True), 1):
-            if not use:
-                continue
-            answer = ID[question.answers[0]]
-            asked = [*encode(question.text), *BEFORE_ANSWER]
-            for place, token in enumerate(asked[:-1]):
-                row.append((token, number, place, IGNORE, IGNORE, len(kinds)))
-            row.append((asked[-1], number, len(asked) - 1, answer, answer, len(kinds)))
-            row.append((answer, number, len(asked), END, IGNORE, len(kinds)))
-            kinds.append(question.kind)
-        rows.append(row)
-    longest = max(1, *(len(row) for row in rows))
-    padding = (PAD, 0, 0, IGNORE, IGNORE, 0)
-    table = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
-    return Packed(*table.unbind(-1), kinds)
+    asked = [
+        [
+            ([*encode(question.text), *BEFORE_ANSWER], [ID[question.answers[0]]], question.kind)
+            for question, use in zip(view.questions, usable, strict=True)
+            if use
+        ]
+        for view, usable in zip(views, answerable, strict=True)
+    ]
+    return pack(asked, PAD, END)
 
 
 def answerable(view: View, kept: np.ndarray, everything: bool) -> list[bool]:
@@ -264,51 +219,12 @@ def answer_loss(
         ],
         1,
     ).to(device)
-    mask = _question_mask(real.to(device), packed.block.to(device), before)
+    mask = question_mask(real.to(device), packed.block.to(device), before)
     with autocast:
         states = model.model.language_model(
             inputs_embeds=hidden, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state[:, before + longest :]
-    target, right = packed.target.to(device), packed.right.to(device)
-    logits = states[target != IGNORE].float() @ words.T
-    wanted, answers = target[target != IGNORE], right[target != IGNORE]
-    is_answer = answers != IGNORE
-    # The end after the answer is learned at once: a fifth of the weight.
-    weight = torch.where(is_answer, 1.0, _END_WEIGHT)
-    kinds = torch.tensor([(emphasis or {}).get(kind, 1.0) for kind in packed.kinds] or [1.0], device=device)
-    weight = weight * kinds[packed.question.to(device)[target != IGNORE]]
-    each = F.cross_entropy(logits, wanted, reduction="none") * weight
-    loss = each.sum() / is_answer.sum().clamp(min=1)
-    good = (logits.argmax(-1) == wanted)[is_answer].tolist()
-    numbers = packed.question[packed.right != IGNORE].tolist()
-    by_kind: dict[str, list[bool]] = {}
-    for number, ok in zip(numbers, good, strict=True):
-        by_kind.setdefault(packed.kinds[number], []).append(ok)
-    suffix = "/all" if budget is None else "/kept"
-    return loss, {"loss": float(loss.detach())} | {kind + suffix: float(np.mean(oks)) for kind, oks in by_kind.items()}
-
-
-def _question_mask(real: Tensor, block: Tensor, before: int) -> Tensor:
-    """(B, 1, S, S), added to attention scores: causal, and a question sees the start, the picture and itself."""
-    batch, visual = real.shape
-    device = real.device
-    shown = torch.cat([real.new_ones(batch, before), real, torch.zeros_like(block, dtype=torch.bool)], 1)
-    owner = torch.cat([block.new_zeros(batch, before + visual), block], 1)
-    length = owner.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    same = (owner[:, :, None] == owner[:, None, :]) & (owner[:, None, :] > 0)
-    # Everyone sees itself: a row of padding that sees nothing would come out as NaN.
-    allowed = causal & (shown[:, None, :] | same) | torch.eye(length, dtype=torch.bool, device=device)
-    return torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, _MASKED)[:, None]
-
-
-def _budget(stage: Stage, step: int, dropout: bool, rng: np.random.Generator) -> int | None:
-    """How many tokens a batch keeps. All of them ever more often, as counting and the like need."""
-    progress = step / stage.steps
-    if not dropout or rng.random() < np.interp(progress, (0.2, 0.45, 0.75), (0.0, 0.45, 0.75)):
-        return None
-    budgets = next(choice for until, choice in _BUDGETS if progress <= until)
-    return int(rng.choice(budgets))
+    return loss_of_answers(states, words, packed, "/all" if budget is None else "/kept", emphasis)
 
 
 def _without_pixels(view: View) -> View:
@@ -326,75 +242,65 @@ def train_language(
     """Stage 2: the language model alone, on frozen visual tokens of pictures asked about several times."""
     stage, name = preset.language, "language" if dropout else "language-control"
     model.to(device)
-    state = load_state(out / f"{name}.pt")
-    averages, first, clock, settled = Averages(), 0, Clock(), {}
-    threads = Threads(device)
     model.requires_grad_(False)
     trained = [weight for part, weight in model.model.language_model.named_parameters() if "embed_tokens" not in part]
     trained.append(model.model.image_newline)
     for weight in trained:
         weight.requires_grad_(True)
-    optimizer = adamw(trained, decay=0.05)
-    if state is None:
+    facts = {}
+    if not (out / f"{name}.pt").exists():
         settled = {"common": settle_tokens(model, preset, device), "words": settle_words(model, preset, device)}
         log.info("tokens' common part, and function words' largest cosine with a token: %s", settled)
-    else:
-        first, clock = resume(state, averages, model=model, optimizer=optimizer)
-        settled = state["settled"]
+        facts = {"settled": settled}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
-    memory: list[Asked] = []
 
-    def save(step: int) -> None:
-        state = snapshot(step, averages, clock, model=model, optimizer=optimizer)
-        save_state(out / f"{name}.pt", {**state, "settled": settled})
-
-    # At the start, and after a resumption, the memory is filled first.
-    filling = min(stage.batch, preset.memory)
-    tasks = (
-        (
-            preset.seed + 100,
-            _first_scene(step, preset, filling),
-            filling if step < first else preset.fresh,
-            preset.canvases,
-            0.5,
+    def batches(first: int) -> Iterator[tuple[list[Asked], np.random.Generator]]:
+        """Fresh pictures and, of those drawn before, some again. At the start, and after a resumption, the memory is
+        filled first."""
+        memory: list[Asked] = []
+        filling = min(stage.batch, preset.memory)
+        tasks = (
+            (
+                preset.seed + 100,
+                _first_scene(step, preset, filling),
+                filling if step < first else preset.fresh,
+                preset.canvases,
+                0.5,
+            )
+            for step in range(first - 1, stage.steps)
         )
-        for step in range(first - 1, stage.steps)
+        for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first - 1):
+            with torch.no_grad(), autocast:
+                pixels = torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)
+                tokens = see(model, normalise(pixels))[1].float()
+            fresh = [
+                Asked(_without_pixels(view), part.flatten(0, 1))
+                for view, part in zip(batch, tokens.split([len(view.pixels) for view in batch]), strict=True)
+            ]
+            rng = np.random.default_rng([preset.seed, 2, step + 1])
+            again = [memory[i] for i in rng.integers(0, len(memory), stage.batch - len(fresh))] if memory else []
+            memory = (memory + fresh)[-preset.memory :]
+            if step >= first:
+                yield fresh + again, rng
+
+    def loss_of(step: int, batch: tuple[list[Asked], np.random.Generator]) -> tuple[Tensor, dict[str, float]]:
+        asked, rng = batch
+        budget = budget_of(stage, step, dropout, rng)
+        return answer_loss(model, asked, budget, rng, autocast, _EMPHASIS)
+
+    learn(
+        name,
+        stage,
+        preset,
+        out,
+        device,
+        parts={"model": model},
+        trained=trained,
+        decay=0.05,
+        batches=batches,
+        loss_of=loss_of,
+        facts=facts,
     )
-    for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first - 1):
-        with torch.no_grad(), autocast:
-            pixels = torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)
-            tokens = see(model, normalise(pixels))[1].float()
-        fresh = [
-            Asked(_without_pixels(view), part.flatten(0, 1))
-            for view, part in zip(batch, tokens.split([len(view.pixels) for view in batch]), strict=True)
-        ]
-        rng = np.random.default_rng([preset.seed, 2, step + 1])
-        again = [memory[i] for i in rng.integers(0, len(memory), stage.batch - len(fresh))] if memory else []
-        memory = (memory + fresh)[-preset.memory :]
-        if step < first:
-            continue
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
-        budget = _budget(stage, step, dropout, rng)
-        loss, seen = answer_loss(model, fresh + again, budget, rng, autocast, _EMPHASIS)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        threads.step()
-        averages.update(seen)
-        if (step + 1) % preset.log_every == 0:
-            log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
-        if (step + 1) % preset.save_every == 0:
-            save(step + 1)
-    if first < stage.steps:
-        save(stage.steps)
-        figures = {
-            "seconds": round(clock.seconds),
-            "settled": settled,
-            "figures": averages.values,
-        }
-        write_record(out / "training.json", {name: figures})
     model.requires_grad_(True)
 
 
@@ -419,46 +325,39 @@ def train_joint(
     model.to(device), heads.to(device)
     model.requires_grad_(True)
     embeddings(model).requires_grad_(False)
-    trained = [weight for weight in (*model.parameters(), *heads.parameters()) if weight.requires_grad]
-    optimizer = adamw(trained, decay=0.02)
-    averages, first, clock = Averages(), 0, Clock()
-    threads = Threads(device)
-    state = load_state(out / f"{name}.pt")
-    if state is None:
+    if not (out / f"{name}.pt").exists():
         # The tokens were settled since stage 1, and background lies elsewhere.
         heads.nothing.data.copy_(F.normalize(_some_tokens(model, preset, device), dim=-1).mean(0))
-    else:
-        first, clock = resume(state, averages, model=model, heads=heads, optimizer=optimizer)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
 
-    def save(step: int) -> None:
-        save_state(out / f"{name}.pt", snapshot(step, averages, clock, model=model, heads=heads, optimizer=optimizer))
+    def batches(first: int) -> Iterator[list[View]]:
+        tasks = (
+            (preset.seed + 200, step * stage.batch, stage.batch, preset.canvases, 0.5)
+            for step in range(first, stage.steps)
+        )
+        return ahead(make_batch, tasks, preset.workers)
 
-    tasks = (
-        (preset.seed + 200, step * stage.batch, stage.batch, preset.canvases, 0.5) for step in range(first, stage.steps)
-    )
-    for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
+    def loss_of(step: int, batch: list[View]) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([preset.seed, 3, step])
         with autocast:
             cls, tokens = see(model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)))
         parts = tokens.float().split([len(view.pixels) for view in batch])
         asked = [Asked(view, part.flatten(0, 1)) for view, part in zip(batch, parts, strict=True)]
-        budget = int(rng.choice(_BUDGETS[-1][1])) if dropout and rng.random() < _JOINT_DROPOUT else None
+        budget = int(rng.choice(BUDGETS[-1][1])) if dropout and rng.random() < _JOINT_DROPOUT else None
         answered, seen = answer_loss(model, asked, budget, rng, autocast, _JOINT_EMPHASIS)
         aligned, watched = vision_losses(cls.float(), tokens.float(), batch, embeddings(model), heads)
-        loss = answered + 0.5 * aligned
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        threads.step()
-        averages.update({**seen, **{f"vision/{key}": value for key, value in watched.items() if "/" not in key}})
-        if (step + 1) % preset.log_every == 0:
-            log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
-        if (step + 1) % preset.save_every == 0:
-            save(step + 1)
-    if first < stage.steps:
-        save(stage.steps)
-        write_record(out / "training.json", {name: {"seconds": round(clock.seconds), "figures": averages.values}})
+        watched = {f"vision/{key}": value for key, value in watched.items() if "/" not in key}
+        return answered + 0.5 * aligned, {**seen, **watched}
+
+    learn(
+        name,
+        stage,
+        preset,
+        out,
+        device,
+        parts={"model": model, "heads": heads},
+        trained=[weight for weight in (*model.parameters(), *heads.parameters()) if weight.requires_grad],
+        decay=0.02,
+        batches=batches,
+        loss_of=loss_of,
+    )

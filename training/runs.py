@@ -7,12 +7,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.presets import Stage
 
@@ -127,3 +127,72 @@ def write_record(path: Path, entry: Mapping[str, Any]) -> None:
     record = json.loads(path.read_text("utf-8")) if path.exists() else {}
     record.update(entry)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+class Saving(Protocol):
+    """Of a preset: how often a stage tells of itself, and how often it is saved."""
+
+    log_every: int
+    save_every: int
+
+
+Batch = TypeVar("Batch")
+
+
+def learn(
+    name: str,
+    stage: Stage,
+    saving: Saving,
+    out: Path,
+    device: torch.device,
+    *,
+    parts: Mapping[str, nn.Module],
+    trained: list[nn.Parameter],
+    decay: float,
+    batches: Callable[[int], Iterable[Batch]],
+    loss_of: Callable[[int, Batch], tuple[Tensor, dict[str, float]]],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Train a stage, or go on training it, and leave its parts trained.
+
+    Args:
+        name: of the stage's state file and record.
+        parts: what is saved, by name.
+        trained: the parameters that learn, of ``parts``.
+        decay: weight decay of matrices.
+        batches: those from a step on.
+        loss_of: from a step and its batch, the loss and what to watch.
+        facts: for the record and the state, beside time and figures.
+    """
+    optimizer = adamw(trained, decay)
+    averages, first, clock = Averages(), 0, Clock()
+    threads = Threads(device)
+    state = load_state(out / f"{name}.pt")
+    facts = dict(facts or {})
+    if state is not None:
+        first, clock = resume(state, averages, **parts, optimizer=optimizer)
+        facts = {key: state[key] for key in state["facts"]}
+
+    def save(step: int) -> None:
+        held = snapshot(step, averages, clock, **parts, optimizer=optimizer)
+        save_state(out / f"{name}.pt", {**held, **facts, "facts": list(facts)})
+
+    for step, batch in enumerate(batches(first), first):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        loss, seen = loss_of(step, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        threads.step()
+        averages.update(seen)
+        if (step + 1) % saving.log_every == 0:
+            log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
+        if (step + 1) % saving.save_every == 0:
+            save(step + 1)
+    if first < stage.steps:
+        save(stage.steps)
+        write_record(
+            out / "training.json", {name: {"seconds": round(clock.seconds), **facts, "figures": averages.values}}
+        )

@@ -102,8 +102,8 @@ def packed_order(layout: Layout) -> np.ndarray:
 
 def coverage(scene: Scene, layout: Layout) -> np.ndarray:
     """How much of each patch each thing covers: (things, views * TOKENS), in [0, 1]."""
-    across, down = _edges(scene, layout)
-    shares = [_spread(_cover(thing, *across, *down), layout) for thing in scene.things]
+    (x_base, x_grid), (y_base, y_grid) = _edges(scene, layout)
+    shares = [_spread((cover(thing, x_base, y_base), cover(thing, x_grid, y_grid)), layout) for thing in scene.things]
     return np.stack(shares) if shares else np.zeros((0, layout.views * TOKENS), np.float32)
 
 
@@ -139,20 +139,16 @@ def _spread(pair: tuple[np.ndarray, np.ndarray], layout: Layout) -> np.ndarray:
     return np.concatenate([pair[0].ravel(), grid.ravel()])
 
 
-def _cover(
-    thing: Thing, x_base: np.ndarray, x_grid: np.ndarray, y_base: np.ndarray, y_grid: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def cover(thing: Thing, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """How much of each cell between edges ``xs`` and ``ys`` (units) a thing covers: (rows, columns), in [0, 1]."""
     x0, y0, x1, y1 = thing.box
     solid = thing.color is not None or thing.number is not None
     table = _summed(None if solid else thing.name)
-    out = []
-    for xs, ys in ((x_base, y_base), (x_grid, y_grid)):
-        u = np.clip((xs - x0) / (x1 - x0), 0, 1) * SPRITE
-        v = np.clip((ys - y0) / (y1 - y0), 0, 1) * SPRITE
-        corner = _between(_between(table, v).T, u).T
-        covered = np.diff(np.diff(corner, axis=0), axis=1) * ((x1 - x0) * (y1 - y0) / SPRITE**2)
-        out.append((covered / np.outer(np.diff(ys), np.diff(xs))).astype(np.float32))
-    return out[0], out[1]
+    u = np.clip((xs - x0) / (x1 - x0), 0, 1) * SPRITE
+    v = np.clip((ys - y0) / (y1 - y0), 0, 1) * SPRITE
+    corner = _between(_between(table, v).T, u).T
+    covered = np.diff(np.diff(corner, axis=0), axis=1) * ((x1 - x0) * (y1 - y0) / SPRITE**2)
+    return (covered / np.outer(np.diff(ys), np.diff(xs))).astype(np.float32)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,19 +13,7 @@ from transformers import LlavaNextForConditionalGeneration
 from training.data import COLOR_IDS, DIGIT_IDS, IGNORE, NOTHING, THING_IDS, View, ahead, make_batch
 from training.model import embeddings, normalise, see
 from training.presets import Preset
-from training.runs import (
-    Averages,
-    Clock,
-    Threads,
-    adamw,
-    learning_rate,
-    load_state,
-    log,
-    resume,
-    save_state,
-    snapshot,
-    write_record,
-)
+from training.runs import learn
 from training.views import GRID, TOKENS
 
 #: Scale of the text-to-image softmax, as AdaFV uses it.
@@ -53,40 +42,31 @@ def train_vision(model: LlavaNextForConditionalGeneration, preset: Preset, out: 
     heads = Heads(preset.vision_width, preset.text_width)
     model.to(device), heads.to(device)
     parts = [model.model.vision_tower, model.model.multi_modal_projector, heads]
-    parameters = [p for part in parts for p in part.parameters()] + [embeddings(model)]
-    optimizer = adamw(parameters, decay=0.02)
-    averages, first, clock = Averages(), 0, Clock()
-    threads = Threads(device)
-    state = load_state(out / "vision.pt")
-    if state is not None:
-        first, clock = resume(state, averages, model=model, heads=heads, optimizer=optimizer)
 
-    def save(step: int) -> None:
-        save_state(out / "vision.pt", snapshot(step, averages, clock, model=model, heads=heads, optimizer=optimizer))
+    def batches(first: int) -> Iterator[list[View]]:
+        tasks = (
+            (preset.seed, step * stage.batch, stage.batch, preset.canvases, _clutter(step / stage.steps))
+            for step in range(first, stage.steps)
+        )
+        return ahead(make_batch, tasks, preset.workers)
 
-    tasks = (
-        (preset.seed, step * stage.batch, stage.batch, preset.canvases, _clutter(step / stage.steps))
-        for step in range(first, stage.steps)
-    )
-    for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
+    def loss_of(step: int, batch: list[View]) -> tuple[Tensor, dict[str, float]]:
         with torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16):
             cls, tokens = see(model, normalise(torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)))
-        loss, seen = vision_losses(cls.float(), tokens.float(), batch, embeddings(model), heads)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        threads.step()
-        averages.update(seen)
-        if (step + 1) % preset.log_every == 0:
-            log.info("vision %d/%d %.0f s %s", step + 1, stage.steps, clock.seconds, averages)
-        if (step + 1) % preset.save_every == 0:
-            save(step + 1)
-    if first < stage.steps:
-        save(stage.steps)
-        write_record(out / "training.json", {"vision": {"seconds": round(clock.seconds), "figures": averages.values}})
+        return vision_losses(cls.float(), tokens.float(), batch, embeddings(model), heads)
+
+    learn(
+        "vision",
+        stage,
+        preset,
+        out,
+        device,
+        parts={"model": model, "heads": heads},
+        trained=[*(p for part in parts for p in part.parameters()), embeddings(model)],
+        decay=0.02,
+        batches=batches,
+        loss_of=loss_of,
+    )
 
 
 def _clutter(progress: float) -> float:
