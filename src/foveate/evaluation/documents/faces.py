@@ -54,6 +54,14 @@ def face(family: str, bold: bool, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(BytesIO(_bytes(file)), size, layout_engine=ImageFont.Layout.BASIC)
 
 
+@lru_cache(maxsize=8192)
+def ink(family: str, bold: bool, size: int, text: str) -> tuple[int, int, int, int]:
+    """The box of what a text blackens, pixels from where its baseline begins: (x0, y0, x1, y1)."""
+    mask, (x, y) = face(family, bold, size).getmask2(text, mode="L", anchor="ls")
+    x0, y0, x1, y1 = mask.getbbox()  # Pillow's own box of a text has its margins in it
+    return x + x0, y + y0, x + x1, y + y1
+
+
 @lru_cache(maxsize=len(DIGESTS))
 def _bytes(file: str) -> bytes:
     data = _of_matplotlib(file) if file else _of_pillow()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from foveate.evaluation.documents.faces import face
+from foveate.evaluation.documents.faces import face, ink
 from foveate.evaluation.documents.words import CASES
 
 Box = tuple[int, int, int, int]
@@ -133,13 +133,11 @@ class Panel:
     ) -> Box:
         """Writes a word whose left end, middle or right end is at ``x`` and returns the box of its ink."""
         size, bold = size or self.em, self.look.bold if bold is None else bold
-        font = face(self.look.family, bold, size)
         text = self.written(word)
-        length = math.ceil(font.getlength(text))
+        length = math.ceil(face(self.look.family, bold, size).getlength(text))
         x -= {"left": 0, "middle": length // 2, "right": length}[align]
-        top = font.getbbox("H", anchor="ls")[1]
-        y -= int(top) // 2
-        x0, y0, x1, y1 = map(int, font.getbbox(text, anchor="ls"))
+        y -= ink(self.look.family, bold, size, "H")[1] // 2
+        x0, y0, x1, y1 = ink(self.look.family, bold, size, text)
         box = (x + x0, y + y0, x + x1, y + y1)
         self.marks.append(Word(key, box, text, x, y, self.look.family, bold, size, fill or self.look.ink))
         return box
