@@ -320,6 +320,34 @@ def test_scenes_are_written(tmp_path):
     assert result.stdout.split() == [str(out / "scenes.jsonl"), str(out / "foveate_scenes.yaml")]
 
 
+def test_documents_are_written(tmp_path):
+    out = tmp_path / "documents"
+    result = call("scenes", "--world", "documents", "--out", out, "--count", 2, "--split", "style", "--lmms-task")
+    assert result.stdout.split() == [str(out / "documents.jsonl"), str(out / "foveate_documents.yaml")]
+    first = json.loads((out / "documents.jsonl").read_text().splitlines()[0])
+    assert (out / first["image"]).is_file() and first["kind"] in ("number", "word", "comparison", "place")
+    assert "unknown world 'maps'; known: scenes, documents" in refused("scenes", "--out", out, "--world", "maps")
+    assert "unknown split" in refused("scenes", "--world", "documents", "--out", out, "--split", "train")
+
+
+def test_eval_of_documents(folder, tmp_path):
+    out = tmp_path / "out"
+    options = ["eval", "--suite", "documents", "--model", folder, "--count", 2, "--methods", "adafv", "--keep", "0.25"]
+    told = json.loads(call(*options, "--out", out, "--json").stdout)
+    assert told["settings"]["suite"] == "documents" and (out / "documents" / "documents.jsonl").is_file()
+    groups = {cell["group"] for cell in told["accuracy"]}
+    assert {"overall", "pooled", "small", "number", "word", "comparison", "place"} <= groups
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(out / "answers.parquet").to_pylist()
+    items = [json.loads(line) for line in (out / "documents" / "documents.jsonl").read_text().splitlines()]
+    assert {row["question"] for row in table} == {item["question"] for item in items}
+    printed = call(*options, "--out", out).stdout
+    assert "comparison" in printed and "small in clutter" in printed and "presence" not in printed
+    wrong = refused("eval", "--suite", "documents", "--analysis", tmp_path, "--out", out)
+    assert "leave it out for other suites" in wrong
+
+
 def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):
     out = tmp_path / "out"
     options = ["eval", "--model", folder, "--count", 2, "--methods", "adafv,text", "--keep", "1,0.25", "--out", out]
@@ -397,10 +425,13 @@ def test_eval_quick_asks_less(monkeypatch):
         ("--quick", "--keep", "0.3"),
         ("--quick", "--count", 5),
         ("--quick", "--suite", "a.jsonl"),
+        ("--suite", "documents"),
+        ("--quick", "--suite", "documents"),
     ):
         call("eval", *options)
     assert [(one.source.count, one.keep) for one in asked] == [
         (300, "1,0.25,0.1,0.05"), (80, "1,0.1"), (80, "0.3"), (5, "1,0.1"), (400, "1,0.1"),
+        (300, "1,0.25,0.1,0.05"), (80, "1,0.1"),
     ]  # fmt: skip
 
 

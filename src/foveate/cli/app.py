@@ -23,10 +23,13 @@ Model = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Split = Annotated[str, typer.Option("--split", help="test, or style: artwork of a style never trained on.")]
+Split = Annotated[str, typer.Option("--split", help="test, or style: artwork or fonts never trained on.")]
 Seed = Annotated[int, typer.Option("--seed", help="Which pictures are drawn.")]
 Metric = Annotated[
-    str, typer.Option("--metric", help="exact, vqa, anls, relaxed (charts) or yesno (F1, as in POPE); not for scenes.")
+    str,
+    typer.Option(
+        "--metric", help="exact, vqa, anls, relaxed (charts) or yesno (F1, as in POPE); not for drawn suites."
+    ),
 ]
 ImageColumn = Annotated[str, typer.Option("--image-column", help="Field or column of the picture.")]
 QuestionColumn = Annotated[str, typer.Option("--question-column", help="Field or column of the question.")]
@@ -48,7 +51,7 @@ Crops = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")]
 AnswerTokens = Annotated[
     int | None,
-    typer.Option("--max-new-tokens", min=1, help="Longest answer, tokens; default 8 for scenes, 32 for others."),
+    typer.Option("--max-new-tokens", min=1, help="Longest answer, tokens; default 8 for drawn suites, 32 for others."),
 ]
 
 
@@ -127,7 +130,7 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="What runs the model: transformers or vllm.")] = "transformers",
     suite: Annotated[
         str,
-        typer.Option(help="scenes, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
+        typer.Option(help="scenes, documents, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
     ] = "scenes",
     methods: Annotated[
         str,
@@ -146,14 +149,16 @@ def evaluate(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="80 scenes, or 400 questions: under five minutes on two cores.")
+        bool, typer.Option("--quick", help="80 pictures, or 400 questions: under five minutes on two cores.")
     ] = False,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help="How many scenes (default 300); of another suite, how many questions (default all)."),
+        typer.Option(
+            min=1, help="How many pictures (default 300); of another suite, how many questions (default all)."
+        ),
     ] = None,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option("--split", help="Of the scenes (test, style) or of the data set.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Of drawn pictures (test, style) or of the data set.")] = "test",
     metric: Metric = "exact",
     image_column: ImageColumn = "image",
     question_column: QuestionColumn = "question",
@@ -192,10 +197,11 @@ def evaluate(
     """
     from foveate.cli.evaluate import Request, run
     from foveate.evaluation.suites import Columns, Source
+    from foveate.evaluation.worlds import WORLDS
 
     columns = Columns(image_column, question_column, answers_column, id_column, group_column)
-    if count is None and (quick or suite == "scenes"):
-        count = (80 if quick else 300) if suite == "scenes" else 400
+    if count is None and (quick or suite in WORLDS):
+        count = (80 if quick else 300) if suite in WORLDS else 400
     keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
     given = analysis, engine, vllm_options or [], pixels, crops
@@ -206,20 +212,23 @@ def evaluate(
 @command
 def tune(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="scenes, a .jsonl file, or hf:NAME of a data set or its folder.")
+        str,
+        typer.Argument(
+            metavar="DATA", help="scenes, documents, a .jsonl file, or hf:NAME of a data set or its folder."
+        ),
     ],
     target: Annotated[float, typer.Option(help="The share of the accuracy with all tokens that is to be held.")] = 0.98,
     methods: Annotated[str, typer.Option(help="Comma-separated names, or all.")] = "all",
     confidence: Annotated[float, typer.Option(help="With which nothing is wrongly said to hold it.")] = 0.95,
     quick: Annotated[
-        bool, typer.Option("--quick", help="120 scenes, or 400 questions: under five minutes on two cores.")
+        bool, typer.Option("--quick", help="120 pictures, or 400 questions: under five minutes on two cores.")
     ] = False,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help="How many scenes (default 300); of other data, how many questions (default all)."),
+        typer.Option(min=1, help="How many pictures (default 300); of other data, how many questions (default all)."),
     ] = None,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option("--split", help="Of the scenes (test, style) or of the data set.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Of drawn pictures (test, style) or of the data set.")] = "test",
     metric: Metric = "exact",
     image_column: ImageColumn = "image",
     question_column: QuestionColumn = "question",
@@ -238,9 +247,10 @@ def tune(
     """Find the smallest budget, and the method, that holds the accuracy on your own questions."""
     from foveate.cli.tune import Request, run
     from foveate.evaluation.suites import Columns, Source
+    from foveate.evaluation.worlds import WORLDS
 
-    if count is None and (quick or data == "scenes"):
-        count = (120 if quick else 300) if data == "scenes" else 400
+    if count is None and (quick or data in WORLDS):
+        count = (120 if quick else 300) if data in WORLDS else 400
     columns = Columns(image_column, question_column, answers_column)
     source = Source(data, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
     run(Request(source, target, methods, confidence, out, model, as_json, dtype, batch_size, max_new_tokens))
@@ -416,22 +426,25 @@ def serve(
 @app.command()
 @command
 def scenes(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl (documents.jsonl).")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
     seed: Seed = 0,
     split: Split = "test",
+    world: Annotated[
+        str, typer.Option(help="scenes: things to see, or documents: words and numbers to read.")
+    ] = "scenes",
     lmms_task: Annotated[
         bool, typer.Option("--lmms-task", help="Write files that make the folder an --include_path of lmms-eval.")
     ] = False,
 ) -> None:
-    """Draw the pictures and questions of the scenes suite."""
+    """Draw the pictures and questions of the scenes suite, or of documents."""
     from foveate.cli.evaluate import draw
 
-    typer.echo(draw(out, count, seed, split))
+    typer.echo(draw(world, out, count, seed, split))
     if lmms_task:
         from foveate.evaluation.lmms import write_task
 
-        typer.echo(write_task(out))
+        typer.echo(write_task(out, world))
 
 
 @app.command()

@@ -18,6 +18,7 @@ from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
 from foveate.evaluation.analysis import read_salience
 from foveate.evaluation.cropped import Spelled, counterparts, is_cropped, spread
+from foveate.evaluation.drawn import Split, World
 from foveate.evaluation.engines import Engine
 from foveate.evaluation.processes import Processes, from_environment
 from foveate.evaluation.runner import (
@@ -31,19 +32,15 @@ from foveate.evaluation.runner import (
     factory,
     write_parquet,
 )
-from foveate.evaluation.scenes import write_scenes
-from foveate.evaluation.scenes.files import Split
 from foveate.evaluation.suites import Source, Suite, check_split
+from foveate.evaluation.worlds import get_world
 from foveate.pixels import Pixels
 from foveate.pruners import METHODS, get_pruner, known_methods
 from foveate.resizing import is_resize
 
 PLOTTED = ("overall", "small in clutter")
-COLUMNS = ("overall", "presence", "attribute", "reading", "biggest", "counting", "position", "relation")
-WRITTEN = (
-    "pooled", "overall", "small", "large", "salient", "not salient", "small in clutter", "reading", "biggest",
-    "counting", "position", "relation",
-)  # fmt: skip
+WRITTEN = ("pooled", "overall", "small", "large", "salient", "not salient", "small in clutter")
+"""Of every drawn world; its own kinds follow."""
 REFERENCES = ("adafv", "cover")
 """Methods that every other one is compared with, where they run."""
 TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient")
@@ -69,15 +66,21 @@ class Request:
     crops: str | None = None
 
 
-def draw(out: Path, count: int, seed: int, split: str) -> Path:
-    """Draws scenes with a progress bar and returns the path of their questions.
+def draw(world: str, out: Path, count: int, seed: int, split: str) -> Path:
+    """Draws pictures of a world with a progress bar and returns the path of their questions.
 
     Raises:
-        ValueError: an unknown split, or what ``write_scenes`` refuses.
+        ValueError: an unknown world or split, or what ``World.write`` refuses.
     """
+    drawn = get_world(world)
     check_split(split)
-    with progress_bar("drawing scenes") as progress:
-        return write_scenes(out, count, seed, cast(Split, split), lambda done: progress(done, count))
+    with progress_bar(f"drawing {world}") as progress:
+        return drawn.write(out, count, seed, cast(Split, split), lambda done: progress(done, count))
+
+
+def by_kind(world: World) -> tuple[str, ...]:
+    """The columns of a drawn world's first table."""
+    return ("overall", *world.core, *(kind for kind in world.kinds if kind not in world.core))
 
 
 def parse_methods(text: str, *, varying: bool = False, resizing: bool = False, cropping: bool = False) -> list[str]:
@@ -122,7 +125,7 @@ def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
     fresh = not (out / SOURCE_FILE).exists()
     claim(out, SOURCE_FILE, source.settings())
     try:
-        with progress_bar("drawing scenes" if source.is_scenes else "reading questions") as progress:
+        with progress_bar(f"drawing {source.suite}" if source.world else "reading questions") as progress:
             suite = source.open(out, progress)
     except Exception:
         if fresh:  # a wrong column shall not keep the folder from the right one
@@ -135,7 +138,7 @@ def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
 
 def answer_tokens(source: Source, wanted: int | None) -> int:
     """The longest answer in tokens: as asked for, else by the suite."""
-    return wanted or (8 if source.is_scenes else 32)
+    return wanted or (8 if source.world else 32)
 
 
 def run(request: Request) -> None:
@@ -154,7 +157,7 @@ def run(request: Request) -> None:
             raise ValueError(f"{name}: --keep is the second budget, and none of {request.keep} exceeds the first")
     out = request.out or Path("build") / "eval" / request.source.slug()
     settings = {**request.source.settings(), "model_name": request.model or "bundled"}
-    if request.analysis is not None and not request.source.is_scenes:
+    if request.analysis is not None and request.source.suite != "scenes":
         raise ValueError("--analysis says how salient the things in scenes are: leave it out for other suites")
     salience = None if request.analysis is None else read_salience(request.analysis)
     suite = open_suite(request.source, out, processes)
@@ -170,7 +173,9 @@ def run(request: Request) -> None:
     report = _report(suite, rows, methods, salience)
     title = f"{suite.name}, {Path(request.model).name if request.model else 'bundled model'}"
     title += "" if pixels is None else f", pixels {pixels.value}"
-    plotted, columns = (PLOTTED, WRITTEN) if suite.is_scenes else (report.groups[:3], report.groups)
+    plotted, columns = report.groups[:3], report.groups
+    if suite.world is not None:
+        plotted, columns = PLOTTED, (*WRITTEN, *suite.world.written)
     files = saving.save(report, out, plotted, columns, title)
     try:
         files.append(write_parquet(rows, suite.items, suite.metric, out / PARQUET_FILE))
@@ -180,7 +185,9 @@ def run(request: Request) -> None:
         print_json({"settings": settings, **report.as_dict(), "files": [str(file) for file in files]})
         return
     console = stdout()
-    tables = (("by kind", COLUMNS), ("by size and clutter", TAGS)) if suite.is_scenes else (("", report.groups),)
+    tables: tuple[tuple[str, tuple[str, ...]], ...] = (("", report.groups),)
+    if suite.world is not None:
+        tables = (("by kind", by_kind(suite.world)), ("by size and clutter", TAGS))
     for heading, columns in tables:
         console.print(_accuracy(report, heading, columns))
         console.print()
@@ -267,8 +274,8 @@ def _report(
         if first in methods and other not in REFERENCES[: place + 1] and not is_cropped(other)
     ]
     pairs += [(name, other) for name in methods for other in counterparts(name, methods)]
-    if suite.is_scenes:
-        groups = reporting.scenes_groups()
+    if suite.world is not None:
+        groups = reporting.world_groups(suite.world)
         if salience is not None:
             groups += reporting.salience_groups(suite.items, salience)
         return reporting.summarise(rows, suite.items, groups, pairs, reporting.SCENES_PAIRED_GROUPS)

@@ -13,7 +13,7 @@ from rich.table import Table
 from foveate.asking_again import Spelled, is_spelled
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, warn_when_busy
 from foveate.cli.evaluate import answer_tokens, open_suite, parse_methods
-from foveate.evaluation import report, tuning
+from foveate.evaluation import tuning
 from foveate.evaluation.processes import from_environment
 from foveate.evaluation.runner import Row, Transformers, evaluate
 from foveate.evaluation.suites import Source
@@ -48,8 +48,8 @@ def run(request: Request) -> None:
     processes = from_environment()
     suite = open_suite(source, out, processes)
     items: Sequence[Any] = suite.items
-    if suite.is_scenes:  # the bundled model is at chance in the other kinds, which would only dilute
-        items = [item for item in items if item.kind in report.CORE]
+    if suite.world is not None:  # the bundled model is at chance in the other kinds, which would only dilute
+        items = [item for item in items if item.kind in suite.world.core]
     warn_when_busy()
     engine = Transformers(*load_model(request.model, request.dtype))
     longest = answer_tokens(source, request.max_new_tokens)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from foveate.evaluation.cropped import Spelled, is_cropped
+from foveate.evaluation.drawn import World
 from foveate.evaluation.metrics import EXACT, Metric
 from foveate.evaluation.runner import ALL, Row
+from foveate.evaluation.scenes import SCENES
 from foveate.evaluation.statistics import (
     Design,
     Difference,
@@ -179,10 +181,6 @@ class Report:
         }
 
 
-CORE = ("presence", "attribute", "reading", "biggest")
-"""Kinds of scenes questions that the bundled model answers well."""
-
-
 TITLES = {"pooled": "per question", "overall": "mean of kinds"}
 
 
@@ -199,43 +197,45 @@ def method_title(name: str) -> str:
 
 
 def scenes_groups() -> tuple[Group, ...]:
-    """The figures of the scenes suite.
+    """The figures of the scenes suite: presence counts alike answered yes and no; biggest is asked in sparse pictures
+    only, so ``clutter`` is the mean over the other kinds."""
+    return world_groups(SCENES)
 
-    ``overall`` is the mean over presence (yes and no weighted equally), attribute, reading and biggest, each kind
-    counting alike; ``pooled`` counts each of their questions alike, so that presence, asked most often, weighs most.
-    ``small`` and ``large`` pool presence (yes), attribute and reading by the size of what is asked about. Biggest is
-    asked in sparse pictures only, so ``clutter`` is the mean over the other three.
+
+def world_groups(world: World) -> tuple[Group, ...]:
+    """The figures of a drawn world's questions.
+
+    ``overall`` is the mean over the core kinds, each counting alike; ``pooled`` counts each of their questions alike,
+    so that kinds asked most often weigh most. ``sparse`` and ``clutter`` are ``overall`` in part of the pictures.
+    ``small`` and ``large`` pool the kinds that tell them apart, by the size of what is asked about. Every kind stands
+    by itself too.
     """
 
-    def kind(name: str, weight: float = 1.0) -> Stratum:
-        return Stratum(name, lambda item: item.kind == name, weight)
+    def kind(name: str) -> tuple[Stratum, ...]:
+        if name not in world.halves:
+            return (Stratum(name, lambda item: item.kind == name),)
+        answers = world.halves[name]
+        return tuple(half(name, answer, 1 / len(answers)) for answer in answers)
 
-    def presence(answer: str, weight: float) -> Stratum:
-        return Stratum(
-            f"presence {answer}",
-            lambda item: item.kind == "presence" and item.answers[0] == answer,
-            weight,
-        )
+    def half(name: str, answer: str, weight: float) -> Stratum:
+        return Stratum(f"{name} {answer}", lambda item: item.kind == name and item.answers[0] == answer, weight)
 
-    yes, no = presence("yes", 0.5), presence("no", 0.5)
-    overall = Group("overall", (yes, no, kind("attribute"), kind("reading"), kind("biggest")))
-    sized = Group("sized", (Stratum("sized", lambda item: _asks_of_a_thing(item)),))
-    return (
+    overall = Group("overall", tuple(stratum for name in world.core for stratum in kind(name)))
+    sized = Group("sized", (Stratum("sized", lambda item: item.kind in world.sized),))
+    groups = [
         overall,
-        Group("pooled", (Stratum("pooled", lambda item: item.kind in CORE),)),
+        Group("pooled", (Stratum("pooled", lambda item: item.kind in world.core),)),
         overall.within("sparse", lambda item: not item.clutter),
         overall.within("clutter", lambda item: item.clutter),
         sized.within("small", lambda item: item.size == "small"),
         sized.within("large", lambda item: item.size == "large"),
         sized.within("small in clutter", lambda item: item.size == "small" and item.clutter),
-        Group("presence", (yes, no)),
-        Group("presence yes", (yes,)),
-        Group("presence no", (no,)),
-        *(
-            Group(name, (kind(name),))
-            for name in ("attribute", "reading", "biggest", "counting", "position", "relation")
-        ),
-    )
+    ]
+    for name in (*world.core, *(name for name in world.kinds if name not in world.core)):
+        strata = kind(name)
+        groups.append(Group(name, strata))
+        groups += [Group(one.name, (one,)) for one in strata if len(strata) > 1]
+    return tuple(groups)
 
 
 def salience_groups(items: Sequence[Any], salience: Mapping[tuple[str, str], float]) -> tuple[Group, ...]:
@@ -278,6 +278,7 @@ def plain_groups(items: Sequence[Any]) -> tuple[Group, ...]:
 
 
 SCENES_PAIRED_GROUPS = ("overall", "pooled", "small in clutter")
+"""Of every drawn world."""
 
 
 def summarise(

@@ -1,4 +1,4 @@
-"""Where questions come from: drawn scenes, any JSONL, any Hugging Face data set. All end as pictures and a JSONL."""
+"""Where questions come from: drawn worlds, any JSONL, any Hugging Face data set. All end as pictures and a JSONL."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from foveate.evaluation import scenes
+from foveate.evaluation.drawn import Split, World
 from foveate.evaluation.metrics import EXACT, Metric, get_metric
-from foveate.evaluation.scenes.files import QUESTIONS_FILE as SCENES_FILE
-from foveate.evaluation.scenes.files import Split
+from foveate.evaluation.worlds import WORLDS
 
 HUB = "hf:"
 """What a data set's name begins with, before the name on the hub or the folder."""
@@ -66,19 +65,16 @@ class Suite:
     Args:
         name: for titles.
         folder: where the pictures lie.
-        items: what is asked: ``Question`` or the scenes' ``Item``.
+        items: what is asked: ``Question`` or a drawn world's ``Item``.
         metric: what an answer is worth.
+        world: that the pictures are of, which has kinds, sizes and clutter to report on; None when they are not drawn.
     """
 
     name: str
     folder: Path
     items: Sequence[Any]
     metric: Metric = EXACT
-
-    @property
-    def is_scenes(self) -> bool:
-        """Whether these are the drawn scenes, which have kinds, sizes and clutter to report on."""
-        return isinstance(self.items[0], scenes.Item)
+    world: World | None = None
 
 
 Progress = Callable[[int, int], None]
@@ -90,11 +86,12 @@ class Source:
     """What to ask, as a command was told it.
 
     Args:
-        suite: ``"scenes"``, the path of a JSONL file, or ``"hf:"`` and a data set's name or folder.
-        count: how many scenes are drawn; of the others, how many questions are asked, from the first, None for all.
-        seed: which scenes.
-        split: of the scenes or the data set.
-        metric: its name; the scenes' is exact match.
+        suite: the name of a drawn world, such as ``"scenes"``, the path of a JSONL file, or ``"hf:"`` and a data set's
+            name or folder.
+        count: how many pictures are drawn; of the others, how many questions are asked, from the first, None for all.
+        seed: which drawn pictures.
+        split: of the drawn pictures or the data set.
+        metric: its name; a drawn world's is exact match.
         columns: of a JSONL or data set.
         config: of a data set that has several.
         suffix: put after every question (an instruction how to answer).
@@ -114,20 +111,24 @@ class Source:
 
     def __post_init__(self) -> None:
         get_metric(self.metric)
-        if self.is_scenes:
+        if self.world is not None:
             check_split(self.split)
             if self.count is None:
-                raise ValueError("say how many scenes are to be drawn")
+                raise ValueError(f"say how many {self.suite} are to be drawn")
             if (self.metric, self.columns, self.suffix, self.config) != (EXACT.name, Columns(), "", None):
-                raise ValueError("the scenes have their own questions and metric: leave out metric, columns and suffix")
+                raise ValueError(
+                    f"the {self.suite} have their own questions and metric: leave out metric, columns and suffix"
+                )
         elif not self.is_hub and Path(self.suite).suffix not in JSONL:
             raise ValueError(
-                f"unknown suite {self.suite!r}; known: scenes, the path of a .jsonl file, or {HUB}NAME of a data set"
+                f"unknown suite {self.suite!r}; known: {', '.join(WORLDS)}, the path of a .jsonl file, or {HUB}NAME "
+                "of a data set"
             )
 
     @property
-    def is_scenes(self) -> bool:
-        return self.suite == "scenes"
+    def world(self) -> World | None:
+        """The drawn world that the pictures are of, if they are."""
+        return WORLDS.get(self.suite)
 
     @property
     def is_hub(self) -> bool:
@@ -135,25 +136,25 @@ class Source:
 
     def settings(self) -> dict[str, Any]:
         """What made the questions what they are, to be recorded beside the answers."""
-        if self.is_scenes:
+        if self.world is not None:
             return {"suite": self.suite, "split": self.split, "count": self.count, "seed": self.seed}
         common = {"suite": self.suite, "count": self.count, "suffix": self.suffix, "columns": asdict(self.columns)}
         return {**common, "split": self.split, "config": self.config} if self.is_hub else common
 
     def slug(self) -> str:
         """A name for the results folder."""
-        if self.is_scenes:
-            return f"scenes-{self.split}-{self.seed}-{self.count}"
+        if self.world is not None:
+            return f"{self.suite}-{self.split}-{self.seed}-{self.count}"
         path = Path(self.suite.removeprefix(HUB)).expanduser()
         parts = (path.name, self.split) if self.is_hub else (path.stem,)
         return "-".join([*parts, *([str(self.count)] if self.count else [])])
 
     def open(self, out: Path, progress: Progress | None = None) -> Suite:
-        """The questions; drawn scenes and data sets are written to the results folder unless they are there."""
+        """The questions; drawn pictures and data sets are written to the results folder unless they are there."""
         metric = get_metric(self.metric)
-        if self.is_scenes:
+        if self.world is not None:
             assert self.count is not None
-            return scenes_suite(out, self.count, self.seed, self.split, progress)
+            return drawn_suite(self.world, out, self.count, self.seed, self.split, progress)
         if not self.is_hub:
             return jsonl_suite(Path(self.suite), metric, self.columns, self.count, self.suffix)
         return hub_suite(
@@ -169,22 +170,23 @@ class Source:
         )
 
 
-def scenes_suite(out: Path, count: int, seed: int, split: str, progress: Progress | None = None) -> Suite:
-    """The drawn scenes, in ``out/scenes``; drawn unless they are there.
+def drawn_suite(world: World, out: Path, count: int, seed: int, split: str, progress: Progress | None = None) -> Suite:
+    """Pictures of a drawn world, in a folder of its name in ``out``; drawn unless they are there.
 
     Raises:
-        ValueError: an unknown split, or what ``write_scenes`` refuses.
+        ValueError: an unknown split, or what ``World.write`` refuses.
     """
     check_split(split)
-    questions = out / "scenes" / SCENES_FILE
+    questions = out / world.name / world.questions_file
     if not questions.is_file():  # written last, so it stands for the pictures too
         told = None if progress is None else lambda done: progress(done, count)
-        scenes.write_scenes(questions.parent, count, seed, cast(Split, split), told)
-    return Suite(f"scenes, split {split}, {count} pictures", questions.parent, scenes.read_items(questions))
+        world.write(questions.parent, count, seed, cast(Split, split), told)
+    name = f"{world.name}, split {split}, {count} pictures"
+    return Suite(name, questions.parent, world.read(questions), world=world)
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError unless scenes of this split are for measuring."""
+    """Raises ValueError unless drawn pictures of this split are for measuring."""
     if split not in ("test", "style"):
         raise ValueError(f"unknown split {split!r}; known: test, style")
     assert split in get_args(Split)

@@ -1,4 +1,4 @@
-"""Foveate in lmms-eval (tested with 0.7.3): a model, found by an entry point, and task files for the drawn scenes."""
+"""Foveate in lmms-eval (tested with 0.7.3): a model, found by an entry point, and task files for the drawn worlds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 TASK = "foveate_scenes"
+"""The scenes' task; those of other worlds are called the same way."""
 
 
 def manifest() -> Any:
@@ -15,25 +16,29 @@ def manifest() -> Any:
     return ModelManifest(model_id="foveate", chat_class_path="foveate.evaluation.lmms.model.Foveate")
 
 
-def write_task(folder: Path) -> Path:
+def write_task(folder: Path, world: str = "scenes") -> Path:
     """Makes a folder of scenes a folder of lmms-eval's: ``lmms-eval --include_path FOLDER --tasks foveate_scenes``.
 
     Args:
         folder: holds ``scenes.jsonl`` and its pictures, as ``foveate scenes`` writes them.
+        world: of the pictures; documents are ``foveate_documents``.
 
     Returns:
         The path of the task's YAML; ``utils.py`` stands beside it.
 
     Raises:
-        FileNotFoundError: the folder holds no scenes.
+        FileNotFoundError: the folder holds no such pictures.
+        ValueError: no such world.
     """
-    from foveate.evaluation.lmms.task import UTILITIES, yaml
-    from foveate.evaluation.scenes.files import QUESTIONS_FILE
+    from foveate.evaluation.lmms.task import Figures
+    from foveate.evaluation.worlds import get_world
 
-    questions = folder.resolve() / QUESTIONS_FILE
+    drawn = get_world(world)
+    questions = folder.resolve() / drawn.questions_file
     if not questions.is_file():
-        raise FileNotFoundError(f"{folder} holds no {QUESTIONS_FILE}: draw the scenes first")
-    (folder / "utils.py").write_text(UTILITIES, encoding="utf-8")
-    path = folder / f"{TASK}.yaml"
-    path.write_text(yaml(questions), encoding="utf-8")
+        raise FileNotFoundError(f"{folder} holds no {drawn.questions_file}: draw the {world} first")
+    figures = Figures(drawn)
+    (folder / "utils.py").write_text(figures.utilities(), encoding="utf-8")
+    path = folder / f"{figures.task}.yaml"
+    path.write_text(figures.yaml(questions), encoding="utf-8")
     return path

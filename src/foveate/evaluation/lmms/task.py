@@ -1,4 +1,4 @@
-"""The scenes as a task of lmms-eval: its files, and what they call."""
+"""Drawn pictures as a task of lmms-eval: its files, and what they call."""
 
 from __future__ import annotations
 
@@ -8,35 +8,65 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from foveate.evaluation.drawn import World
 from foveate.evaluation.metrics import exact_match
-from foveate.evaluation.report import Group, scenes_groups
+from foveate.evaluation.report import Group, world_groups
+from foveate.evaluation.scenes import SCENES
+from foveate.evaluation.worlds import get_world
 from foveate.images import load_image
 
-UTILITIES = """\
+_UTILITIES = """\
 from pathlib import Path
 
 from foveate.evaluation.lmms import task
 
-text, results = task.text, task.results
-globals().update(task.FIGURES)
+figures = task.Figures.of({world!r})
+text, results = task.text, figures.results
+globals().update(figures.aggregations)
 
 
 def pictures(doc):
     return task.pictures(doc, Path(__file__).parent)
 """
 
-REPORTED = ("overall", "pooled", "small in clutter", "presence", "attribute", "reading", "biggest")
+
+def pictures(doc: Mapping[str, Any], folder: Path) -> list[Any]:
+    """The picture of a question."""
+    return [load_image(folder / doc["image"])]
 
 
-def yaml(questions: Path) -> str:
-    """The task's description, for scenes whose questions stand at an absolute path."""
-    from foveate.evaluation.lmms import TASK
+def text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
+    """The question, as it is."""
+    return str(doc["question"])
 
-    metrics = "".join(
-        f"  - metric: {name}\n    aggregation: !function utils.{name}\n    higher_is_better: true\n" for name in FIGURES
-    )
-    return f"""\
-task: {TASK}
+
+class Figures:
+    """What lmms-eval reports of a drawn world: the same overall figures and core kinds as ``foveate eval``."""
+
+    def __init__(self, world: World) -> None:
+        reported = ("overall", "pooled", "small in clutter", *world.core)
+        self.world = world
+        self.task = f"foveate_{world.name}"
+        self.groups = [group for group in world_groups(world) if group.name in reported]
+        self.aggregations = {_name(group): _figure(group) for group in self.groups}
+
+    @classmethod
+    def of(cls, world: str) -> Figures:
+        """Those of the world of that name."""
+        return cls(get_world(world))
+
+    def utilities(self) -> str:
+        """The Python file beside the task's description."""
+        return _UTILITIES.format(world=self.world.name)
+
+    def yaml(self, questions: Path) -> str:
+        """The task's description, for questions that stand at an absolute path."""
+        metrics = "".join(
+            f"  - metric: {name}\n    aggregation: !function utils.{name}\n    higher_is_better: true\n"
+            for name in self.aggregations
+        )
+        return f"""\
+task: {self.task}
 dataset_path: json
 dataset_kwargs:
   data_files:
@@ -57,27 +87,12 @@ metric_list:
   - version: 1.0
 """
 
-
-def pictures(doc: Mapping[str, Any], folder: Path) -> list[Any]:
-    """The picture of a question."""
-    return [load_image(folder / doc["image"])]
-
-
-def text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
-    """The question, as it is."""
-    return str(doc["question"])
-
-
-def results(doc: Mapping[str, Any], answers: Sequence[str]) -> dict[str, Any]:
-    """For every figure that the question counts in, the question and whether the answer is right."""
-    item = SimpleNamespace(**doc)
-    asked = {name: doc[name] for name in ("kind", "size", "clutter", "answers")}
-    told = {**asked, "correct": exact_match(answers[0], doc["answers"])}
-    return {_name(group): told for group in _groups() if group.stratum_of(item) is not None}
-
-
-def _groups() -> list[Group]:
-    return [group for group in scenes_groups() if group.name in REPORTED]
+    def results(self, doc: Mapping[str, Any], answers: Sequence[str]) -> dict[str, Any]:
+        """For every figure that the question counts in, the question and whether the answer is right."""
+        item = SimpleNamespace(**doc)
+        asked = {name: doc[name] for name in ("kind", "size", "clutter", "answers")}
+        told = {**asked, "correct": exact_match(answers[0], doc["answers"])}
+        return {_name(group): told for group in self.groups if group.stratum_of(item) is not None}
 
 
 def _name(group: Group) -> str:
@@ -97,5 +112,7 @@ def _figure(group: Group) -> Callable[[Sequence[Mapping[str, Any]]], float]:
     return figure
 
 
-FIGURES = {_name(group): _figure(group) for group in _groups()}
-"""By name, what lmms-eval aggregates with: the same figures that ``foveate eval`` prints."""
+_SCENES = Figures(SCENES)
+results = _SCENES.results
+FIGURES = _SCENES.aggregations
+"""Of the scenes, by name, what lmms-eval aggregates with: the same figures that ``foveate eval`` prints."""

@@ -1,6 +1,7 @@
 """The scenes suite: procedurally drawn pictures with questions of several kinds. Needs numpy and Pillow only."""
 
+from foveate.evaluation.drawn import SIZES, Item
 from foveate.evaluation.scenes.asking import KINDS
-from foveate.evaluation.scenes.files import SIZES, Item, read_items, write_scenes
+from foveate.evaluation.scenes.files import SCENES, read_items, write_scenes
 
-__all__ = ["KINDS", "SIZES", "Item", "read_items", "write_scenes"]
+__all__ = ["KINDS", "SCENES", "SIZES", "Item", "read_items", "write_scenes"]
