@@ -1,4 +1,4 @@
-"""Train the bundled model: ``python -m training [--preset cpu|gpu|smoke] [--out DIR]``. See training/README.md."""
+"""Train the bundled model: ``python -m training [--preset NAME] [--out DIR]``. See training/README.md."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 STAGES = ("vision", "language", "joint", "export")
-
-#: For the record beside the checkpoint; licences in full are in SOURCES.md.
-_DATA = {
-    "scenes": "foveate.evaluation.scenes, split train: drawn and written by this code",
-    "artwork": "Noto Emoji, 64 pixels, npm emoji-datasource-google 16.0.0 (Apache-2.0; package MIT)",
-    "weights": "none: trained from random numbers",
-}
 
 #: glibc gives memory back to the system and asks for it again at every step, which makes training on a CPU several
 #: times slower than it need be. It reads these once, when the process starts.
@@ -37,11 +31,9 @@ def _with_environment() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "training", *sys.argv[1:]])
 
 
-def _arguments() -> argparse.Namespace:
-    from training.presets import PRESETS
-
+def _arguments(presets: Iterable[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="size and schedule (default: cpu)")
+    parser.add_argument("--preset", choices=list(presets), default="cpu", help="size and schedule (default: cpu)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -51,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="where the export goes (default: the package for the presets cpu and gpu, else OUT)",
+        help="where the export goes (default: OUT for a preset with smoke in its name, else the package)",
     )
     parser.add_argument(
         "--no-token-dropout",
@@ -63,17 +55,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = _arguments()
     import torch
 
+    import training.dynamic.recipe
+    import training.recipe
     from foveate import bundled
-    from training import language, vision
-    from training.export import export
-    from training.model import build
-    from training.presets import PRESETS
     from training.runs import load_state, log, write_record
 
-    preset = PRESETS[arguments.preset]
+    recipes = {name: recipe for recipe in (training.recipe, training.dynamic.recipe) for name in recipe.PRESETS}
+    arguments = _arguments(recipes)
+    recipe = recipes[arguments.preset]
+    preset = recipe.PRESETS[arguments.preset]
     if arguments.language_steps is not None:
         preset = replace(preset, language=replace(preset.language, steps=arguments.language_steps))
     out = arguments.out or Path(__file__).parent / "runs" / preset.name
@@ -84,7 +76,7 @@ def main() -> None:
     if device.type == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
     dropout = not arguments.no_token_dropout
-    model = build(preset)
+    model = recipe.build(preset)
     log.info(
         "preset %s on %s, %.1f M parameters",
         preset.name,
@@ -93,21 +85,22 @@ def main() -> None:
     )
     machine = {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
     suffix = "" if dropout else "-control"
-    write_record(out / "training.json", {f"preset{suffix}": asdict(preset), "data": _DATA, "machine": machine})
+    write_record(out / "training.json", {f"preset{suffix}": asdict(preset), "data": recipe.DATA, "machine": machine})
     if "vision" in arguments.stage:
-        vision.train_vision(model, preset, out, device)
+        recipe.train_vision(model, preset, out, device)
     if "language" in arguments.stage:
         _restore(model, load_state(out / "vision.pt"), "vision")
-        language.train_language(model, preset, out, device, dropout=dropout)
+        recipe.train_language(model, preset, out, device, dropout=dropout)
     if "joint" in arguments.stage:
         _restore(model, load_state(out / f"language{suffix}.pt"), "language")
-        language.train_joint(model, preset, out, device, dropout=dropout)
+        recipe.train_joint(model, preset, out, device, dropout=dropout)
     if "export" in arguments.stage:
         states = (load_state(out / f"{stage}{suffix}.pt") for stage in ("joint", "language", "vision"))
         _restore(model, next((state for state in states if state), None), "any")
-        shipped = bundled.path() if dropout and preset.name != "smoke" else out / f"checkpoint{suffix}"
+        name = recipe.SHIPPED.get(preset.name) if dropout else None
+        shipped = bundled.path(name) if name else out / f"checkpoint{suffix}"
         folder = arguments.checkpoint or shipped
-        export(model, folder)
+        recipe.export(model, folder)
         (folder / "training.json").write_text((out / "training.json").read_text("utf-8"), encoding="utf-8")
         log.info("checkpoint written to %s", folder)
 

@@ -65,7 +65,7 @@ def make_view(seed: int, index: int, canvases: tuple[Canvas, ...], clutter: floa
     sample = make_sample("train", seed, index, clutter=bool(chance < clutter))
     picture = sample.picture
     if sample.rng.random() < 0.4:
-        picture = _through_jpeg(picture, int(sample.rng.integers(75, 96)))
+        picture = through_jpeg(picture, int(sample.rng.integers(75, 96)))
     layout = lay_out(*picture.size, canvases)
     things = sample.scene.things
     covered = coverage(sample.scene, layout)
@@ -111,7 +111,8 @@ def make_view(seed: int, index: int, canvases: tuple[Canvas, ...], clutter: floa
     )
 
 
-def _through_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+def through_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    """The picture as it is after being saved as JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     buffer.seek(0)

@@ -9,13 +9,13 @@ from foveate.evaluation.scenes.world import CLASSES, COLORS, SIGN, plural
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 UNKNOWN, BEGIN, END, PAD, IMAGE = range(len(SPECIAL))
 
-_PUNCTUATION = (":", "?", ".", ",", "!", "'")
+PUNCTUATION = (":", "?", ".", ",", "!", "'")
 _FUNCTION_WORDS = """
     user assistant is are there a an the do you see can what which how many color colour number object thing biggest
     largest card of behind on in at to or and left right top bottom above below under it i this that picture image
     background yes no not where with has have
 """
-FUNCTION_WORDS = (*_PUNCTUATION, *_FUNCTION_WORDS.split())
+FUNCTION_WORDS = (*PUNCTUATION, *_FUNCTION_WORDS.split())
 DIGITS = tuple(str(i) for i in range(10))
 
 #: What stage 1 aligns with the picture: things, colours, digits.

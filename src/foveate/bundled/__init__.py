@@ -22,9 +22,9 @@ PARTS = (
 )
 
 
-def path() -> Path:
+def path(name: str | None = None) -> Path:
     """The checkpoint's folder, as ``from_pretrained`` and vLLM take it."""
-    return Path(__file__).with_name("checkpoint")
+    return Path(__file__).with_name("dynamic" if name == "dynamic" else "checkpoint")
 
 
 def text_config() -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""The recipe of the dynamic model: its geometry, words, tokens and losses are the stock model's and processor's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen3VLForConditionalGeneration
+
+from foveate.bundled.processors import qwen3_vl
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # the training package is not installed
+
+from training.dynamic.data import IGNORE, NO_DIGIT, NOTHING, Region, digits_of, label  # noqa: E402
+from training.dynamic.drawing import make_batch  # noqa: E402
+from training.dynamic.export import CHAT_TEMPLATE, export, image_options, make_tokenizer  # noqa: E402
+from training.dynamic.grid import covered, lay_out, patches, resized  # noqa: E402
+from training.dynamic.language import Shown, answer_loss  # noqa: E402
+from training.dynamic.model import build, see  # noqa: E402
+from training.dynamic.presets import PRESETS  # noqa: E402
+from training.dynamic.words import ID, MARK, NAMES, UNKNOWN, encode  # noqa: E402
+from training.questions import pack  # noqa: E402
+
+PRESET = PRESETS["dynamic-smoke"]
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return qwen3_vl(image_options(), make_tokenizer(), CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of a few steps leaves."""
+    out = tmp_path_factory.mktemp("dynamic")
+    command = [sys.executable, "-m", "training", "--preset", "dynamic-smoke", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    for _ in range(2):  # the second run finds everything done
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=600)
+    return out
+
+
+@pytest.fixture(scope="module")
+def stock(trained: Path) -> Any:
+    model, info = Qwen3VLForConditionalGeneration.from_pretrained(
+        trained / "checkpoint", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.mark.parametrize("size", [(112, 112), (300, 217), (671, 333), (1000, 900), (40, 700), (97, 640), (28, 28)])
+def test_pictures_are_cut_as_by_the_stock_processor(processor: Any, size: tuple[int, int]) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    wanted = processor.image_processor(picture, return_tensors="pt")
+    grid = lay_out(size)
+    assert wanted["image_grid_thw"].tolist() == [[1, 2 * grid.rows, 2 * grid.columns]]
+    frames = wanted["pixel_values"].view(len(wanted["pixel_values"]), 3, 2, -1)
+    assert torch.equal(frames[:, :, 0], frames[:, :, 1])
+    ours = patches(torch.from_numpy(resized(picture, grid)))
+    torch.testing.assert_close(ours, frames[:, :, 0].flatten(1), atol=1e-5, rtol=0)
+
+
+def test_words_are_the_tokenizers(processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    for text in ("Is there a cat?", "What costs 417?", "  How FAR is the zoo\nfrom here ", "", "it's 12."):
+        assert encode(text) == tokenizer(text)["input_ids"]
+    assert tokenizer.decode(encode("417")) == "417" and tokenizer.decode(encode("Bread")) == "bread"
+    assert len(encode("417")) == 3
+
+
+def test_no_word_of_either_world_is_unknown() -> None:
+    for picture in make_batch(5, 0, 80, PRESET.mix, 0.5):
+        for question in picture.questions:
+            assert UNKNOWN not in encode(question.text) + encode(question.answer), question
+
+
+def test_what_is_where() -> None:
+    """Two words in a cell share it, a number's digits are in order, a value knows its head, the rest is background."""
+    grid = lay_out((168, 112))
+    regions = [
+        Region(covered((0, 0, 28, 14), grid), 0, 0.7, name="tea"),
+        Region(covered((0, 14, 28, 28), grid), 0, 0.7, name="milk"),
+        Region(covered((56, 0, 84, 28), grid), 2, 1.0, number=47, keys=("tea",)),
+        Region(covered((140, 84, 168, 112), grid), 23, 1.0, name="save", color="red"),
+    ]
+    picture = label(np.zeros((112, 168, 3), np.uint8), grid, regions, [])
+    assert {NAMES[one] for one in picture.names[0, :2]} == {"tea", "milk"}
+    assert picture.shares[0].tolist() == pytest.approx([0.5, 0.5, 0])
+    assert picture.digits[2].tolist() == [7, 4, NO_DIGIT] == digits_of(47) and picture.names[2, 0] == IGNORE
+    assert NAMES[picture.keys[2, 0]] == "tea" and (picture.keys[0] == IGNORE).all()
+    assert picture.names[1].tolist() == [NOTHING, IGNORE, IGNORE] and picture.owner[1] == -1
+    assert (picture.color >= 0).nonzero()[0].tolist() == [23] and picture.center.nonzero()[0].tolist() == [0, 2, 23]
+
+
+def test_what_a_question_needs_is_where_the_picture_says() -> None:
+    """A colour that is asked for is the colour of what is drawn in the cells that are to show it."""
+    found = 0
+    for picture in make_batch(6, 0, 60, PRESET.mix, 0.5):
+        for question in picture.questions:
+            named = re.fullmatch(r"Which button is (\w+)\?", question.text)
+            if named is None:
+                continue
+            from foveate.evaluation.scenes.world import COLORS
+
+            cells = picture.shows[question.regions[1]].nonzero()[0]
+            rows, columns = np.divmod(cells, picture.grid.columns)
+            drawn = np.stack([
+                picture.pixels[28 * r : 28 * (r + 1), 28 * c : 28 * (c + 1)].reshape(-1, 3)
+                for r, c in zip(rows, columns, strict=True)
+            ])  # fmt: skip
+            near = np.abs(drawn.astype(int) - COLORS[named[1]]).max(-1) < 40
+            assert near.mean() > 0.1, question
+            found += 1
+    assert found
+
+
+def test_tokens_are_those_of_the_stock_encoder(stock: Any, processor: Any) -> None:
+    batch = make_batch(3, 0, 5, PRESET.mix, 0.5)
+    model = build(PRESET)
+    model.load_state_dict(stock.state_dict())
+    with torch.no_grad():
+        tokens, deep = see(model, batch, torch.device("cpu"))
+        inputs = processor.image_processor([Image.fromarray(one.pixels) for one in batch], return_tensors="pt")
+        wanted = stock.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    torch.testing.assert_close(tokens, wanted.pooler_output, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(deep, wanted.deepstack_features[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_is_that_of_the_stock_model_on_its_processors_prompt(stock: Any, processor: Any) -> None:
+    """Positions of three dimensions, DeepStack, template and words, all at once: question by question."""
+    model = build(PRESET)
+    model.load_state_dict(stock.state_dict())
+    asked = 0
+    for picture in make_batch(4, 0, 4, PRESET.mix, 0.5):
+        with torch.no_grad():
+            planes = see(model, [picture], torch.device("cpu"))
+        for question in picture.questions:
+            shown = Shown(replace(picture, questions=[question]), *planes)
+            message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
+            prompt = processor.apply_chat_template([message], add_generation_prompt=True)
+            inputs = processor(
+                images=[Image.fromarray(picture.pixels)], text=[prompt + question.answer + "<|im_end|>"],
+                return_tensors="pt",
+            )  # fmt: skip
+            with torch.no_grad():
+                loss, _ = answer_loss(
+                    model, [shown], None, np.random.default_rng(0), torch.autocast("cpu", enabled=False)
+                )
+                logits = stock(**inputs).logits[0].log_softmax(-1)
+            count = len(encode(question.answer))
+            each = -logits[-2 - count : -1].gather(1, inputs["input_ids"][0, -1 - count :, None])[:, 0]
+            wanted = (each[:-1].sum() + 0.2 * each[-1]) / count
+            torch.testing.assert_close(loss, wanted, atol=1e-4, rtol=1e-4)
+            asked += 1
+    assert asked > 8
+
+
+def test_several_questions_in_a_row_do_not_see_each_other(stock: Any) -> None:
+    model = build(PRESET)
+    model.load_state_dict(stock.state_dict())
+    picture = next(one for one in make_batch(4, 0, 9, PRESET.mix, 0.5) if len(one.questions) > 3)
+    with torch.no_grad():
+        planes = see(model, [picture], torch.device("cpu"))
+
+        def loss_of(questions: list[Any]) -> float:
+            shown = Shown(replace(picture, questions=questions), *planes)
+            rng, off = np.random.default_rng(0), torch.autocast("cpu", enabled=False)
+            return float(answer_loss(model, [shown], None, rng, off)[0])
+
+        counts = [len(encode(one.answer)) for one in picture.questions]
+        each = [loss_of([one]) * count for one, count in zip(picture.questions, counts, strict=True)]
+        assert loss_of(picture.questions) == pytest.approx(sum(each) / sum(counts), rel=1e-4)
+
+
+def test_questions_with_answers_of_several_words_are_packed() -> None:
+    packed = pack([[([5, 6], [7, 8], "number")], []], pad=0, end=9)
+    assert packed.ids.tolist() == [[5, 6, 7, 8], [0, 0, 0, 0]]
+    assert packed.target.tolist() == [[IGNORE, 7, 8, 9], [IGNORE] * 4]
+    assert packed.right.tolist() == [[IGNORE, 7, 8, IGNORE], [IGNORE] * 4]
+
+
+def test_a_run_makes_a_checkpoint_of_its_own(trained: Path, stock: Any) -> None:
+    record = json.loads((trained / "checkpoint" / "training.json").read_text("utf-8"))
+    assert record["preset"]["name"] == "dynamic-smoke" and {"vision", "language", "joint"} <= set(record)
+    assert stock.config.text_config.tie_word_embeddings or stock.config.tie_word_embeddings
+    assert ID[MARK + "cat"] < stock.config.text_config.vocab_size == len(ID)
+
+
+def test_a_checkpoint_is_written_beside_what_is_there(trained: Path, stock: Any, tmp_path: Path) -> None:
+    (tmp_path / "MODEL_CARD.md").write_text("card")
+    export(stock, tmp_path)
+    assert (tmp_path / "MODEL_CARD.md").read_text() == "card"
+    written, kept = (folder / "model.safetensors" for folder in (tmp_path, trained / "checkpoint"))
+    assert written.read_bytes() == kept.read_bytes()

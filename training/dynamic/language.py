@@ -1,0 +1,266 @@
+"""Stage 2 and the finish: the language model learns to answer from the visual tokens, then all learn together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Qwen3VLForConditionalGeneration
+
+from training.data import ahead
+from training.dynamic.data import Picture
+from training.dynamic.drawing import make_batch
+from training.dynamic.grid import rope_extent, rope_places
+from training.dynamic.model import embeddings, see
+from training.dynamic.presets import Preset
+from training.dynamic.vision import Heads, vision_losses
+from training.dynamic.words import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, PAD, encode
+from training.questions import BUDGETS, budget_of, loss_of_answers, pack, question_mask
+from training.runs import learn, log
+
+_COMMON_TAKEN = 0.65
+"""How much of what all visual tokens have in common is taken out of them."""
+_EMPHASIS = {"counting": 2.0, "biggest": 2.0, "place": 1.5, "position": 1.5, "relation": 1.5}
+"""What is asked rarely in a picture, or learned late, weighs more."""
+_JOINT_DROPOUT = 0.3
+"""How often tokens are dropped in the finish."""
+_NEEDS_ALL = ("counting", "biggest")
+"""Kinds of questions that are asked only where all tokens are left."""
+
+
+@torch.no_grad()
+def settle_tokens(model: Qwen3VLForConditionalGeneration, preset: Preset, device: torch.device) -> dict[str, float]:
+    """Take most of what all visual tokens have in common out of the merger's last bias.
+
+    Nearly parallel tokens bound every cosine with a word, and attention, which starts from such products, does not find
+    the token a word asks for.
+
+    Returns:
+        Length of the tokens' mean direction (1: all are parallel), before and after.
+    """
+    tower, common = model.model.visual, {}
+    for name, number, merger in (("tokens", 0, tower.merger), ("deepstack", 1, tower.deepstack_merger_list[0])):
+        tokens = _some_tokens(model, preset, device)[number]
+        common[f"{name} before"] = float(F.normalize(tokens, dim=-1).mean(0).norm())
+        merger.linear_fc2.bias.sub_(_COMMON_TAKEN * tokens.mean(0))
+        common[f"{name} after"] = float(F.normalize(_some_tokens(model, preset, device)[number], dim=-1).mean(0).norm())
+    return common
+
+
+@torch.no_grad()
+def _some_tokens(model: Qwen3VLForConditionalGeneration, preset: Preset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The visual tokens and DeepStack plane of a few pictures, (cells, D) each."""
+    tokens, deep = see(model, make_batch(preset.seed + 2, 0, 24, preset.mix, 1.0), device)
+    return tokens.float(), deep.float()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture without its pixels, and what the encoder made of it: (cells, D) each."""
+
+    picture: Picture
+    tokens: Tensor
+    deep: Tensor
+
+
+def answerable(picture: Picture, kept: np.ndarray, everything: bool) -> list[bool]:
+    """Which questions can be answered from the cells that are kept: of all that must be seen, something is left."""
+    shown = picture.shows[:, kept].any(1) if len(picture.shows) else np.zeros(0, bool)
+    return [
+        everything or (question.kind not in _NEEDS_ALL and bool(shown[list(question.regions)].all()))
+        for question in picture.questions
+    ]
+
+
+def drop_tokens(picture: Picture, budget: int, rng: np.random.Generator) -> np.ndarray:
+    """``budget`` cells, ascending, drawn so that most things keep a few."""
+    owner = picture.owner
+    weight = np.full(len(owner), 1e-4)
+    for value in np.unique(owner):
+        members = owner == value
+        weight[members] = (1.0 if value == -1 else 0.5 if value == -2 else 2.0) / members.sum()
+    noise = rng.gumbel(size=len(owner)) * rng.choice([0.6, 1.0, 1.5])
+    return np.sort(np.argsort(-(np.log(weight) + noise), kind="stable")[:budget])
+
+
+def answer_loss(
+    model: Qwen3VLForConditionalGeneration,
+    shown: list[Shown],
+    budget: int | None,
+    rng: np.random.Generator,
+    autocast: torch.autocast,
+    emphasis: Mapping[str, float] | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of the answers, and the share of right ones by kind.
+
+    Args:
+        shown: pictures with their tokens.
+        budget: how many visual tokens are left of each, None for all. They keep their places.
+        emphasis: weights of kinds of questions, 1 unless given.
+    """
+    device = shown[0].tokens.device
+    words, start = embeddings(model), len(BEFORE_IMAGE)
+    kept = [
+        np.arange(one.picture.grid.cells) if budget is None else drop_tokens(one.picture, budget, rng) for one in shown
+    ]
+    asked = [
+        [
+            ([*AFTER_IMAGE, *encode(question.text), *BEFORE_ANSWER], encode(question.answer), question.kind)
+            for question, use in zip(one.picture.questions, answerable(one.picture, keep, budget is None), strict=True)
+            if use
+        ]
+        for one, keep in zip(shown, kept, strict=True)
+    ]
+    packed = pack(asked, PAD, END)
+    longest = max(len(keep) for keep in kept)
+    visual = torch.zeros(len(shown), longest, words.shape[1], device=device)
+    real = torch.zeros(len(shown), longest, dtype=torch.bool, device=device)
+    places = torch.zeros(3, len(shown), longest, dtype=torch.long)
+    after = torch.zeros(len(shown), 1, dtype=torch.long)
+    tokens, planes = [], []
+    for number, (one, keep) in enumerate(zip(shown, kept, strict=True)):
+        chosen = torch.from_numpy(keep)
+        tokens.append(one.tokens[chosen.to(device)])
+        planes.append(one.deep[chosen.to(device)])
+        real[number, : len(keep)] = True
+        places[:, number, : len(keep)] = rope_places(one.picture.grid, start)[:, chosen]
+        after[number] = start + rope_extent(one.picture.grid)
+    visual = visual.masked_scatter(real[..., None], torch.cat(tokens).to(visual.dtype))
+    before = words[list(BEFORE_IMAGE)].expand(len(shown), -1, -1)
+    hidden = torch.cat([before, visual, words[packed.ids.to(device)]], 1)
+    positions = torch.cat(
+        [
+            torch.arange(start).expand(3, len(shown), -1),
+            places,
+            (packed.place + after).expand(3, -1, -1),
+        ],
+        2,
+    ).to(device)
+    is_visual = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
+    is_visual[:, start : start + longest] = real
+    with autocast:
+        states = model.model.language_model(
+            inputs_embeds=hidden,
+            attention_mask=question_mask(real, packed.block.to(device), start),
+            position_ids=positions,
+            visual_pos_masks=is_visual,
+            deepstack_visual_embeds=[torch.cat(planes)],
+            use_cache=False,
+        ).last_hidden_state[:, start + longest :]
+    return loss_of_answers(states, words, packed, "/all" if budget is None else "/kept", emphasis)
+
+
+def train_language(
+    model: Qwen3VLForConditionalGeneration, preset: Preset, out: Path, device: torch.device, *, dropout: bool
+) -> None:
+    """Stage 2: the language model alone, on frozen visual tokens of pictures asked about several times."""
+    stage, name = preset.language, "language" if dropout else "language-control"
+    model.to(device)
+    model.requires_grad_(False)
+    trained = list(model.model.language_model.parameters())
+    for weight in trained:
+        weight.requires_grad_(True)
+    facts = {}
+    if not (out / f"{name}.pt").exists():
+        facts = {"settled": settle_tokens(model, preset, device)}
+        log.info("tokens' common part: %s", facts)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
+
+    def batches(first: int) -> Iterator[tuple[list[Shown], np.random.Generator]]:
+        """Fresh pictures and, of those drawn before, some again. At the start, and after a resumption, the memory is
+        filled first."""
+        memory: list[Shown] = []
+        filling = min(stage.batch, preset.memory)
+        tasks = (
+            (
+                preset.seed + 100,
+                filling + step * preset.fresh if step >= 0 else 10_000_000,
+                filling if step < first else preset.fresh,
+                preset.mix,
+                1.0,
+            )
+            for step in range(first - 1, stage.steps)
+        )
+        for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first - 1):
+            with torch.no_grad(), autocast:
+                tokens, deep = see(model, batch, device)
+            counts = [picture.grid.cells for picture in batch]
+            parts = zip(batch, tokens.float().split(counts), deep.float().split(counts), strict=True)
+            fresh = [Shown(picture.without_pixels(), *planes) for picture, *planes in parts]
+            rng = np.random.default_rng([preset.seed, 2, step + 1])
+            again = [memory[i] for i in rng.integers(0, len(memory), stage.batch - len(fresh))] if memory else []
+            memory = (memory + fresh)[-preset.memory :]
+            if step >= first:
+                yield fresh + again, rng
+
+    def loss_of(step: int, batch: tuple[list[Shown], np.random.Generator]) -> tuple[Tensor, dict[str, float]]:
+        shown, rng = batch
+        return answer_loss(model, shown, budget_of(stage, step, dropout, rng), rng, autocast, _EMPHASIS)
+
+    learn(
+        name,
+        stage,
+        preset,
+        out,
+        device,
+        parts={"model": model},
+        trained=trained,
+        decay=0.05,
+        batches=batches,
+        loss_of=loss_of,
+        facts=facts,
+    )
+    model.requires_grad_(True)
+
+
+def train_joint(
+    model: Qwen3VLForConditionalGeneration, preset: Preset, out: Path, device: torch.device, *, dropout: bool
+) -> None:
+    """The finish: all learn from the answers and from stage 1's losses together."""
+    stage, name = preset.joint, "joint" if dropout else "joint-control"
+    if stage.steps == 0:
+        return
+    heads = Heads(preset.text_width)
+    heads.load_state_dict(torch.load(out / "vision.pt", weights_only=False, map_location="cpu")["heads"])
+    model.to(device), heads.to(device)
+    model.requires_grad_(True)
+    if not (out / f"{name}.pt").exists():
+        # The tokens were settled since stage 1, and background lies elsewhere.
+        heads.nothing.data.copy_(F.normalize(_some_tokens(model, preset, device)[0], dim=-1).mean(0))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
+
+    def batches(first: int) -> Iterator[list[Picture]]:
+        tasks = (
+            (preset.seed + 200, step * stage.batch, stage.batch, preset.mix, 1.0) for step in range(first, stage.steps)
+        )
+        return ahead(make_batch, tasks, preset.workers)
+
+    def loss_of(step: int, batch: list[Picture]) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([preset.seed, 3, step])
+        with autocast:
+            tokens, deep = (plane.float() for plane in see(model, batch, device))
+        counts = [picture.grid.cells for picture in batch]
+        shown = [Shown(*one) for one in zip(batch, tokens.split(counts), deep.split(counts), strict=True)]
+        budget = int(rng.choice(BUDGETS[-1][1])) if dropout and rng.random() < _JOINT_DROPOUT else None
+        answered, seen = answer_loss(model, shown, budget, rng, autocast, _EMPHASIS)
+        aligned, watched = vision_losses(tokens, deep, batch, embeddings(model), heads)
+        watched = {f"vision/{key}": value for key, value in watched.items() if "/" not in key}
+        return answered + 0.5 * aligned, {**seen, **watched}
+
+    learn(
+        name,
+        stage,
+        preset,
+        out,
+        device,
+        parts={"model": model, "heads": heads},
+        trained=[weight for weight in (*model.parameters(), *heads.parameters()) if weight.requires_grad],
+        decay=0.02,
+        batches=batches,
+        loss_of=loss_of,
+    )

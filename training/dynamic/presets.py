@@ -1,0 +1,104 @@
+"""What is trained of the dynamic model, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.presets import Stage
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What pictures are drawn for training.
+
+    Attributes:
+        documents: the part that is documents; the rest is scenes.
+        clutter: the part that is cluttered, at the beginning and at the end.
+        sides: pixels that no side of a picture is longer than, one of these: scenes are made smaller for it, documents
+            have less on them.
+        often: how often each.
+    """
+
+    documents: float = 0.5
+    clutter: tuple[float, float] = (0.85, 0.5)
+    sides: tuple[int, ...] = (336, 448, 672)
+    often: tuple[float, ...] = (0.4, 0.3, 0.3)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that a run depends on, beside the code, the artwork and the fonts.
+
+    Attributes:
+        mix: what is drawn.
+        bfloat16: matrix products in bfloat16 (weights, losses and optimizer stay float32).
+        workers: processes that draw; 0 draws in the training process. The result does not depend on it.
+        fresh: stage 2 asks again about pictures already drawn: this many of each batch are new.
+        memory: how many pictures' visual tokens stage 2 keeps for that.
+        settle_words: put words that name nothing visible where visual tokens hardly are, before stage 2.
+    """
+
+    name: str
+    vision_width: int
+    vision_layers: int
+    text_width: int
+    text_layers: int
+    vision: Stage
+    language: Stage
+    joint: Stage
+    fresh: int
+    memory: int
+    workers: int
+    mix: Mix = Mix()
+    settle_words: bool = False
+    bfloat16: bool = True
+    seed: int = 30
+    log_every: int = 25
+    save_every: int = 200
+
+
+PRESETS: dict[str, Preset] = {
+    "dynamic": Preset(
+        name="dynamic",
+        vision_width=192,
+        vision_layers=6,
+        text_width=256,
+        text_layers=4,
+        vision=Stage(steps=3600, batch=12, rate=1.5e-3),
+        language=Stage(steps=2600, batch=14, rate=1.5e-3, warmup=100),
+        joint=Stage(steps=700, batch=12, rate=4e-4),
+        fresh=5,
+        memory=6000,
+        workers=1,
+        mix=Mix(sides=(280, 392, 672), often=(0.5, 0.35, 0.15)),
+    ),
+    "dynamic-gpu": Preset(
+        name="dynamic-gpu",
+        vision_width=256,
+        vision_layers=8,
+        text_width=320,
+        text_layers=6,
+        vision=Stage(steps=2500, batch=96, rate=1.5e-3, warmup=100),
+        language=Stage(steps=2500, batch=96, rate=1e-3, warmup=200),
+        joint=Stage(steps=1200, batch=64, rate=4e-4, warmup=100),
+        fresh=48,
+        memory=20_000,
+        workers=14,
+    ),
+    "dynamic-smoke": Preset(
+        name="dynamic-smoke",
+        vision_width=64,
+        vision_layers=3,
+        text_width=64,
+        text_layers=2,
+        vision=Stage(steps=4, batch=2, rate=1e-3, warmup=1),
+        language=Stage(steps=4, batch=4, rate=1e-3, warmup=1),
+        joint=Stage(steps=3, batch=2, rate=1e-4, warmup=1),
+        fresh=2,
+        memory=8,
+        workers=0,
+        mix=Mix(sides=(280,), often=(1.0,)),
+        log_every=1,
+        save_every=2,
+    ),
+}
