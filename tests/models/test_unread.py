@@ -132,6 +132,8 @@ COMPLETE = {
     "qwen3_5",
     "qwen3_5-video",
     "qwen3_5_moe",
+    "qwen4_exp",
+    "qwen4_exp-video",
     "glm4v",
     "glm4v-video",
     "glm4v_moe",

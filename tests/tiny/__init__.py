@@ -67,7 +67,8 @@ KIN = frozenset({
     "llava_next_video-siglip-video", "llava_onevision-crops", "minicpm_ocr", "minicpmv4_6-4x", "minimax_m3_vl-video",
     "mistral_large4", "muse_glimmer-video", "muse_spark", "muse_spark-video", "qianfan_ocr", "qwen2_5_omni-video",
     "qwen2_5_vl-video", "qwen2_vl-video", "qwen3_5-video", "qwen3_5_moe", "qwen3_omni_moe-video", "qwen3_vl-video",
-    "qwen3_vl_moe", "shieldgemma2", "smolvlm", "smolvlm-uneven", "smolvlm-video", "video_llama_3-video", "vipllava",
+    "qwen3_vl_moe", "qwen4_exp", "qwen4_exp-video", "shieldgemma2", "smolvlm", "smolvlm-uneven", "smolvlm-video",
+    "video_llama_3-video", "vipllava",
 })  # fmt: skip
 """Rows whose adapter another row takes through the matrix: these go through every value, not every pair of values."""
 WHOLE = frozenset({"llava-clip", "llava_next-clip", "internvl", "qwen2_5_vl", "qwen3_vl", "gemma3"})

@@ -121,6 +121,16 @@ def language_model(model: Any, embeddings: Tensor, mask: Tensor, positions: Tens
     ).last_hidden_state
 
 
+def ids_of(model: Any, embeddings: Tensor, prompt: Any) -> Tensor:
+    """(B, S) ids of a prompt assembled by hand and of what was generated since, which is known by its embeddings."""
+    width = prompt.mask.shape[1]
+    words = model.get_input_embeddings()(torch.arange(TEXT["vocab_size"]))
+    rows = [[PAD] * (width - len(ids)) + ids for ids in prompt.ids]
+    for row, vectors in zip(rows, embeddings[:, width:], strict=True):
+        row += [int((words == vector).all(dim=1).nonzero()[0, 0]) for vector in vectors]
+    return torch.tensor(rows)
+
+
 def table(model: Any, ids: Tensor) -> Tensor:
     """The text's embeddings."""
     embeddings: Tensor = model.get_input_embeddings()(ids)
