@@ -25,7 +25,7 @@ class Assembled:
     Args:
         embeddings: (B, S', D).
         mask: (B, S') int64.
-        positions: (B, S') or, with M-RoPE, (3, B, S') int64.
+        positions: (B, S') or, with M-RoPE, (axes, B, S') int64.
         ids: the kept ids of every row.
         columns: which columns of the long prompt they were.
         visual: (B, S') bool, where visual tokens stand.
@@ -55,13 +55,20 @@ def newline_mask(model: Any, stream: Tensor) -> Tensor:
     return (stream == newline.detach()).all(dim=1)
 
 
-def kept_places(model: Any, stream: Tensor, indices: list[int], newlines: str, merged: bool = False) -> list[int]:
+def patches_in(row: Row, model: Any, stream: Tensor) -> list[int]:
+    """Which of an image's placeholders carry patches."""
+    return (~(newline_mask(model, stream) | row.marks(model, stream))).nonzero()[:, 0].tolist()
+
+
+def kept_places(
+    row: Row, model: Any, stream: Tensor, indices: list[int], newlines: str, merged: bool = False
+) -> list[int]:
     """Which of an image's placeholders stay, in order."""
     is_newline = newline_mask(model, stream).tolist()
-    patches = [place for place, newline in enumerate(is_newline) if not newline]
+    patches = patches_in(row, model, stream)
     if not merged and sorted(set(indices)) == list(range(len(patches))):
         return list(range(len(stream)))
-    kept = [patches[index] for index in indices]
+    kept = [patches[index] for index in indices] + row.marks(model, stream).nonzero()[:, 0].tolist()
     if newlines == "rows":
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
         # A base view has no newline; a single one ends all there is (LLaVA-OneVision: one view, or a video).
@@ -87,7 +94,7 @@ def take(stream: Tensor, places: list[int], patches: list[int], weights: Any) ->
 
 
 def long_positions(model: Any, row: Row, inputs: dict[str, Tensor]) -> Tensor:
-    """(3, B, S) the positions the stock model gives the long prompt."""
+    """(axes, B, S) the positions the stock model gives the long prompt."""
     names = (
         "mm_token_type_ids",
         "image_grid_thw",
@@ -133,8 +140,8 @@ def assemble(
             if not left:  # the first placeholder of the next image
                 image += 1
                 stream, chosen, sums = streams[image], indices[image].tolist(), weights[image]
-                patches = [n for n, newline in enumerate(newline_mask(model, stream).tolist()) if not newline]
-                kept = kept_places(model, stream, chosen, newlines, sums is not None)
+                patches = patches_in(row, model, stream)
+                kept = kept_places(row, model, stream, chosen, newlines, sums is not None)
                 taken = take(stream, kept, patches, sums)
                 planes_taken = [take(plane, kept, patches, sums) for plane in planes[image]]
                 features.append(taken)
@@ -172,7 +179,7 @@ def _pad(
     position = torch.zeros(len(rows), width, dtype=torch.long)
     visual = torch.zeros(len(rows), width, dtype=torch.bool)
     whole = long_positions(model, row, inputs) if row.rope else None
-    spatial = torch.zeros(3, len(rows), width, dtype=torch.long if whole is None else whole.dtype)
+    spatial = torch.zeros(3 if whole is None else len(whole), len(rows), width, dtype=torch.long)
     names = list(row.per_token(inputs["input_ids"]))
     types = {name: torch.zeros(len(rows), width, dtype=inputs[name].dtype) for name in names}
     levels = max((len(one) for deeper in depth for one in deeper if one is not None), default=0)
@@ -233,7 +240,7 @@ def greedy(
 def generate(row: Row, model: Any, inputs: dict[str, Tensor], assembled: Assembled, **options: Any) -> Tensor:
     """The stock model's own generate on the short prompt; returns only the new tokens."""
     text = (assembled.mask.cumsum(1) - 1).clamp(min=0)
-    positions = torch.cat([text[None], assembled.positions]) if row.rope else assembled.positions
+    positions = torch.cat([text[None], assembled.positions]) if row.rope and row.text_row else assembled.positions
     if row.embeds:
         result: Tensor = model.generate(
             inputs_embeds=assembled.embeddings, attention_mask=assembled.mask, position_ids=positions, **options

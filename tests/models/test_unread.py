@@ -167,6 +167,8 @@ COMPLETE = {
     "lfm3_vl",
     "lfm3_vl-video",
     "paddleocr_vl",
+    "hunyuan_vl",
+    "hunyuan_vl-three",
     "gemma3n",
     "perception_lm",
     "deepseek_vl",
