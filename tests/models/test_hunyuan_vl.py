@@ -1,4 +1,4 @@
-"""HunyuanVL: what its processor writes, what its positions ask for, and what is refused."""
+"""HunyuanVL and Hy 4 VL: what their processors write, what their positions ask for, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.utils import is_torchvision_available
 
 import foveate
 from foveate.models import family_for
 from tests import reference
-from tests.chat import FIRST, SECOND, TALKS, guiding, tokenizer, written
+from tests.chat import FIRST, SECOND, TALKS, check_one_budget, guiding, moving, of_kind, tokenizer, written
 from tests.dynamic import picture
-from tests.tiny import END, IMAGE, ROWS, SILENT, START, prompts
+from tests.tiny import END, IMAGE, ROWS, SILENT, START, VIDEO, prompts
 from tests.tiny.hunyuan import NEWLINE
 
 NAMES = [name for name in ("hunyuan_vl", "hunyuan_vl-three") if name in ROWS]
@@ -163,3 +164,74 @@ def test_a_config_without_axes_is_refused() -> None:
     model.config.text_config.rope_parameters.pop("mrope_section")
     with pytest.raises(ValueError, match="mrope_section of three or four axes"):
         family_for(model)
+
+
+@pytest.fixture
+def hy4() -> Any:
+    """Hy 4 VL's real processor."""
+    folder = "transformers.models.hy_v4_vl"
+    named = {"image_token": "<image>", "video_token": "<video>"}
+    words = tokenizer({**MARKS, "<video>": VIDEO}, named)
+    images = importlib.import_module(f"{folder}.image_processing_pil_hy_v4_vl").HYV4VLImageProcessorPil
+    videos = importlib.import_module(f"{folder}.video_processing_hy_v4_vl").HYV4VLVideoProcessor
+    made = importlib.import_module(f"{folder}.processing_hy_v4_vl").HYV4VLProcessor
+    template = OPENING.replace("<image>", "<{{ part['type'] }}>")
+    return made(
+        images(size=SIDES, patch_size=14), words,
+        videos(size={"longest_edge": 28 * 28 * 60}, patch_size=14), chat_template=template,
+    )  # fmt: skip
+
+
+needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="videos are processed by torchvision")
+
+
+def films(processor: Any, talk: str, count: int) -> dict[str, Any]:
+    videos = [moving(seed, 4, 60 + 40 * seed, 90) for seed in range(count)]
+    return written(
+        processor,
+        of_kind(TALKS[talk][0], "video"),
+        videos=videos,
+        do_sample_frames=False,
+        return_mm_token_type_ids=True,
+    )
+
+
+@needs_torchvision
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("talk", TALKS)
+def test_the_question_guides_hy_4(hy4: Any, talk: str, kind: str) -> None:
+    said, expected = TALKS[talk]
+    count = len(expected)
+    inputs = films(hy4, talk, count) if kind == "video" else written(hy4, said, images=pictures(count))
+    assert guiding(ROWS["hy_v4_vl"].make("sdpa"), hy4, inputs, kind) == expected
+
+
+@needs_torchvision
+@pytest.mark.parametrize("talk", ["question last", "turns"])
+def test_a_video_is_one_budget_and_its_rows_stay_marked(hy4: Any, talk: str) -> None:
+    inputs = films(hy4, talk, len(TALKS[talk][1]))
+    model = ROWS["hy_v4_vl"].make("sdpa")
+    grids = inputs["video_grid_thw"].tolist()
+    assert grids[0][0] == 4
+    check_one_budget(model, inputs, 4, GREEDY)
+    seen: list[Tensor] = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        with foveate.AdaFV(keep=5)(model):
+            model.generate(**{name: value for name, value in inputs.items() if name != "video_metadata"}, **GREEDY)
+    finally:
+        hook.remove()
+    newline = model.model.vision_tower.patch_merger.image_newline
+    rows = sum(times * height // 2 for times, height, _ in grids)
+    assert int((seen[0] == newline).all(dim=-1).sum()) == rows
+    text = int((inputs["input_ids"] != VIDEO).sum())
+    assert seen[0].shape[1] == text + 5 * len(grids) + rows
+
+
+def test_marks_around_pictures_of_hy_4_are_known_by_its_vocabulary() -> None:
+    model = copy.deepcopy(ROWS["hy_v4_vl"].make("sdpa"))
+    released = type(model.config)()
+    model.config.image_token_id, model.config.video_token_id = released.image_token_id, released.video_token_id
+    assert family_for(model).structure_token_ids == {120118, 120119, 120122, 120123}

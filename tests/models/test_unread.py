@@ -169,6 +169,8 @@ COMPLETE = {
     "paddleocr_vl",
     "hunyuan_vl",
     "hunyuan_vl-three",
+    "hy_v4_vl",
+    "hy_v4_vl-video",
     "gemma3n",
     "perception_lm",
     "deepseek_vl",

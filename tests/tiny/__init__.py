@@ -64,7 +64,7 @@ KIN = frozenset({
     "dots3_note-video", "ernie4_5_vl_moe-video", "exaone4_5-video", "gemma4-experts", "gemma4-per-layer",
     "gemma4-video", "generic-deepseek_vl", "generic-pixel_shuffle", "glm46v", "glm46v-video", "glm46v_moe",
     "glm4v_moe", "glm4v_moe-video", "glm5_next-video", "glm_ocr", "glmga", "hunyuan_vl-three",
-    "hyperclovax_vision_v2-video", "internvl-video", "kimi_k25-video", "lfm3_vl-video", "lighton_ocr",
+    "hy_v4_vl-video", "hyperclovax_vision_v2-video", "internvl-video", "kimi_k25-video", "lfm3_vl-video", "lighton_ocr",
     "llava-pixtral", "llava-siglip", "llava_next-siglip", "llava_next_video", "llava_next_video-clip-video",
     "llava_next_video-siglip-video", "llava_onevision-crops", "minicpm_ocr", "minicpmv4_6-4x",
     "minimax_m3_vl-video", "mistral_large4", "muse_glimmer-video", "muse_spark", "muse_spark-video", "qianfan_ocr",

@@ -73,6 +73,15 @@ def _hunyuan_vl() -> Any:
     )
 
 
+def _hy_v4_vl() -> Any:
+    vision = {**WIDTHS, "patch_size": 16, "max_image_size": 256, "out_hidden_size": 64}
+    text = {**hunyuan.text([2, 3, 3]), **hunyuan.HY4, "mlp_layer_types": ["dense"], "num_hidden_layers": 1}
+    config = transformers.HYV4VLConfig(
+        vision_config=vision, text_config=text, image_token_id=hunyuan.IMAGE, video_token_id=hunyuan.VIDEO
+    )
+    return transformers.HYV4VLForConditionalGeneration(config)
+
+
 REAL: dict[str, Real] = {}
 if known("glm46v"):
     # As of GLM-4.1V, but at 4000x3000, where there is more room.
@@ -95,5 +104,7 @@ if known("lfm3_vl"):
         pil("qwen2_vl", "Qwen2VL", size={"shortest_edge": 65536, "longest_edge": 16777216}, patch_size=16),
         counts=_counts(100, 768),
     )
-if hunyuan.ROWS:
+if "hy_v4_vl" in hunyuan.ROWS:
+    REAL["hy-4-vl"] = Real(_finished(_hy_v4_vl, "eager"), pil("hy_v4_vl", "HYV4VL"))
+if "hunyuan_vl" in hunyuan.ROWS:
     REAL["hunyuan-ocr"] = Real(_finished(_hunyuan_vl), pil("hunyuan_vl", "HunYuanVL"))

@@ -45,7 +45,7 @@ VISION: dict[str, Any] = {
 }
 
 
-def finish(model: Any, attention: str, noise: float = 0.1) -> Any:
+def finish(model: Any, attention: str | dict[str, str], noise: float = 0.1) -> Any:
     """Evaluation mode, every weight off its initial value (no two tokens alike), nothing that ends generation."""
     model = model.eval()
     generator = torch.Generator().manual_seed(7)

@@ -1,4 +1,4 @@
-"""HunyuanVL (HunyuanOCR): dynamic resolution, marks among a picture's tokens, positions of three or four dimensions."""
+"""HunyuanVL (HunyuanOCR) and Hy 4 VL: dynamic resolution, marks among a picture's tokens, positions of several axes."""
 
 from __future__ import annotations
 
@@ -74,3 +74,20 @@ class HunyuanVl(RowMarksFamily, PackedRopeFamily):
                 f"{self.title}: a picture's number among those of the whole prompt is one of its positions, and the "
                 "cache does not tell how many came before: start without past_key_values"
             )
+
+
+class HyV4Vl(RowMarksFamily, PackedRopeFamily):
+    """``HYV4VLForConditionalGeneration``: a mark behind every row alone, in every frame of a video too; positions are
+    as in Qwen-VL, marks included."""
+
+    title = "Hy 4 VL"
+    model_types = ("hy_v4_vl",)
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
+    checkpoints = {"hy_v4_vl": "tencent/Hy4"}
+
+    @property
+    def structure_token_ids(self) -> frozenset[int]:
+        """Also the marks around pictures and videos, which its config does not name: in HunyuanVL's vocabulary, from
+        which its placeholders are, the two before each of these."""
+        around = (token - before for token in self.placeholder_ids.values() for before in (1, 2))
+        return super().structure_token_ids.union(around)

@@ -76,7 +76,6 @@ IDEAS = (
             "got_ocr2": "GOT-OCR 2.0 makes its tokens by convolutions behind an encoder whose attention cannot be read",
             "granite4_vision": "Granite Vision 4 makes its tokens with a Q-Former over windows, for several layers",
             "granite_docling": "Granite Docling sends every picture along a route with another number of tokens",
-            "hy_v4_vl": "Hy 4 VL has marks of rows among a picture's own placeholders",
             "inkling2": "Inkling 2's language model counts distances between places of the prompt",
             "inkling2_loop": "Inkling 2's language model counts distances between places of the prompt",
             "inkling_mm_model": "Inkling folds every patch by itself, without attention, and does not say how they lie",
