@@ -6,7 +6,7 @@ Nothing here comes from the package: only the selections' indices and weights ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -33,6 +33,7 @@ class Assembled:
         types: per-token inputs, shortened.
         kept: (m, D) what was put in, image by image.
         counts: how many of ``kept`` belong to each image.
+        carries: per image, which of its part of ``kept`` are patches rather than marks.
     """
 
     embeddings: Tensor
@@ -45,6 +46,7 @@ class Assembled:
     types: dict[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
     counts: list[int] = field(default_factory=list)
+    carries: list[list[bool]] = field(default_factory=list)
 
 
 def newline_mask(model: Any, stream: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ def assemble(
     streams = row.streams(model, inputs, row.kind)
     planes = row.planes(model, inputs, row.kind) if row.planes else [[] for _ in streams]
     weights = [None] * len(streams) if weights is None else weights
-    rows, ids_kept, columns_kept, features, depth = [], [], [], [], []
+    rows, ids_kept, columns_kept, features, depth, carries = [], [], [], [], [], []
     image = -1
     left: list[int] = []
     for ids, mask in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True):
@@ -145,6 +147,7 @@ def assemble(
                 taken = take(stream, kept, patches, sums)
                 planes_taken = [take(plane, kept, patches, sums) for plane in planes[image]]
                 features.append(taken)
+                carries.append([place in patches for place in kept])
                 left, place = list(range(len(stream))), 0
             left.pop()
             for number, kept_place in enumerate(kept):
@@ -159,7 +162,7 @@ def assemble(
         depth.append(deeper)
         ids_kept.append([ids[column] for column in columns])
     assert image + 1 == len(streams)
-    return _pad(row, model, inputs, positions, rows, ids_kept, columns_kept, depth, features)
+    return replace(_pad(row, model, inputs, positions, rows, ids_kept, columns_kept, depth, features), carries=carries)
 
 
 def _pad(
