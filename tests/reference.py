@@ -6,7 +6,7 @@ Nothing here comes from the package: only the selections' indices and weights ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ class Assembled:
     Args:
         embeddings: (B, S', D).
         mask: (B, S') int64.
-        positions: (B, S') or, with M-RoPE, (3, B, S') int64.
+        positions: (B, S') or, with M-RoPE, (axes, B, S') int64.
         ids: the kept ids of every row.
         columns: which columns of the long prompt they were.
         visual: (B, S') bool, where visual tokens stand.
@@ -33,6 +33,7 @@ class Assembled:
         types: per-token inputs, shortened.
         kept: (m, D) what was put in, image by image.
         counts: how many of ``kept`` belong to each image.
+        carries: per image, which of its part of ``kept`` are patches rather than marks.
     """
 
     embeddings: Tensor
@@ -45,6 +46,7 @@ class Assembled:
     types: dict[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
     counts: list[int] = field(default_factory=list)
+    carries: list[list[bool]] = field(default_factory=list)
 
 
 def newline_mask(model: Any, stream: Tensor) -> Tensor:
@@ -55,13 +57,20 @@ def newline_mask(model: Any, stream: Tensor) -> Tensor:
     return (stream == newline.detach()).all(dim=1)
 
 
-def kept_places(model: Any, stream: Tensor, indices: list[int], newlines: str, merged: bool = False) -> list[int]:
+def patches_in(row: Row, model: Any, stream: Tensor) -> list[int]:
+    """Which of an image's placeholders carry patches."""
+    return (~(newline_mask(model, stream) | row.marks(model, stream))).nonzero()[:, 0].tolist()
+
+
+def kept_places(
+    row: Row, model: Any, stream: Tensor, indices: list[int], newlines: str, merged: bool = False
+) -> list[int]:
     """Which of an image's placeholders stay, in order."""
     is_newline = newline_mask(model, stream).tolist()
-    patches = [place for place, newline in enumerate(is_newline) if not newline]
+    patches = patches_in(row, model, stream)
     if not merged and sorted(set(indices)) == list(range(len(patches))):
         return list(range(len(stream)))
-    kept = [patches[index] for index in indices]
+    kept = [patches[index] for index in indices] + row.marks(model, stream).nonzero()[:, 0].tolist()
     if newlines == "rows":
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
         # A base view has no newline; a single one ends all there is (LLaVA-OneVision: one view, or a video).
@@ -87,7 +96,7 @@ def take(stream: Tensor, places: list[int], patches: list[int], weights: Any) ->
 
 
 def long_positions(model: Any, row: Row, inputs: dict[str, Tensor]) -> Tensor:
-    """(3, B, S) the positions the stock model gives the long prompt."""
+    """(axes, B, S) the positions the stock model gives the long prompt."""
     names = (
         "mm_token_type_ids",
         "image_grid_thw",
@@ -116,7 +125,7 @@ def assemble(
     streams = row.streams(model, inputs, row.kind)
     planes = row.planes(model, inputs, row.kind) if row.planes else [[] for _ in streams]
     weights = [None] * len(streams) if weights is None else weights
-    rows, ids_kept, columns_kept, features, depth = [], [], [], [], []
+    rows, ids_kept, columns_kept, features, depth, carries = [], [], [], [], [], []
     image = -1
     left: list[int] = []
     for ids, mask in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True):
@@ -133,11 +142,12 @@ def assemble(
             if not left:  # the first placeholder of the next image
                 image += 1
                 stream, chosen, sums = streams[image], indices[image].tolist(), weights[image]
-                patches = [n for n, newline in enumerate(newline_mask(model, stream).tolist()) if not newline]
-                kept = kept_places(model, stream, chosen, newlines, sums is not None)
+                patches = patches_in(row, model, stream)
+                kept = kept_places(row, model, stream, chosen, newlines, sums is not None)
                 taken = take(stream, kept, patches, sums)
                 planes_taken = [take(plane, kept, patches, sums) for plane in planes[image]]
                 features.append(taken)
+                carries.append([place in patches for place in kept])
                 left, place = list(range(len(stream))), 0
             left.pop()
             for number, kept_place in enumerate(kept):
@@ -152,7 +162,7 @@ def assemble(
         depth.append(deeper)
         ids_kept.append([ids[column] for column in columns])
     assert image + 1 == len(streams)
-    return _pad(row, model, inputs, positions, rows, ids_kept, columns_kept, depth, features)
+    return replace(_pad(row, model, inputs, positions, rows, ids_kept, columns_kept, depth, features), carries=carries)
 
 
 def _pad(
@@ -172,7 +182,7 @@ def _pad(
     position = torch.zeros(len(rows), width, dtype=torch.long)
     visual = torch.zeros(len(rows), width, dtype=torch.bool)
     whole = long_positions(model, row, inputs) if row.rope else None
-    spatial = torch.zeros(3, len(rows), width, dtype=torch.long if whole is None else whole.dtype)
+    spatial = torch.zeros(3 if whole is None else len(whole), len(rows), width, dtype=torch.long)
     names = list(row.per_token(inputs["input_ids"]))
     types = {name: torch.zeros(len(rows), width, dtype=inputs[name].dtype) for name in names}
     levels = max((len(one) for deeper in depth for one in deeper if one is not None), default=0)
@@ -233,7 +243,7 @@ def greedy(
 def generate(row: Row, model: Any, inputs: dict[str, Tensor], assembled: Assembled, **options: Any) -> Tensor:
     """The stock model's own generate on the short prompt; returns only the new tokens."""
     text = (assembled.mask.cumsum(1) - 1).clamp(min=0)
-    positions = torch.cat([text[None], assembled.positions]) if row.rope else assembled.positions
+    positions = torch.cat([text[None], assembled.positions]) if row.rope and row.text_row else assembled.positions
     if row.embeds:
         result: Tensor = model.generate(
             inputs_embeds=assembled.embeddings, attention_mask=assembled.mask, position_ids=positions, **options

@@ -119,6 +119,22 @@ def test_templates(name: str) -> None:
     assert not turns.named
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_marks_behind_a_system_prompt_begin_a_turn(special: bool) -> None:
+    """Where nothing opens one; words do not, which may stand anywhere."""
+
+    def template(messages: Messages, waiting: bool) -> str:
+        ends = {"system": "<told>", "user": "<asked>", "assistant": "<answered><s>"}
+        return "<s>" + "".join(said(one) + ends[one["role"]] for one in messages)
+
+    processor = Processor(template)
+    processor.tokenizer("<s><told>", add_special_tokens=False)
+    if special:
+        processor.tokenizer.all_special_ids = (0, 1)
+    starts = {processor.tokenizer.text(one) for one in turns_of(processor).starts}
+    assert starts == ({"<s>", "<told>"} if special else {"<s>"})
+
+
 @pytest.mark.parametrize("name", ["chatml with a system prompt", "mistral", "llama 3"])
 def test_a_tokenizer_without_offsets(name: str) -> None:
     template, starts, ends = TEMPLATES[name]

@@ -147,6 +147,7 @@ class Call(PrunedCall[Pruner]):
             repeats[span.row, span.positions] = found[-1].repeats
         rows = self.rows_of(located, found, len(prompt.ids))
         whole = all(selection.weights is None for selection in chosen)
+        whole = whole and not (self._apart and len(prompt.ids) > 1)
         if prompt.cached is None and whole and bool((repeats == 1).all()):
             return Shortened(whole_plan(prompt), rows, touched=False)
         plan = make_plan(prompt, repeats)
@@ -178,6 +179,11 @@ class Call(PrunedCall[Pruner]):
     def _positions(self) -> Any:
         return self.options.positions or self.family.positions[0]
 
+    @property
+    def _apart(self) -> bool:
+        """Whether prompts are numbered otherwise than stock does: each of a session's is answered as if alone."""
+        return self.views is not None and self.family.numbers_through
+
     def _short_arguments(
         self, arguments: Mapping[str, Any], ids: Tensor, plan: Plan, key: str, *, from_mask: bool
     ) -> dict[str, Any]:
@@ -187,7 +193,9 @@ class Call(PrunedCall[Pruner]):
         pixels = [name for kind in self.features for name in self.family.inputs_of(kind)]
         short: dict[str, Any] = shorten_per_token(arguments, plan, ids, pixels, self.family.per_token)
         short |= {key: plan.short_ids(ids, self._pad_id(arguments)), "attention_mask": plan.short_mask(long_mask)}
-        positions = position_ids(self.family, self._positions, arguments, plan, ids.device, from_mask=from_mask)
+        positions = position_ids(
+            self.family, self._positions, arguments, plan, ids.device, from_mask=from_mask, apart=self._apart
+        )
         return short if positions is None else short | {"position_ids": positions}
 
     def _pad_id(self, arguments: Mapping[str, Any]) -> int:

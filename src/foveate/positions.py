@@ -21,6 +21,7 @@ def position_ids(
     device: torch.device,
     *,
     from_mask: bool,
+    apart: bool = False,
 ) -> Tensor | None:
     """``position_ids`` for a shortened call; None where the model numbers it itself.
 
@@ -34,6 +35,7 @@ def position_ids(
         device: where its ids are.
         from_mask: count only unmasked tokens, as ``generate`` does, and give positions of the whole prompt; else count
             columns, as a bare ``forward`` does, and give those of what is not cached.
+        apart: number every prompt of the batch as if it were alone, also where stock does not.
 
     Raises:
         ValueError: the caller gave positions, and they are to be renumbered.
@@ -47,12 +49,12 @@ def position_ids(
             )
         return None
     if given is not None:
-        if given.ndim == 3 and given.shape[0] == 4:  # the first of four is for the mask code
+        if given.ndim == 3 and given.shape[0] == 4 and family.text_row:  # the first of four is for the mask code
             spatial = plan.short_ids(given[1:], 0)
             text = _counted(plan)[None, :, -spatial.shape[-1] :].to(given)
             return torch.cat([text, spatial])
         return plan.short_ids(given, 0)
-    rope = _rope(family, arguments, plan)
+    rope = _rope(family, arguments, plan, apart)
     if rope is None:
         long = torch.arange(plan.length, device="cpu").expand_as(plan.mask)
         if from_mask:
@@ -62,7 +64,9 @@ def position_ids(
             positions = positions + family.first_position
     else:
         family.base.rope_deltas = (rope.following - (plan.index >= 0).sum(dim=1))[:, None].to(device)
-        positions = torch.cat([_counted(plan)[None], plan.shorten(rope.positions, 0)])
+        positions = plan.shorten(rope.positions, 0)
+        if family.text_row:
+            positions = torch.cat([_counted(plan)[None], positions])
     return (positions if from_mask else positions[..., plan.start :]).to(device)
 
 
@@ -80,14 +84,16 @@ def _counted(plan: Plan) -> Tensor:
     return ((plan.index >= 0).long().cumsum(1) - 1).clamp(min=0)
 
 
-def _rope(family: Family, arguments: Mapping[str, Any], plan: Plan) -> Rope | None:
+def _rope(family: Family, arguments: Mapping[str, Any], plan: Plan, apart: bool) -> Rope | None:
     """M-RoPE positions of the whole long prompt; those of what a cache holds are not asked for and left 0."""
     types = arguments.get("mm_token_type_ids")
     types = None if types is None else types.cpu()[:, -(plan.length - plan.long_start) :]
     fresh = slice(plan.long_start, None)
     rope = family.rope(arguments, plan.ids[:, fresh], plan.mask[:, fresh], types)
+    if rope is not None and apart:
+        rope = family.apart(rope, plan.ids[:, fresh])
     if rope is None or not plan.long_start:
         return rope
     first = (plan.index[:, : plan.start] >= 0).sum(dim=1) if plan.following is None else plan.following
-    before = torch.zeros(3, len(plan.ids), plan.long_start, dtype=torch.int64, device="cpu")
+    before = torch.zeros(len(rope.positions), len(plan.ids), plan.long_start, dtype=torch.int64, device="cpu")
     return Rope(torch.cat([before, rope.positions + first[:, None]], dim=-1), rope.following + first)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ASKED, ANSWERED, ASKED_AGAIN = "walrus", "teapot", "giraffe"
+ASKED, ANSWERED, ASKED_AGAIN, TOLD = "walrus", "teapot", "giraffe", "lantern"
 """Words to find in a rendered conversation; every tokenizer writes them without a mark of its own."""
 
 
@@ -67,7 +67,21 @@ def turns_of(processor: Any) -> Turns:
     found = {name: _pieces(tokenizer, whole, places) for name, places in spans.items()}
     if not found["ends"]:
         raise ValueError("the end of a user's turn has no tokens of its own in this template; give turn_end yourself")
-    return Turns(found["starts"], found["ends"], special_ids(tokenizer))
+    special = special_ids(tokenizer)
+    return Turns(found["starts"] + _behind_system(processor, tokenizer, special), found["ends"], special)
+
+
+def _behind_system(processor: Any, tokenizer: Any, special: frozenset[int]) -> tuple[tuple[int, ...], ...]:
+    """The marks between a system message and the first user's words, where nothing else is: where no mark opens a
+    user's turn (HunyuanOCR), they end what the model was told. None where the template takes no system message."""
+    try:
+        text = _rendered(processor, [("system", TOLD), ("user", ASKED)], waiting=True)
+    except ValueError:
+        return ()
+    before, rest = _cut(text, TOLD)
+    begin = len(before) + len(TOLD)
+    marks = _pieces(tokenizer, text, [(begin, begin + len(rest.partition(ASKED)[0]))])
+    return tuple(one for one in marks if special.issuperset(one))
 
 
 def turn_end(processor: Any) -> tuple[tuple[int, ...], ...]:

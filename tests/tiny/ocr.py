@@ -50,10 +50,17 @@ def hands(model: Any) -> Any:
 
 
 def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], images: Any) -> list[Tensor]:
-    """What the patches of a picture receive, row by row, summed over squares."""
+    """What the patches of a frame receive, row by row, summed over squares."""
+    frames = iter(matrices)
+    grids = next(inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs).tolist()
     return [
-        matrix[0].mean(dim=0).view(rows // 2, 2, columns // 2, 2).sum(dim=(1, 3)).flatten()
-        for matrix, (_, rows, columns) in zip(matrices, inputs["image_grid_thw"].tolist(), strict=True)
+        torch.cat(
+            [
+                next(frames)[0].mean(dim=0).view(rows // 2, 2, columns // 2, 2).sum(dim=(1, 3)).flatten()
+                for _ in range(times)
+            ]
+        )
+        for times, rows, columns in grids
     ]
 
 

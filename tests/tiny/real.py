@@ -166,11 +166,11 @@ def seeing_only_its_own(model: Any) -> Any:
     return model
 
 
-def _finished(make: Callable[[], Any]) -> Callable[[], Any]:
+def _finished(make: Callable[[], Any], attention: str = "sdpa") -> Callable[[], Any]:
     @cache
     def made() -> Any:
         torch.manual_seed(0)
-        return seeing_only_its_own(finish(make(), "sdpa"))
+        return seeing_only_its_own(finish(make(), attention))
 
     return made
 

@@ -1,4 +1,4 @@
-"""The same as ``tests.tiny.real`` for encoders that pack patches: later GLMs, ERNIE-4.5-VL, PaddleOCR-VL, LFM3-VL."""
+"""The same as ``tests.tiny.real`` for encoders that pack patches: later GLMs, ERNIE, readers of documents, LFM3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from tests.tiny import ernie, glm, lfm3, ocr
+from tests.tiny import ernie, glm, hunyuan, lfm3, ocr
 from tests.tiny.real import _TEXT as TEXT
 from tests.tiny.real import _WIDTHS as WIDTHS
 from tests.tiny.real import Real, _by, _counts, _finished
@@ -66,6 +66,22 @@ def _lfm3_vl() -> Any:
     )
 
 
+def _hunyuan_vl() -> Any:
+    vision = {**WIDTHS, "patch_size": 16, "max_image_size": 256, "out_hidden_size": 64}
+    return transformers.HunYuanVLForConditionalGeneration(
+        transformers.HunYuanVLConfig(vision_config=vision, text_config=hunyuan.text([2, 2, 2, 2]), **hunyuan.IDS)
+    )
+
+
+def _hy_v4_vl() -> Any:
+    vision = {**WIDTHS, "patch_size": 16, "max_image_size": 256, "out_hidden_size": 64}
+    text = {**hunyuan.text([2, 3, 3]), **hunyuan.HY4, "mlp_layer_types": ["dense"], "num_hidden_layers": 1}
+    config = transformers.HYV4VLConfig(
+        vision_config=vision, text_config=text, image_token_id=hunyuan.IMAGE, video_token_id=hunyuan.VIDEO
+    )
+    return transformers.HYV4VLForConditionalGeneration(config)
+
+
 REAL: dict[str, Real] = {}
 if known("glm46v"):
     # As of GLM-4.1V, but at 4000x3000, where there is more room.
@@ -88,3 +104,7 @@ if known("lfm3_vl"):
         pil("qwen2_vl", "Qwen2VL", size={"shortest_edge": 65536, "longest_edge": 16777216}, patch_size=16),
         counts=_counts(100, 768),
     )
+if "hy_v4_vl" in hunyuan.ROWS:
+    REAL["hy-4-vl"] = Real(_finished(_hy_v4_vl, "eager"), pil("hy_v4_vl", "HYV4VL"))
+if "hunyuan_vl" in hunyuan.ROWS:
+    REAL["hunyuan-ocr"] = Real(_finished(_hunyuan_vl), pil("hunyuan_vl", "HunYuanVL"))

@@ -45,7 +45,7 @@ VISION: dict[str, Any] = {
 }
 
 
-def finish(model: Any, attention: str, noise: float = 0.1) -> Any:
+def finish(model: Any, attention: str | dict[str, str], noise: float = 0.1) -> Any:
     """Evaluation mode, every weight off its initial value (no two tokens alike), nothing that ends generation."""
     model = model.eval()
     generator = torch.Generator().manual_seed(7)
@@ -121,6 +121,16 @@ def language_model(model: Any, embeddings: Tensor, mask: Tensor, positions: Tens
     ).last_hidden_state
 
 
+def ids_of(model: Any, embeddings: Tensor, prompt: Any) -> Tensor:
+    """(B, S) ids of a prompt assembled by hand and of what was generated since, which is known by its embeddings."""
+    width = prompt.mask.shape[1]
+    words = model.get_input_embeddings()(torch.arange(TEXT["vocab_size"]))
+    rows = [[PAD] * (width - len(ids)) + ids for ids in prompt.ids]
+    for row, vectors in zip(rows, embeddings[:, width:], strict=True):
+        row += [int((words == vector).all(dim=1).nonzero()[0, 0]) for vector in vectors]
+    return torch.tensor(rows)
+
+
 def table(model: Any, ids: Tensor) -> Tensor:
     """The text's embeddings."""
     embeddings: Tensor = model.get_input_embeddings()(ids)
@@ -141,6 +151,7 @@ class Row:
         make: attention implementation -> model.
         pixels: image numbers of every prompt -> the model's image inputs.
         newlines: whether some placeholders carry ``model.model.image_newline``.
+        marks: (model, (n, D) of an image's placeholders) -> (n,) bool: which of them show nothing, and stay.
         kind: "image" or "video".
         write: (image number, its placeholders) -> the ids that stand for it in a prompt, marks included.
         per_token: ids -> further inputs with one entry per token.
@@ -154,6 +165,8 @@ class Row:
             encoded images) -> per image (N,) float64, worked out by hand.
         hands: model -> the module whose output the projector reads; None: ``tests/models/test_encoded.py`` knows it.
         rope: whether positions have three dimensions.
+        text_row: whether stock takes those of text in front of them.
+        alone: whether stock gives a prompt of a batch the positions that it has alone.
         positions: how they may be numbered where they have one dimension.
         mixes_beams: whether stock ``generate`` itself hands the images of a prompt with several to the wrong beams, or
             the patches of one (PaddleOCR-VL in 5.19).
@@ -182,6 +195,7 @@ class Row:
     read: Callable[[Any], Any]
     saliency: Callable[[Any, dict[str, Tensor], list[Tensor], Any], list[Tensor]]
     newlines: bool = False
+    marks: Callable[[Any, Tensor], Tensor] = lambda _, stream: torch.zeros(len(stream), dtype=torch.bool)
     kind: str = "image"
     write: Callable[[int, int], list[int]] = lambda _, count: [IMAGE] * count
     per_token: Callable[[Tensor], dict[str, Tensor]] = lambda _: {}
@@ -194,6 +208,8 @@ class Row:
     scores: Callable[[Any, Tensor], Tensor] = scaled
     encoded: Callable[[Any, dict[str, Tensor], str], Tensor] | None = None
     rope: bool = False
+    text_row: bool = True
+    alone: bool = True
     positions: tuple[str, ...] = ("compact", "original")
     mixes_beams: bool = False
     looks_up: bool = True

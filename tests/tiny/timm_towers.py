@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.utils import is_timm_available
 
-from tests.tiny.rows import END, IMAGE, PAD, START, TEXT, VIDEO, Row, features_of, finish, flat, known, noise
+from tests.tiny.rows import END, IMAGE, START, TEXT, VIDEO, Row, features_of, finish, flat, ids_of, known, noise
 
 LARGE = 128
 """Pixels of a picture's side: 4 x 4 cells of the convolutional towers."""
@@ -148,15 +148,10 @@ def embed(model: Any, ids: Tensor) -> Tensor:
 
 def hidden(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, prompt: Any) -> Tensor:
     """Gemma 3n's language model, whose layers get embeddings of the ids, too."""
-    width = prompt.mask.shape[1]
     text = model.model.language_model
-    words = model.get_input_embeddings()(torch.arange(TEXT["vocab_size"]))
-    rows = [[PAD] * (width - len(ids)) + ids for ids in prompt.ids]
-    for row, vectors in zip(rows, embeddings[:, width:], strict=True):
-        row += [int((words == vector).all(dim=1).nonzero()[0, 0]) for vector in vectors]
     return text(
         inputs_embeds=embeddings,
-        per_layer_inputs=text.get_per_layer_inputs(torch.tensor(rows)),
+        per_layer_inputs=text.get_per_layer_inputs(ids_of(model, embeddings, prompt)),
         attention_mask=mask,
         position_ids=positions,
         use_cache=False,

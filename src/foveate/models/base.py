@@ -40,6 +40,10 @@ class Family(ABC):
     """Whether all images of a prompt are handed to the model as one, where stock beam search would mix them up."""
     chats: ClassVar[bool] = True
     """Whether it takes turns of a conversation; a model that does not gets its images and the bare task."""
+    text_row: ClassVar[bool] = True
+    """Whether positions of several dimensions take those of text in front of them, which the mask code reads."""
+    numbers_through: ClassVar[bool] = False
+    """Whether a prompt's positions depend on the rows before it in a batch; those of a session must not (``apart``)."""
     first_position: ClassVar[int] = 0
     """Where a forward without ``position_ids`` starts to count (``generate`` sees to it itself)."""
     crops: ClassVar[bool] = False
@@ -186,6 +190,10 @@ class Family(ABC):
             types: (B, S) ``mm_token_type_ids`` on the CPU, None when the call has none.
         """
         return None
+
+    def apart(self, rope: Rope, ids: Tensor) -> Rope:
+        """The same where every one of (B, S) prompts is numbered as if it were alone; see ``numbers_through``."""
+        return rope
 
     @property
     def image_token_id(self) -> int:

@@ -170,7 +170,7 @@ class Rope:
     """Rotary positions of several dimensions (M-RoPE) for the tokens of a prompt.
 
     Args:
-        positions: (3, B, S) int64: temporal, height, width.
+        positions: (A, B, S) int64: temporal, height, width, or what axes the family has.
         following: (B,) int64: the position of the token that follows the prompt.
     """
 

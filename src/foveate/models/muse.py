@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from foveate.models.packed import Grid, PackedFamily
-from foveate.models.squares import square_sources
+from foveate.models.squares import packed_squares
 from foveate.models.windowed import window_order
 
 
@@ -59,10 +58,4 @@ class Muse(PackedFamily):
 
     def sources(self, grids: Sequence[Grid]) -> Tensor:
         """Squares of a frame, row by row; their patches stand where windows have put them."""
-        found, first = [], 0
-        for frames, rows, columns in grids:
-            square = square_sources((rows, columns), self.side)
-            starts = first + rows * columns * torch.arange(frames, device="cpu")
-            found.append((starts[:, None, None] + square).flatten(0, 1))
-            first += frames * rows * columns
-        return self._order(grids).argsort()[torch.cat(found)]
+        return self._order(grids).argsort()[packed_squares(grids, self.side)]

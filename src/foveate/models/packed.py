@@ -157,16 +157,26 @@ class PackedFamily(Family):
         for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
             times, rows, columns = self.tokens_of(grid)
             seen = (grid[1] * self.patch, grid[2] * self.patch)
-            ours = sources[start : start + len(stream)]
-            start += len(stream)
+            count = times * rows * columns
+            ours = sources[start : start + count]
+            start += count
             boxes = torch.tensor([[0, 0, seen[1], seen[0]]], device="cpu").expand(times, -1)
             geometry = grid_geometry([(rows, columns)] * times, boxes, seen, stream.device)
             if self.pads:
                 unit = self.side * self.patch
                 geometry = replace(geometry, padded=unit, least=self.least * unit**2 // times)
-            tokens = read_tokens(record, stream, geometry, ours)
-            images.append(EncodedImage.of_patches(tokens, tuple(plane[number] for plane in planes), kind))
+            slots, deeper = self.slots(grid), tuple(plane[number] for plane in planes)
+            features = stream if slots is None else stream[(slots >= 0).to(stream.device)]
+            tokens = read_tokens(record, features, geometry, ours)
+            if slots is None:
+                images.append(EncodedImage.of_patches(tokens, deeper, kind))
+            else:
+                images.append(EncodedImage(tokens, len(slots), slots, None, stream, deeper, kind))
         return images
+
+    def slots(self, grid: Grid) -> Tensor | None:
+        """(n,) int64 on the CPU: what the placeholders of a grid of patches carry; None: a token each, in order."""
+        return None
 
     def features(self, inputs: Mapping[str, Any], request: Request, kind: Kind) -> Any:
         """What the model's own function gives: a ``pooler_output`` with (n, D) of every image."""

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from foveate.models.encoded import Kept, Kind, Request
 from foveate.models.packed import Grid
 from foveate.models.packed_rope import PackedRopeFamily
-from foveate.models.squares import square_sources
+from foveate.models.squares import packed_squares
 
 
 class PaddleOcrVl(PackedRopeFamily):
@@ -48,10 +48,4 @@ class PaddleOcrVl(PackedRopeFamily):
         return output
 
     def sources(self, grids: Sequence[Grid]) -> Tensor:
-        found, first = [], 0
-        for frames, rows, columns in grids:
-            squares = square_sources((rows, columns), self.side)
-            for _ in range(frames):
-                found.append(squares + first)
-                first += rows * columns
-        return torch.cat(found)
+        return packed_squares(grids, self.side)

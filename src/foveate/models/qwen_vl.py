@@ -31,13 +31,17 @@ class Qwen25Vl(WindowedFamily, PackedRopeFamily):
 
 
 class Qwen35(PackedRopeFamily):
-    """``Qwen3_5ForConditionalGeneration`` and its MoE variant: Qwen3-VL's tower, without DeepStack."""
+    """``Qwen3_5ForConditionalGeneration``, its MoE variant and Qwen4-Exp: Qwen3-VL's tower, without DeepStack."""
 
     title = "Qwen3.5"
-    model_types = ("qwen3_5", "qwen3_5_moe")
+    model_types = ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     timed = True
-    checkpoints = {"qwen3_5": "Qwen/Qwen3.5-9B", "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B"}
+    checkpoints = {
+        "qwen3_5": "Qwen/Qwen3.5-9B",
+        "qwen3_5_moe": "Qwen/Qwen3.5-35B-A3B",
+        "qwen4_exp": "Qwen/Qwen4-Exp",
+    }
 
 
 class Qwen3Vl(DeepStackFamily, PackedRopeFamily):

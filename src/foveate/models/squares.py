@@ -27,6 +27,21 @@ def square_sources(grid: tuple[int, int], factor: int) -> Tensor:
     return places.unfold(0, factor, factor).unfold(1, factor, factor).reshape(-1, factor**2)
 
 
+def packed_squares(grids: Sequence[tuple[int, int, int]], factor: int) -> Tensor:
+    """(n, m) int64: the same for frames of several grids, packed one behind the other with their patches row by row.
+
+    Args:
+        grids: (frames, rows, columns) of patches.
+        factor: patches per side of a token.
+    """
+    found, first = [], 0
+    for frames, rows, columns in grids:
+        starts = first + rows * columns * torch.arange(frames, device="cpu")
+        found.append((starts[:, None, None] + square_sources((rows, columns), factor)).flatten(0, 1))
+        first += frames * rows * columns
+    return torch.cat(found)
+
+
 def clipped(geometry: Geometry) -> Geometry:
     """The same where boxes end at the picture's edges, and those of padding, beyond them, are empty."""
     boxes = geometry.boxes
