@@ -26,6 +26,7 @@ from tests.tiny import (
     qwen,
     qwen35,
     siglip,
+    step3p7,
     tiles,
     timm_towers,
 )
@@ -55,6 +56,7 @@ ROWS: dict[str, Row] = {
     **plain.ROWS,
     **timm_towers.ROWS,
     **deepseek.ROWS,
+    **step3p7.ROWS,
 }
 
 KIN = frozenset({

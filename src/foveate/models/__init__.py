@@ -39,6 +39,7 @@ from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_omni import Qwen3Omni, Qwen25Omni
 from foveate.models.qwen_vl import CohereCompass, Cosmos3Edge, Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 from foveate.models.smolvlm import SmolVlm
+from foveate.models.step3p7 import Step3p7
 from foveate.models.timm_towers import FastVlm, Gemma3n, PerceptionLm
 from foveate.models.video_llama_3 import VideoLlama3
 
@@ -90,6 +91,7 @@ FAMILIES: dict[str, type[Family]] = {
         Qwen3Omni,
         Qwen3Vl,
         SmolVlm,
+        Step3p7,
         VideoLlama3,
         VipLlava,
     )

@@ -86,7 +86,6 @@ IDEAS = (
             "nemotron_h_omni": "Nemotron Omni has a class without an inner model before a hybrid of Mamba layers",
             "pp_chart2table": "PP-Chart2Table is GOT-OCR 2.0, whose encoder's attention cannot be read",
             "qwen4_exp": "Qwen4-Exp's language model chooses what it attends to by an index of its own",
-            "step3p7": "Step 3.7 encodes crops that come as an argument of their own",
             "unlimited_ocr": "UnlimitedOCR generates with caches of its own",
             "video_llava": "Video-LLaVA's pictures come under two names, beside videos",
         },
