@@ -169,6 +169,7 @@ COMPLETE = {
     "perception_lm",
     "deepseek_vl",
     "deepseek_vl_hybrid",
+    "janus",
     "step3p7",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
     *(name for name in ROWS if name.startswith(("gemma4", "minicpm"))),

@@ -240,3 +240,16 @@ def test_refused_where_stock_itself_fails(name: str, make: Any) -> None:
         pytest.skip("not an old one that has it")
     with pytest.raises(ValueError, match=r"known to work from 5\.19 on"):
         family_for(make("sdpa"))
+
+
+def test_a_session_answers_as_a_call_does(name: str, processor: Any) -> None:
+    model = ROWS[name].make("sdpa")
+    pictures = [picture(seed, *size) for seed, size in enumerate(SIZES)]
+    session = foveate.look(model, processor, pictures)
+    said = [("user", [{"type": "image"}] * 3 + [{"type": "text", "text": "is there a cat ?"}])]
+    inputs = written(processor, said, images=pictures)
+    for keep in (1.0, 3):
+        answers = session.ask_many(["is there a cat ?", "what color is the card ?"], foveate.AdaFV(keep=keep), **GREEDY)
+        with foveate.AdaFV(keep=keep)(model):
+            called = model.generate(**inputs, **GREEDY)
+        assert answers[0].sequence.tolist()[-3:] == called[0].tolist()[-3:]

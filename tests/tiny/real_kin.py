@@ -10,7 +10,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from tests.tiny.rows import IMAGE, known
+from tests.tiny.deepseek import DRAWING
+from tests.tiny.rows import END, IMAGE, START, known
 
 
 def rows(tools: Any) -> dict[str, Any]:
@@ -60,6 +61,17 @@ def rows(tools: Any) -> dict[str, Any]:
             counts=tools._counts(576, 576, 576, 576, 576),
         ),
     }
+    if known("janus"):
+        from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+        half = [0.5, 0.5, 0.5]
+        vision = {**tools._WIDTHS, "image_size": 384, "patch_size": 16, "mlp_ratio": 2.0, "projection_dim": 64}
+        found["janus-pro"] = tools.Real(
+            made("Janus", vision_config=vision, vq_config=DRAWING, text_config=tools._llama(), image_token_id=IMAGE),
+            tools._by(JanusImageProcessorPil(size=tools._square(384), image_mean=half, image_std=half)),
+            lambda _, count: [START, *[IMAGE] * count, END],
+            counts=tools._counts(576, 576, 576, 576, 576),
+        )
     if known("lighton_ocr"):
         text = {"model_type": "qwen3", **tools._TEXT, "head_dim": 16}
         found["lighton-ocr"] = tools.Real(

@@ -19,6 +19,7 @@ from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v, Glm5Next
 from foveate.models.idefics3 import Idefics3
 from foveate.models.internvl import InternVl, QianfanOcr
+from foveate.models.janus import Janus
 from foveate.models.kimi_k25 import KimiK25
 from foveate.models.left_out import INSTEAD, REASONS
 from foveate.models.lfm2_vl import Lfm2Vl
@@ -65,6 +66,7 @@ FAMILIES: dict[str, type[Family]] = {
         HyperClovaX,
         Idefics3,
         InternVl,
+        Janus,
         KimiK25,
         Lfm2Vl,
         Lfm3Vl,

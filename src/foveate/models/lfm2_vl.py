@@ -23,7 +23,7 @@ from foveate.models.encoded import (
 )
 from foveate.models.padded import require_patches, unpadded
 from foveate.models.squares import square_sources
-from foveate.models.tiles import arrangements
+from foveate.models.tiles import around, arrangements
 from foveate.models.views_in_prompt import Run, marked_runs, pictures, whole_last
 from foveate.patches import Patch
 from foveate.tokens import Geometry
@@ -140,10 +140,7 @@ class Lfm2Vl(Family):
 
     def marks(self, ids: Tensor) -> Tensor:
         """Also the tags of tiles and of the whole, and the start and end of every image."""
-        found = super().marks(ids)
-        spots = ids == self.image_token_id
-        found[:, 1:] |= spots[:, :-1]
-        found[:, :-1] |= spots[:, 1:]
+        found = super().marks(ids) | around(ids == self.image_token_id)
         for row, line in zip(ids, found, strict=True):
             runs = marked_runs(row, self.image_token_id)
             for number, run in enumerate(runs):
