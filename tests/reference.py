@@ -5,7 +5,7 @@ Nothing here comes from the package: only the selections' indices and weights ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +55,20 @@ def newline_mask(model: Any, stream: Tensor) -> Tensor:
     return (stream == newline.detach()).all(dim=1)
 
 
-def kept_places(model: Any, stream: Tensor, indices: list[int], newlines: str, merged: bool = False) -> list[int]:
-    """Which of an image's placeholders stay, in order."""
+def kept_places(
+    model: Any,
+    stream: Tensor,
+    indices: list[int],
+    newlines: str,
+    merged: bool = False,
+    stays: Collection[int] = (),
+) -> list[int]:
+    """Which of an image's placeholders stay, in order; ``stays`` always do."""
     is_newline = newline_mask(model, stream).tolist()
-    patches = [place for place, newline in enumerate(is_newline) if not newline]
+    patches = [place for place, newline in enumerate(is_newline) if not newline and place not in stays]
     if not merged and sorted(set(indices)) == list(range(len(patches))):
         return list(range(len(stream)))
-    kept = [patches[index] for index in indices]
+    kept = [*stays, *(patches[index] for index in indices)]
     if newlines == "rows":
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
         # A base view has no newline; a single one ends all there is (LLaVA-OneVision: one view, or a video).
@@ -133,8 +140,10 @@ def assemble(
             if not left:  # the first placeholder of the next image
                 image += 1
                 stream, chosen, sums = streams[image], indices[image].tolist(), weights[image]
-                patches = [n for n, newline in enumerate(newline_mask(model, stream).tolist()) if not newline]
-                kept = kept_places(model, stream, chosen, newlines, sums is not None)
+                stays = row.stays(len(stream))
+                marked = newline_mask(model, stream).tolist()
+                patches = [n for n, newline in enumerate(marked) if not newline and n not in stays]
+                kept = kept_places(model, stream, chosen, newlines, sums is not None, stays)
                 taken = take(stream, kept, patches, sums)
                 planes_taken = [take(plane, kept, patches, sums) for plane in planes[image]]
                 features.append(taken)

@@ -269,6 +269,7 @@ def look(
         pictures = resized(pictures, pixels, model, processor)
     inputs, prompt = probe_inputs(processor, model, pictures)
     with looking_through(model) as instrumented, torch.no_grad():
+        inputs = instrumented.family.named(inputs)
         options = Options(layout=layout, crops=crops)
         options.check(instrumented.family)
         if pixels is not None:

@@ -92,10 +92,9 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
         "image": (
-            "pixel_values", "high_res_pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
-            "batch_num_images",
-            "image_merge_sizes", "image_position_ids", "target_sizes", "spatial_shapes", "pixel_values_local",
-            "num_local_patches",
+            "pixel_values", "pixel_values_images", "pixel_values_local", "high_res_pixel_values", "image_sizes",
+            "image_grid_thw", "pixel_attention_mask", "batch_num_images", "image_merge_sizes", "image_position_ids",
+            "target_sizes", "spatial_shapes", "num_local_patches",
         ),
         "video": (
             "pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_position_ids", "num_frames_per_video",
@@ -177,6 +176,7 @@ class Row:
         grows: whether stock ``generate`` grows the per-token inputs with the prompt, where it reads them again: without
             a cache and in prompt lookup (ERNIE's own stay as long as they came, and its experts fail).
         runs: how often stock's encoder runs for the images of one call (Step 3.7's for the crops by themselves).
+        stays: n -> which of an image's n placeholders show no patch, and are never dropped.
     """
 
     make: Callable[[str], Any]
@@ -210,6 +210,7 @@ class Row:
     repeats: bool = True
     grows: bool = True
     runs: int = 1
+    stays: Callable[[int], list[int]] = lambda _: []
 
     def pruner(self, keep: float | int) -> Any:
         """The method that the matrix's tests are run with: one that reads all there is to read."""

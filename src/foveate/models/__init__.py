@@ -43,6 +43,7 @@ from foveate.models.smolvlm import SmolVlm
 from foveate.models.step3p7 import Step3p7
 from foveate.models.timm_towers import FastVlm, Gemma3n, PerceptionLm
 from foveate.models.video_llama_3 import VideoLlama3
+from foveate.models.video_llava import VideoLlava
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
@@ -95,6 +96,7 @@ FAMILIES: dict[str, type[Family]] = {
         SmolVlm,
         Step3p7,
         VideoLlama3,
+        VideoLlava,
         VipLlava,
     )
     for model_type in family.model_types

@@ -86,7 +86,6 @@ IDEAS = (
             "pp_chart2table": "PP-Chart2Table is GOT-OCR 2.0, whose encoder's attention cannot be read",
             "qwen4_exp": "Qwen4-Exp's language model chooses what it attends to by an index of its own",
             "unlimited_ocr": "UnlimitedOCR generates with caches of its own",
-            "video_llava": "Video-LLaVA's pictures come under two names, beside videos",
         },
         applicable=True,
     ),
