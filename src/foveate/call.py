@@ -85,7 +85,7 @@ class Call(PrunedCall[Pruner]):
         nearest kept one before it. Hidden states and attentions are those of the short prompt; of what the vision tower
         gave, there are the features alone.
         """
-        arguments = bind(original, args, kwargs)
+        arguments = self.family.named(bind(original, args, kwargs))
         if self.is_text_only(arguments, arguments.get("input_ids")):
             return self.bare(original, arguments)
         ids: Tensor = arguments["input_ids"]

@@ -55,7 +55,7 @@ def first_block_tokens(model: Any, processor: Any, picture: Image) -> Tensor:
         hook = block.register_forward_hook(_stop)
         token = _wanted.set(block)
         try:
-            family.encode(inputs, Request(instrumented.features["image"], saliency=False, prompt=prompt))
+            family.encode(family.named(inputs), Request(instrumented.features["image"], saliency=False, prompt=prompt))
         except _FirstBlockError as reached:
             output = reached.output[0] if isinstance(reached.output, tuple) else reached.output
             return family.first_tokens(output)

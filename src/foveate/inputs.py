@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,7 +62,16 @@ def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequen
     """The processor's inputs for several prompts about the same pictures, padded on the left, for the model's device.
 
     Pixels get the model's dtype.
+
+    Raises:
+        ValueError: the processor cannot be told to pad on the left (Video-LLaVA's in transformers 5.5).
     """
+    known = inspect.signature(processor).parameters
+    if "padding_side" not in known and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        raise ValueError(
+            f"{type(processor).__name__} of this transformers takes no padding_side, which several questions in one "
+            "batch need: upgrade transformers, or call model.generate under the pruner with what it returns"
+        )
     inputs = processor(
         text=list(prompts),
         images=[list(pictures) for _ in prompts],

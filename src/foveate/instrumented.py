@@ -147,7 +147,7 @@ class InstrumentedModel:
     ) -> tuple[Attachment | None, Delivery | None, bool]:
         """The pruner that applies, or the running call that this is part of; whether it is apart from all."""
         delivery = running(self.family)
-        given = bind(self.originals[name], args, kwargs) if args else kwargs
+        given = self.family.named(bind(self.originals[name], args, kwargs))
         if delivery is not None and delivery.holds(given, whole=name == "generate"):
             return None, delivery, name == "generate"
         if not self.patches.users:
@@ -194,7 +194,7 @@ class InstrumentedModel:
     def _check_inner(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not self.patches.users:
             return
-        given = bind(forward, args, kwargs) if args else kwargs
+        given = self.family.named(bind(forward, args, kwargs))
         delivery = running(self.family)
         if delivery is not None and delivery.holds(given):
             return

@@ -71,7 +71,7 @@ class PrunedCall(ABC, Generic[_Method]):
     @torch.no_grad()
     def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``model.generate``: the same arguments, the same returns."""
-        arguments = bind(original, args, kwargs)
+        arguments = self.family.named(bind(original, args, kwargs))
         key = "inputs" if arguments.get("inputs") is not None else "input_ids"
         ids: Tensor | None = arguments.get(key)
         if self.is_text_only(arguments, ids) or ids is None:

@@ -101,8 +101,8 @@ class Session:
         self._token = family.image_token_id
         # The features are delivered; the model only asks how many images there are, and how they are shaped.
         self._image_inputs = {name: inputs[name] for name in family.image_inputs if name in inputs}
-        pixels = self._image_inputs["pixel_values"]
-        self._image_inputs["pixel_values"] = pixels.new_zeros(len(pixels), 1)
+        pixels = self._image_inputs[family.image_inputs[0]]
+        self._image_inputs[family.image_inputs[0]] = pixels.new_zeros(len(pixels), 1)
         # Where writing runs of placeholders is all that the processor does to a prompt, its work on the pixels need
         # not be repeated for every question.
         self._by_runs = self._equals(inputs, lambda: self._write_runs([self.prompt(PROBE)]))
@@ -269,6 +269,7 @@ def look(
         pictures = resized(pictures, pixels, model, processor)
     inputs, prompt = probe_inputs(processor, model, pictures)
     with looking_through(model) as instrumented, torch.no_grad():
+        inputs = instrumented.family.named(inputs)
         options = Options(layout=layout, crops=crops)
         options.check(instrumented.family)
         if pixels is not None:

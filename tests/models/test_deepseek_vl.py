@@ -1,25 +1,27 @@
-"""DeepSeek-VL: padding, its processors' prompts, what guides, refusals."""
+"""DeepSeek-VL and Janus: padding, their processors' prompts, what guides, refusals."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 import foveate
 from foveate.guiding import Guide, ImageSpan
 from foveate.models import family_for
 from foveate.turns import Turns
 from tests.encoding import encode
-from tests.tiny import BOS, IMAGE, ROWS, SIDE, SILENT, prompts
+from tests.tiny import BOS, END, IMAGE, ROWS, SIDE, SILENT, START, prompts
 from tests.tiny.deepseek import HIGH
 from tests.tiny.rows import noise
 from tests.tiny.words import tokenizer
 
-NAMES = ["deepseek_vl", *(["deepseek_vl_hybrid"] if "deepseek_vl_hybrid" in ROWS else [])]
+NAMES = [name for name in ("deepseek_vl", "deepseek_vl_hybrid", "janus") if name in ROWS]
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
 USER, BOT, COLON, BREAK = 80, 81, 82, 83
 
@@ -58,7 +60,7 @@ def test_a_white_margin_is_no_padding() -> None:
     assert image.tokens.geometry.image_size == (SIDE, SIDE)
 
 
-@pytest.mark.skipif(len(NAMES) < 2, reason="this transformers has no hybrid")
+@pytest.mark.skipif("deepseek_vl_hybrid" not in NAMES, reason="this transformers has no hybrid")
 def test_the_hybrid_needs_both() -> None:
     name = "deepseek_vl_hybrid"
     model = ROWS[name].make("sdpa")
@@ -81,7 +83,7 @@ def guiding(name: str, ids: list[int]) -> list[int]:
 @pytest.mark.parametrize("system", [[], [70, 71, BREAK]])
 def test_the_question_guides(name: str, system: list[int]) -> None:
     """A system prompt without a role, then User: and Assistant: with breaks between."""
-    picture, start, waiting = [IMAGE] * 16, [BOS, *system], [BREAK, BOT, COLON]
+    picture, start, waiting = ROWS[name].write(0, 16), [BOS, *system], [BREAK, BOT, COLON]
     assert guiding(name, [*start, USER, COLON, *picture, 40, 41, *waiting]) == [40, 41]
     assert guiding(name, [*start, USER, COLON, 40, 41, *picture, *waiting]) == [40, 41]
     later = [*waiting, 60, BREAK, USER, COLON, 42, *waiting]
@@ -90,7 +92,16 @@ def test_the_question_guides(name: str, system: list[int]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_of_its_own_processor(name: str) -> None:
-    if name == "deepseek_vl":
+    half = {"image_mean": [0.5, 0.5, 0.5], "size": {"height": SIDE, "width": SIDE}}
+    marks, named = {"<image>": IMAGE}, {"image_token": "<image>"}
+    if name == "janus":
+        from transformers import JanusProcessor as Processor
+
+        images = pytest.importorskip("transformers.models.janus.image_processing_pil_janus")
+        made = images.JanusImageProcessorPil(**half, image_std=[0.5, 0.5, 0.5])
+        marks |= {"<begin>": START, "<end>": END}
+        named |= {"boi_token": "<begin>", "eoi_token": "<end>"}
+    elif name == "deepseek_vl":
         from transformers import DeepseekVLProcessor as Processor
 
         images = pytest.importorskip("transformers.models.deepseek_vl.image_processing_pil_deepseek_vl")
@@ -100,11 +111,11 @@ def test_prompts_of_its_own_processor(name: str) -> None:
 
         images = pytest.importorskip("transformers.models.deepseek_vl_hybrid.image_processing_pil_deepseek_vl_hybrid")
         made = images.DeepseekVLHybridImageProcessorPil(
-            size={"height": SIDE, "width": SIDE}, high_res_size={"height": HIGH, "width": HIGH},
-            image_mean=[0.5, 0.5, 0.5], high_res_image_mean=[0.5, 0.5, 0.5],
-        )  # fmt: skip
-    words = tokenizer({"<image>": IMAGE}, image_token="<image>")
+            **half, high_res_size={"height": HIGH, "width": HIGH}, high_res_image_mean=[0.5, 0.5, 0.5]
+        )
+    words = tokenizer(marks, **named)
     processor = Processor(made, words, num_image_tokens=16)
+    processor.num_image_tokens = 16  # Janus's in 5.5 passes the argument over
     inputs: Any = processor(images=Image.new("RGB", (90, 60), "red"), text="user : <image> is there a cat ?")
     model = ROWS[name].make("sdpa")
     pruner = foveate.AdaFV(keep=0.5)
@@ -114,3 +125,39 @@ def test_prompts_of_its_own_processor(name: str) -> None:
     assert chosen.total == 16
     height, width = chosen.geometry.image_size
     assert abs(width / height - 1.5) < 0.1
+
+
+@pytest.mark.skipif("janus" not in NAMES, reason="this transformers has no Janus")
+def test_janus_draws_unpruned_and_not_from_pictures() -> None:
+    model = ROWS["janus"].make("sdpa")
+    inputs = prompts(ROWS["janus"], model, "one")
+    generation_config = copy.deepcopy(model.generation_config)
+    generation_config.generation_kwargs = {"boi_token_id": START}
+    drawing = {"generation_mode": "image", "generation_config": generation_config, "do_sample": False}
+    ids = torch.tensor([[BOS, 40, 41, START]])
+    words = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    drawn = model.generate(**words, **drawing)
+    with foveate.AdaFV(keep=0.5)(model):
+        assert torch.equal(model.generate(**words, **drawing), drawn)
+        assert drawn.shape == (1, 16)
+        with pytest.raises(ValueError, match="generation_mode='image': Janus draws from the prompt alone"):
+            model.generate(**inputs, **drawing)
+        given = model.generate(**inputs, **GREEDY, generation_mode="text")
+        assert torch.equal(given, model.generate(**inputs, **GREEDY))
+
+
+@pytest.mark.skipif("janus" not in NAMES, reason="this transformers has no Janus")
+def test_janus_passes_no_logits_processor_on() -> None:
+    """Stock never calls it; nobody is left to believe that it was heeded."""
+    model = ROWS["janus"].make("sdpa")
+    inputs = prompts(ROWS["janus"], model, "one")
+    called: list[int] = []
+
+    def note(ids: Tensor, scores: Tensor) -> Tensor:
+        called.append(1)
+        return scores
+
+    model.generate(**inputs, **GREEDY, logits_processor=LogitsProcessorList([note]))
+    assert not called
+    with foveate.AdaFV(keep=0.5)(model), pytest.raises(ValueError, match="passes no logits_processor on"):
+        model.generate(**inputs, **GREEDY, logits_processor=LogitsProcessorList([note]))

@@ -41,6 +41,7 @@ def handed(row: Row, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         "aya_vision",
         "mistral3",
         "mistral_large4",
+        "video_llava",
     ):
         layer = model.config.vision_feature_layer
     if kind in ("vipllava", "another_llava"):

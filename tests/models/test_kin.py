@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import VideoLlavaImageProcessor
 from transformers.utils import is_torchvision_available
 
 import foveate
@@ -64,6 +65,10 @@ def processor(name: str) -> Any:
     more = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     if name == "vipllava":
         return made("llava", "LlavaProcessor", images("clip", "CLIP", **edge), words, chat_template=VICUNA, **more)
+    if name == "video_llava":
+        film = importlib.import_module("transformers.models.video_llava.video_processing_video_llava")
+        pair = VideoLlavaImageProcessor(**edge), film.VideoLlavaVideoProcessor(**edge)
+        return made(name, "VideoLlavaProcessor", *pair, words, chat_template=VICUNA, **more)
     film = importlib.import_module("transformers.models.llava_next_video.video_processing_llava_next_video")
     still = images("llava_next", "LlavaNext", **edge, image_grid_pinpoints=PINPOINTS)
     return made(
@@ -86,11 +91,12 @@ TALKS: dict[str, tuple[list[tuple[str, list[str]]], list[str]]] = {
 @pytest.mark.parametrize("talk", TALKS)
 @pytest.mark.parametrize(
     "name, kind", [("vipllava", "image"), ("lighton_ocr", "image"), ("qianfan_ocr", "image"),
-                   ("llava_next_video", "image"), ("llava_next_video", "video")],
+                   ("llava_next_video", "image"), ("llava_next_video", "video"), ("video_llava", "image"),
+                   ("video_llava", "video")],
 )  # fmt: skip
 def test_the_question_guides(name: str, kind: str, talk: str) -> None:
     """One budget for each picture or video, and the words of its own turn."""
-    row = name if kind == "image" else f"{name}-clip-video"
+    row = name if kind == "image" else {"video_llava": "video_llava-video"}.get(name, f"{name}-clip-video")
     if row not in ROWS:
         pytest.skip("not in this transformers")
     said, expected = TALKS[talk]
@@ -107,7 +113,7 @@ def test_the_question_guides(name: str, kind: str, talk: str) -> None:
     pictures = [Image.fromarray(one[0]) for one in noise]
     given = {"videos": list(noise)} if kind == "video" else {"images": pictures}
     inputs = words(text=[text], **given, return_tensors="pt")
-    names = {"input_ids", "attention_mask", "pixel_values", "pixel_values_videos", "image_sizes"}
+    names = {"input_ids", "attention_mask", "pixel_values", "pixel_values_images", "pixel_values_videos", "image_sizes"}
     found = guided(ROWS[row].make("sdpa"), words, {key: inputs[key] for key in names & inputs.keys()})
     assert [text for text, _, _ in found] == expected
     assert all(kept == 3 < total for _, total, kept in found)

@@ -175,6 +175,8 @@ COMPLETE = {
     "perception_lm",
     "deepseek_vl",
     "deepseek_vl_hybrid",
+    "janus",
+    "step3p7",
     "llava-siglip, tied", "llava_next-siglip, tied", "aya_vision, tied",
     *(name for name in ROWS if name.startswith(("gemma4", "minicpm"))),
 }  # fmt: skip

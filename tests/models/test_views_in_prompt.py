@@ -1,4 +1,5 @@
-"""Overviews and slices, tiles and wholes: what MiniCPM's and LFM2-VL's processors write, read by the adapters."""
+"""Overviews and slices, tiles and wholes: what the processors of MiniCPM, LFM2-VL and Step 3.7 write, read by the
+adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from foveate.models.lfm2_vl import tile_grid
 from tests.chat import TALKS, guiding, tokenizer, written
 from tests.dynamic import picture
 from tests.encoding import encode
-from tests.tiny import BOS, END, IMAGE, ROWS, SILENT, START, VIDEO, gemma4, lfm2, minicpm, prompts
+from tests.tiny import BOS, END, IMAGE, ROWS, SILENT, START, VIDEO, gemma4, lfm2, minicpm, prompts, step3p7
 from tests.tiny.rows import known
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SILENT}
@@ -82,11 +83,29 @@ def lfm2_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return Lfm2VlProcessor(images, tokenizer(marks, named), chat_template="<s>" + CHATML.replace("MARK", "<image>"))
 
 
+def step3p7_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("torchvision", reason="Step 3.7's image processor has no form without torchvision")
+    from transformers import Step3p7ImageProcessor, Step3p7Processor
+
+    marks = {
+        "<|im_start|>": 81, "<|im_end|>": 82, "<im_patch>": IMAGE, "<im_start>": START, "<im_end>": END,
+        "<patch_start>": step3p7.CROP, "<patch_end>": step3p7.CROPPED, "<patch_newline>": step3p7.LINE,
+    }  # fmt: skip
+    images = Step3p7ImageProcessor(
+        size={"height": step3p7.WHOLE, "width": step3p7.WHOLE},
+        patch_size=step3p7.LOCAL,
+        vision_patch_size=step3p7.PATCH,
+    )
+    words = tokenizer(marks, {"image_token": "<im_patch>"})
+    return Step3p7Processor(images, words, chat_template="<s>" + CHATML.replace("MARK", "<im_patch>"))
+
+
 MADE = {
     "minicpmv4_6": minicpm_processor,
     "minicpmv4_7": minicpm_processor,
     "minicpm_ocr": minicpm_processor,
     "lfm2_vl": lfm2_processor,
+    "step3p7": step3p7_processor,
 }
 
 
@@ -101,6 +120,8 @@ def processor(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def views_in(inputs: Any) -> int:
+    if "num_local_patches" in inputs:
+        return len(inputs["pixel_values"]) + int(torch.as_tensor(inputs["num_local_patches"]).sum())
     return len(inputs["target_sizes" if "target_sizes" in inputs else "spatial_shapes"])
 
 
@@ -219,3 +240,16 @@ def test_refused_where_stock_itself_fails(name: str, make: Any) -> None:
         pytest.skip("not an old one that has it")
     with pytest.raises(ValueError, match=r"known to work from 5\.19 on"):
         family_for(make("sdpa"))
+
+
+def test_a_session_answers_as_a_call_does(name: str, processor: Any) -> None:
+    model = ROWS[name].make("sdpa")
+    pictures = [picture(seed, *size) for seed, size in enumerate(SIZES)]
+    session = foveate.look(model, processor, pictures)
+    said = [("user", [{"type": "image"}] * 3 + [{"type": "text", "text": "is there a cat ?"}])]
+    inputs = written(processor, said, images=pictures)
+    for keep in (1.0, 3):
+        answers = session.ask_many(["is there a cat ?", "what color is the card ?"], foveate.AdaFV(keep=keep), **GREEDY)
+        with foveate.AdaFV(keep=keep)(model):
+            called = model.generate(**inputs, **GREEDY)
+        assert answers[0].sequence.tolist()[-3:] == called[0].tolist()[-3:]

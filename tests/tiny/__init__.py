@@ -27,8 +27,10 @@ from tests.tiny import (
     qwen,
     qwen35,
     siglip,
+    step3p7,
     tiles,
     timm_towers,
+    video_llava,
 )
 from tests.tiny.llava import PINPOINTS, SIZES, assistant, llava_next, text_config
 from tests.tiny.rows import BATCHES, BOS, END, IMAGE, PAD, SIDE, SILENT, START, VIDEO, Row, prompts
@@ -57,6 +59,8 @@ ROWS: dict[str, Row] = {
     **plain.ROWS,
     **timm_towers.ROWS,
     **deepseek.ROWS,
+    **step3p7.ROWS,
+    **video_llava.ROWS,
 }
 
 KIN = frozenset({
@@ -70,7 +74,7 @@ KIN = frozenset({
     "minimax_m3_vl-video", "mistral_large4", "muse_glimmer-video", "muse_spark", "muse_spark-video", "qianfan_ocr",
     "qwen2_5_omni-video", "qwen2_5_vl-video", "qwen2_vl-video", "qwen3_5-video", "qwen3_5_moe",
     "qwen3_omni_moe-video", "qwen3_vl-video", "qwen3_vl_moe", "qwen4_exp", "qwen4_exp-video", "shieldgemma2",
-    "smolvlm", "smolvlm-uneven", "smolvlm-video", "video_llama_3-video", "vipllava",
+    "smolvlm", "smolvlm-uneven", "smolvlm-video", "video_llama_3-video", "video_llava-video", "vipllava",
 })  # fmt: skip
 """Rows whose adapter another row takes through the matrix: these go through every value, not every pair of values."""
 WHOLE = frozenset({"llava-clip", "llava_next-clip", "internvl", "qwen2_5_vl", "qwen3_vl", "gemma3"})

@@ -1,4 +1,4 @@
-"""DeepSeek-VL, with one encoder and with two."""
+"""DeepSeek-VL, with one encoder and with two; Janus, with an encoder of its own and marks around pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DeepseekVLConfig
 
 from tests.tiny.generic import SIGLIP, deepseek_vl
-from tests.tiny.rows import IMAGE, SIDE, TEXT, Row, finish, flat, known, noise
+from tests.tiny.rows import END, IMAGE, SIDE, START, TEXT, VISION, Row, finish, flat, known, noise
 from tests.tiny.siglip import pooled
 
 HIGH = 64
@@ -38,6 +38,28 @@ def hybrid(attention: str) -> Any:
     return model
 
 
+# Of those that draw, the least that its class can be built with: normalisation has groups of 32 channels.
+DRAWING = {
+    "embed_dim": 8, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32, "channel_multiplier": [1],
+    "num_res_blocks": 1, "projection_dim": 64, "image_token_embed_dim": 64,
+}  # fmt: skip
+
+
+@cache
+def janus(attention: str) -> Any:
+    from transformers import JanusConfig, JanusForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = JanusConfig(
+        vision_config={**VISION, "mlp_ratio": 2.0, "projection_dim": 64, "num_image_tokens": 16},
+        vq_config=DRAWING,
+        text_config={"model_type": "llama", **TEXT},
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return finish(JanusForConditionalGeneration(config), attention)
+
+
 def pixels(both: bool, numbers: list[list[int]]) -> dict[str, Tensor]:
     if not flat(numbers):
         return {}
@@ -57,3 +79,7 @@ ROWS: dict[str, Row] = {
 }
 if known("deepseek_vl_hybrid"):
     ROWS["deepseek_vl_hybrid"] = Row(hybrid, partial(pixels, True), read, pooled)
+if known("janus"):
+    ROWS["janus"] = Row(
+        janus, partial(pixels, False), read, pooled, write=lambda _, count: [START, *[IMAGE] * count, END]
+    )

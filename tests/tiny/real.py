@@ -114,10 +114,9 @@ class Real:
     def features(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """(n, D) what stock transformers puts into the placeholders of one image."""
         names = (
-            "pixel_values", "high_res_pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
-            "batch_num_images",
-            "image_merge_sizes",
-            "image_position_ids", "target_sizes", "spatial_shapes",
+            "pixel_values", "pixel_values_images", "pixel_values_local", "high_res_pixel_values", "image_sizes",
+            "image_grid_thw", "pixel_attention_mask", "batch_num_images", "image_merge_sizes", "image_position_ids",
+            "target_sizes", "spatial_shapes", "num_local_patches",
         )  # fmt: skip
         with torch.no_grad():
             owner = model if hasattr(model, "get_image_features") else model.model
@@ -147,7 +146,7 @@ def seeing_only_its_own(model: Any) -> Any:
     """
     tower = next(
         getattr(inner(model), name)
-        for name in ("vision_tower", "vision_model", "visual", "vision_encoder")
+        for name in ("vision_tower", "vision_model", "visual", "vision_encoder", "image_tower")
         if isinstance(getattr(inner(model), name, None), nn.Module)
     )
     stacks = [

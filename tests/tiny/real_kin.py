@@ -6,11 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers
+from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from tests.tiny.rows import IMAGE, known
+from tests.tiny.deepseek import DRAWING
+from tests.tiny.rows import END, IMAGE, START, known
+from tests.tiny.video_llava import PIXELS
+
+
+def video_llava_images(picture: Image.Image) -> dict[str, Any]:
+    """Under the name that this version's functions take."""
+    (pixels,) = transformers.VideoLlavaImageProcessor()(picture, return_tensors="pt").values()
+    return {PIXELS: pixels}
 
 
 def rows(tools: Any) -> dict[str, Any]:
@@ -48,6 +57,16 @@ def rows(tools: Any) -> dict[str, Any]:
             ),
             counts=tools._counts(1176, 2340, 2340, 1368, 1176),
         ),
+        "video-llava": tools.Real(
+            made(
+                "VideoLlava",
+                vision_config=tools._clip(224),
+                text_config=tools._llama(),
+                image_token_index=IMAGE,
+            ),
+            video_llava_images,
+            counts=tools._counts(256, 256, 256, 256, 256),
+        ),
         "vip-llava": tools.Real(
             made(
                 "VipLlava",
@@ -60,6 +79,17 @@ def rows(tools: Any) -> dict[str, Any]:
             counts=tools._counts(576, 576, 576, 576, 576),
         ),
     }
+    if known("janus"):
+        from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+        half = [0.5, 0.5, 0.5]
+        vision = {**tools._WIDTHS, "image_size": 384, "patch_size": 16, "mlp_ratio": 2.0, "projection_dim": 64}
+        found["janus-pro"] = tools.Real(
+            made("Janus", vision_config=vision, vq_config=DRAWING, text_config=tools._llama(), image_token_id=IMAGE),
+            tools._by(JanusImageProcessorPil(size=tools._square(384), image_mean=half, image_std=half)),
+            lambda _, count: [START, *[IMAGE] * count, END],
+            counts=tools._counts(576, 576, 576, 576, 576),
+        )
     if known("lighton_ocr"):
         text = {"model_type": "qwen3", **tools._TEXT, "head_dim": 16}
         found["lighton-ocr"] = tools.Real(

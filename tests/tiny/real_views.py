@@ -1,4 +1,4 @@
-"""Released geometry of families whose views come in sizes of their own: Gemma 4, MiniCPM-V, LFM2-VL."""
+"""Released geometry of families whose views come in sizes of their own: Gemma 4, MiniCPM-V, LFM2-VL, Step 3.7."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from tests.tiny import gemma4, lfm2, minicpm
+from tests.tiny import gemma4, lfm2, minicpm, step3p7
 from tests.tiny.real import _TEXT, _WIDTHS, Real, _by, _finished
 from tests.tiny.rows import END, IMAGE, START, encodes_apart, known
 
@@ -86,6 +86,28 @@ def _write_tiles(inputs: dict[str, Any], count: int) -> list[int]:
     return ids
 
 
+def _step3p7() -> Any:
+    vision = {**step3p7.VISION, "image_size": 728, "patch_size": 14}
+    config = transformers.Step3p7Config(vision_config=vision, text_config=step3p7.LLM, image_token_id=IMAGE)
+    return transformers.Step3p7ForConditionalGeneration(config)
+
+
+def _step3p7_images(picture: Image.Image) -> dict[str, Any]:
+    pytest.importorskip("torchvision", reason="Step 3.7's image processor has no form without torchvision")
+    return dict(transformers.Step3p7ImageProcessor()(picture, return_tensors="pt"))
+
+
+def _write_crops(inputs: dict[str, Any], count: int) -> list[int]:
+    """What ``Step3p7Processor`` writes: marks from the image processor's own list."""
+    ids = []
+    for crop in range(int(inputs["num_local_patches"][0])):
+        ids += [step3p7.CROP, *[IMAGE] * 81, step3p7.CROPPED]
+        ids += [step3p7.LINE] * bool(inputs["patch_newline_masks"][0][crop])
+    ids += [START, *[IMAGE] * 169, END]
+    assert ids.count(IMAGE) == count
+    return ids
+
+
 REAL: dict[str, Real] = {}
 if encodes_apart("Gemma4Model"):
     REAL |= {
@@ -100,3 +122,5 @@ if known("minicpm_ocr"):
     REAL["minicpm-ocr"] = Real(_finished(lambda: _minicpm("MiniCPMOcr")), partial(_minicpm_images, "4x"), _write_slices)
 if encodes_apart("Lfm2VlModel"):
     REAL["lfm2-vl"] = Real(_finished(_lfm2), _lfm2_images, _write_tiles)
+if known("step3p7"):
+    REAL["step-3.7"] = Real(_finished(_step3p7), _step3p7_images, _write_crops)

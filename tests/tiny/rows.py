@@ -92,9 +92,9 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
     """The output of the stock model's own ``get_image_features`` or ``get_video_features``."""
     names = {
         "image": (
-            "pixel_values", "high_res_pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
-            "batch_num_images",
-            "image_merge_sizes", "image_position_ids", "target_sizes", "spatial_shapes",
+            "pixel_values", "pixel_values_images", "pixel_values_local", "high_res_pixel_values", "image_sizes",
+            "image_grid_thw", "pixel_attention_mask", "batch_num_images", "image_merge_sizes", "image_position_ids",
+            "target_sizes", "spatial_shapes", "num_local_patches",
         ),
         "video": (
             "pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_position_ids", "num_frames_per_video",
@@ -188,6 +188,7 @@ class Row:
             videos under an id that no prompt holds, and has none left).
         grows: whether stock ``generate`` grows the per-token inputs with the prompt, where it reads them again: without
             a cache and in prompt lookup (ERNIE's own stay as long as they came, and its experts fail).
+        runs: how often stock's encoder runs for the images of one call (Step 3.7's for the crops by themselves).
     """
 
     make: Callable[[str], Any]
@@ -223,6 +224,7 @@ class Row:
     placeholder: int | None = None
     repeats: bool = True
     grows: bool = True
+    runs: int = 1
 
     def pruner(self, keep: float | int) -> Any:
         """The method that the matrix's tests are run with: one that reads all there is to read."""

@@ -76,7 +76,7 @@ class InsideCall(PrunedCall[InsidePruner]):
         Raises:
             ValueError: the prompt has images.
         """
-        arguments = bind(original, args, kwargs)
+        arguments = self.family.named(bind(original, args, kwargs))
         if self.is_text_only(arguments, arguments.get("input_ids")):
             return self.bare(original, arguments)
         raise ValueError(

@@ -20,6 +20,7 @@ from foveate.models.glm4v import Glm4v, Glm5Next
 from foveate.models.hunyuan_vl import HunyuanVl, HyV4Vl
 from foveate.models.idefics3 import Idefics3
 from foveate.models.internvl import InternVl, QianfanOcr
+from foveate.models.janus import Janus
 from foveate.models.kimi_k25 import KimiK25
 from foveate.models.left_out import INSTEAD, REASONS
 from foveate.models.lfm2_vl import Lfm2Vl
@@ -40,8 +41,10 @@ from foveate.models.paligemma import PaliGemma
 from foveate.models.qwen_omni import Qwen3Omni, Qwen25Omni
 from foveate.models.qwen_vl import CohereCompass, Cosmos3Edge, Qwen2Vl, Qwen3Vl, Qwen25Vl, Qwen35
 from foveate.models.smolvlm import SmolVlm
+from foveate.models.step3p7 import Step3p7
 from foveate.models.timm_towers import FastVlm, Gemma3n, PerceptionLm
 from foveate.models.video_llama_3 import VideoLlama3
+from foveate.models.video_llava import VideoLlava
 
 FAMILIES: dict[str, type[Family]] = {
     model_type: family
@@ -67,6 +70,7 @@ FAMILIES: dict[str, type[Family]] = {
         HyperClovaX,
         Idefics3,
         InternVl,
+        Janus,
         KimiK25,
         Lfm2Vl,
         Lfm3Vl,
@@ -93,7 +97,9 @@ FAMILIES: dict[str, type[Family]] = {
         Qwen3Omni,
         Qwen3Vl,
         SmolVlm,
+        Step3p7,
         VideoLlama3,
+        VideoLlava,
         VipLlava,
     )
     for model_type in family.model_types

@@ -171,6 +171,10 @@ class Family(ABC):
         """Length along which generate (before 5.19) repeats the images of ``kind`` for beams and several returns."""
         return len(arguments[self.inputs_of(kind)[0]])
 
+    def named(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments, or what a processor gave, by the names that this version's forward has for them."""
+        return dict(arguments)
+
     def inputs_of(self, kind: Kind) -> tuple[str, ...]:
         """The names of the arguments that carry images or videos; the first is the pixels."""
         return self.image_inputs if kind == "image" else self.video_inputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -26,12 +25,12 @@ class DeepseekVl(SquareFamily):
     model_types = ("deepseek_vl",)
     checkpoints = {"deepseek_vl": "deepseek-community/deepseek-vl-1.3b-chat"}
 
-    def check(self) -> None:
-        parts = SimpleNamespace(vision_tower=self.base.vision_model, multi_modal_projector=self.base.aligner)
-        self.tower = Tower(parts, self.config, {"siglip_vision_model": "received"})
-
+    encoder: ClassVar[str] = "siglip_vision_model"
     padded: ClassVar[str] = "pixel_values"
     """The input in which padding is seen."""
+
+    def check(self) -> None:
+        self.tower = Tower(self.base, self.config, {self.encoder: "received"}, ("vision_model", "aligner"))
 
     def geometries(self, inputs: Mapping[str, Any]) -> list[Geometry]:
         """Rows or columns of the mean colour at both edges are padding, which the processor puts in equal parts around

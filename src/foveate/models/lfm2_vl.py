@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +23,8 @@ from foveate.models.encoded import (
 )
 from foveate.models.padded import require_patches, unpadded
 from foveate.models.squares import square_sources
-from foveate.models.tiles import arrangements
-from foveate.models.views_in_prompt import Run, marked_runs, pictures
+from foveate.models.tiles import around, arrangements
+from foveate.models.views_in_prompt import Run, marked_runs, pictures, whole_last
 from foveate.patches import Patch
 from foveate.tokens import Geometry
 
@@ -137,15 +136,11 @@ class Lfm2Vl(Family):
         if rows * columns == len(runs):
             return grid_geometry(cells, tiles, size, device)
         whole = tiles.new_tensor([[0, 0, size[1], size[0]]])
-        found = grid_geometry(cells, torch.cat([tiles, whole]), size, device)
-        return replace(found, view=(found.view + 1) % len(runs), grids=(cells[-1], *cells[:-1]))
+        return whole_last(grid_geometry(cells, torch.cat([tiles, whole]), size, device))
 
     def marks(self, ids: Tensor) -> Tensor:
         """Also the tags of tiles and of the whole, and the start and end of every image."""
-        found = super().marks(ids)
-        spots = ids == self.image_token_id
-        found[:, 1:] |= spots[:, :-1]
-        found[:, :-1] |= spots[:, 1:]
+        found = super().marks(ids) | around(ids == self.image_token_id)
         for row, line in zip(ids, found, strict=True):
             runs = marked_runs(row, self.image_token_id)
             for number, run in enumerate(runs):

@@ -37,20 +37,21 @@ class Llava(TowerFamily):
         return self.tower.kind not in PIXTRAL
 
     def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels = inputs["pixel_values"]
+        name = self.image_inputs[0]
+        pixels = inputs[name]
         if self.tower.kind in PIXTRAL:
             if inputs.get("image_sizes") is None and torch.is_tensor(pixels):  # as stock: every image fills its plane
                 inputs = {**inputs, "image_sizes": [tuple(pixels.shape[-2:])] * len(pixels)}
             return encode_packed(self.tower, inputs, request, side=1)
         if not torch.is_tensor(pixels) or pixels.ndim != 4:
             raise ValueError(
-                f"{self.title} takes pixel_values as one tensor (images, channels, height, width), "
+                f"{self.title} takes {name} as one tensor (images, channels, height, width), "
                 f"got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
         reading = self.reading(inputs)
         settings = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}
         with recording(self.tower.recorder(reading, request)) as record:
-            output = request.features(pixel_values=pixels, **accepted(request.features, settings), return_dict=True)
+            output = request.features(pixels, **accepted(request.features, settings), return_dict=True)
         sends_cls = self.tower.read == "cls" and reading.strategy == "full"
         geometry = self._geometry(pixels.shape[-2], pixels.shape[-1], pixels.device)
         patches = torch.arange(len(geometry), device="cpu")
@@ -70,13 +71,13 @@ class Llava(TowerFamily):
         known = super().marks(ids)
         return known | row_marks(ids, self.image_token_id) if self.tower.kind in PIXTRAL else known
 
-    def _geometry(self, height: int, width: int, device: torch.device) -> Geometry:
+    def _geometry(self, height: int, width: int, device: torch.device, frames: int = 1) -> Geometry:
         size = self.config.vision_config.patch_size
         grid = (height // size, width // size)
-        boxes = torch.tensor([[0, 0, grid[1] * size, grid[0] * size]], device="cpu")
+        boxes = torch.tensor([[0, 0, grid[1] * size, grid[0] * size]], device="cpu").expand(frames, -1)
         # CLIP's image processor cuts the centre out, SigLIP's stretches the picture to a square.
         cropped = self.tower.kind == "clip_vision_model"
-        return grid_geometry([grid], boxes, (height, width), device, cropped=cropped)
+        return grid_geometry([grid] * frames, boxes, (height, width), device, cropped=cropped)
 
 
 class VipLlava(Llava):

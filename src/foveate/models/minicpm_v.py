@@ -20,12 +20,18 @@ from foveate.models.encoded import (
     tile_boxes,
 )
 from foveate.models.squares import square_sources
-from foveate.models.views_in_prompt import Run, grid_of, marked_runs, numbered, pictures
+from foveate.models.views_in_prompt import (
+    ADJACENT,
+    NEXT_LINE,
+    Run,
+    grid_of,
+    lines_of,
+    marked_runs,
+    numbered,
+    pictures,
+)
 from foveate.patches import Patch
 from foveate.tokens import Geometry
-
-ADJACENT, NEXT_LINE = 2, 3
-"""Tokens between two views of a picture: the end of one and the start of the next, and between rows a line break."""
 
 
 class MiniCpmV(Family):
@@ -152,12 +158,7 @@ class MiniCpmV(Family):
         self, runs: Sequence[Run], sizes: Sequence[tuple[int, int]], side: int, device: torch.device
     ) -> Geometry:
         """View 0 is the overview; slices share out the picture evenly."""
-        lines: list[int] = []
-        for number in range(1, len(runs)):
-            if number == 1 or runs[number].first - runs[number - 1].end == NEXT_LINE:
-                lines.append(0)
-            lines[-1] += 1
-        rows, columns = grid_of(self.title, lines)
+        rows, columns = grid_of(self.title, lines_of(runs[1:]))
         cell = sizes[1] if rows else sizes[0]
         height, width = cell[0] * max(rows, 1) * self._patch, cell[1] * max(columns, 1) * self._patch
         stretch = torch.tensor([width / max(columns, 1), height / max(rows, 1)] * 2, dtype=torch.float64, device="cpu")

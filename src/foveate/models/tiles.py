@@ -184,11 +184,7 @@ class TiledFamily(TowerFamily):
 
     def marks(self, ids: Tensor) -> Tensor:
         """Also the tokens right before and after each run of placeholders: the start, end and tags of tiles."""
-        found = super().marks(ids)
-        spots = ids == self.image_token_id
-        found[:, 1:] |= spots[:, :-1]
-        found[:, :-1] |= spots[:, 1:]
-        return found
+        return super().marks(ids) | around(ids == self.image_token_id)
 
     def _read(self, prompt: Tensor | None, per_tile: int, tiles: int, *, films: bool) -> list[Cut]:
         if prompt is None:
@@ -258,6 +254,18 @@ def single_tiles(
                 f"the prompt breaks off after a tile, without the {last}: pass all that the processor returned"
             )
     return [Cut(len(image)) for image in images]
+
+
+def around(spots: Tensor) -> Tensor:
+    """(B, S) bool: what of a prompt stands right before or after placeholders, or between two.
+
+    Args:
+        spots: (B, S) bool, where the placeholders are.
+    """
+    found = torch.zeros_like(spots)
+    found[:, 1:] |= spots[:, :-1]
+    found[:, :-1] |= spots[:, 1:]
+    return found
 
 
 def runs_of(row: Tensor, token: int) -> list[tuple[int, int]]:
