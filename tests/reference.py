@@ -245,10 +245,11 @@ def generate(row: Row, model: Any, inputs: dict[str, Tensor], assembled: Assembl
     ids = torch.tensor([[0] * (width - len(one)) + one for one in assembled.ids])
     output = features_of(model, inputs, row.kind)
     assert assembled.kept is not None
+    kept = row.given(model, assembled.kept)
     if torch.is_tensor(output.pooler_output):
-        output.pooler_output = assembled.kept[:, None]
+        output.pooler_output = kept[:, None]
     else:
-        output.pooler_output = list(assembled.kept.split(assembled.counts))
+        output.pooler_output = list(kept.split(assembled.counts))
     if assembled.planes:
         output.deepstack_features = [
             list(plane[assembled.visual].split(assembled.counts)) for plane in assembled.planes

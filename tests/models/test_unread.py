@@ -68,7 +68,7 @@ def flat(thing: Any) -> list[Tensor]:
 
 def read_by_the_model(row: Row, model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     """What stock models take of the features: nothing but these."""
-    if model.config.model_type == "llama4":  # what its forward makes of them
+    if model.config.model_type in ("llama4", "molmo2"):  # what its forward makes of them
         return row.streams(model, inputs, row.kind)
     output = features_of(model, inputs, row.kind)
     names = ("pooler_output", "deepstack_features", "visual_indicator_features")

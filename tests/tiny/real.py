@@ -117,7 +117,7 @@ class Real:
             "pixel_values", "high_res_pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
             "batch_num_images",
             "image_merge_sizes",
-            "image_position_ids", "target_sizes", "spatial_shapes",
+            "image_position_ids", "target_sizes", "spatial_shapes", "image_token_pooling", "image_grids",
         )  # fmt: skip
         with torch.no_grad():
             owner = model if hasattr(model, "get_image_features") else model.model

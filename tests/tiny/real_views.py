@@ -1,4 +1,4 @@
-"""Released geometry of families whose views come in sizes of their own: Gemma 4, MiniCPM-V, LFM2-VL."""
+"""Released geometry of families whose views come in sizes of their own: Gemma 4, MiniCPM-V, LFM2-VL, Molmo 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from tests.tiny import gemma4, lfm2, minicpm
+from tests.tiny import gemma4, lfm2, minicpm, molmo2
 from tests.tiny.real import _TEXT, _WIDTHS, Real, _by, _finished
 from tests.tiny.rows import END, IMAGE, START, encodes_apart, known
 
@@ -100,3 +100,19 @@ if known("minicpm_ocr"):
     REAL["minicpm-ocr"] = Real(_finished(lambda: _minicpm("MiniCPMOcr")), partial(_minicpm_images, "4x"), _write_slices)
 if encodes_apart("Lfm2VlModel"):
     REAL["lfm2-vl"] = Real(_finished(_lfm2), _lfm2_images, _write_tiles)
+
+
+def _molmo2() -> Any:
+    small = molmo2.molmo2("sdpa").config.to_dict()
+    released = {"image_size": [378, 378], "num_position_embeddings": 27**2}
+    config = transformers.Molmo2Config.from_dict({**small, "vision_config": {**small["vision_config"], **released}})
+    return transformers.Molmo2ForConditionalGeneration(config)
+
+
+def _molmo2_images(picture: Image.Image) -> dict[str, Any]:
+    pytest.importorskip("torchvision", reason="Molmo 2's image processor has no form without torchvision")
+    return dict(transformers.Molmo2ImageProcessor()(picture, return_tensors="pt"))
+
+
+if known("molmo2"):
+    REAL["molmo2"] = Real(_finished(_molmo2), _molmo2_images)

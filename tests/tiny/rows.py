@@ -94,10 +94,12 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
         "image": (
             "pixel_values", "high_res_pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
             "batch_num_images",
-            "image_merge_sizes", "image_position_ids", "target_sizes", "spatial_shapes",
+            "image_merge_sizes", "image_position_ids", "target_sizes", "spatial_shapes", "image_token_pooling",
+            "image_grids",
         ),
         "video": (
             "pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_position_ids", "num_frames_per_video",
+            "video_token_pooling", "video_grids",
         ),
     }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
@@ -170,6 +172,7 @@ class Row:
         slices: whether stock's forward takes ``logits_to_keep``, rather than passing it over.
         only_pruned: the same where a pruned call, which hands over features by itself, does not.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
+        given: (model, (m, D) that are to stand in the prompt) -> what ``get_image_features`` would give for them.
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
             videos under an id that no prompt holds, and has none left).
@@ -204,6 +207,7 @@ class Row:
     cap: float | None = None
     slices: bool = True
     embeds: bool = True
+    given: Callable[[Any, Tensor], Tensor] = lambda _, kept: kept
     placeholder: int | None = None
     repeats: bool = True
     grows: bool = True

@@ -32,6 +32,7 @@ from foveate.models.minicpm_v import MiniCpmV
 from foveate.models.minicpm_v47 import MiniCpmV47
 from foveate.models.minimax_m3 import MiniMaxM3
 from foveate.models.mistral3 import LightOnOcr, Mistral3
+from foveate.models.molmo2 import Molmo2
 from foveate.models.muse import Muse
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paddleocr_vl import PaddleOcrVl
@@ -77,6 +78,7 @@ FAMILIES: dict[str, type[Family]] = {
         MiniCpmV47,
         MiniMaxM3,
         Mistral3,
+        Molmo2,
         Muse,
         Ovis2,
         PaddleOcrVl,

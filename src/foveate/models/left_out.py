@@ -82,7 +82,6 @@ IDEAS = (
             "inkling2_loop": "Inkling 2's language model counts distances between places of the prompt",
             "inkling_mm_model": "Inkling folds every patch by itself, without attention, and does not say how they lie",
             "janus": "Janus writes text and draws pictures by one function",
-            "molmo2": "Molmo 2 pools patches by attention, along a table that its processor makes",
             "nemotron_h_omni": "Nemotron Omni has a class without an inner model before a hybrid of Mamba layers",
             "pp_chart2table": "PP-Chart2Table is GOT-OCR 2.0, whose encoder's attention cannot be read",
             "qwen4_exp": "Qwen4-Exp's language model chooses what it attends to by an index of its own",
