@@ -61,8 +61,10 @@ def count(calls: Counter[str], name: str, output: Any) -> Any:
 
 
 def flat(thing: Any) -> list[Tensor]:
-    if torch.is_tensor(thing) or thing is None:
-        return [] if thing is None else [thing]
+    if torch.is_tensor(thing):
+        return [thing]
+    if thing is None or isinstance(thing, int):  # Granite Vision 4 names the layer that features are for
+        return []
     return [tensor for one in thing for tensor in flat(one)]
 
 

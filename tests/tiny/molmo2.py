@@ -162,6 +162,11 @@ def own(model: Any) -> Tensor:
     return embedding
 
 
+def hand(model: Any, output: Any, kept: list[Tensor], planes: list[list[Tensor]]) -> None:
+    placeholder = own(model)
+    output.pooler_output = [one - placeholder for one in kept]
+
+
 def read(model: Any) -> Any:
     return model.model.vision_tower.layers[1].self_attn
 
@@ -202,10 +207,10 @@ ROWS: dict[str, Row] = {}
 if known("molmo2"):
     ROWS["molmo2"] = Row(
         molmo2, images, read, saliency, write=write, per_token=types, streams=streams, hidden=together, encoded=encoded,
-        embeds=False, given=lambda model, kept: kept - own(model),
+        embeds=False, hand=hand,
     )  # fmt: skip
     ROWS["molmo2-video"] = Row(
         molmo2, videos, read, saliency, kind="video", write=write_frames, per_token=types, streams=streams,
         hidden=together, encoded=encoded, embeds=False, placeholder=IMAGE,
-        given=lambda model, kept: kept - own(model),
+        hand=hand,
     )  # fmt: skip

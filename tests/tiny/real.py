@@ -124,7 +124,9 @@ class Real:
             output = owner.get_image_features(
                 **{name: inputs[name] for name in names if name in inputs}, return_dict=True
             )
-            if getattr(output, "pooler_output", None) is None:  # Llama 4, whose forward projects
+            if hasattr(output, "deepstack_features") and output.get("pooler_output") is None:  # Granite Vision 4
+                output = dict(output.deepstack_features)[0]
+            elif getattr(output, "pooler_output", None) is None:  # Llama 4, whose forward projects
                 output = model.multi_modal_projector(output.last_hidden_state)
             else:
                 output = output.pooler_output

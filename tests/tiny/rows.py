@@ -172,7 +172,8 @@ class Row:
         slices: whether stock's forward takes ``logits_to_keep``, rather than passing it over.
         only_pruned: the same where a pruned call, which hands over features by itself, does not.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
-        given: (model, (m, D) that are to stand in the prompt) -> what ``get_image_features`` would give for them.
+        hand: (model, output of ``get_image_features``, per image what is to stand in the prompt, per plane and image
+            what is to join deeper layers) -> None: writes these into that output, where it is not built as most are.
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
             videos under an id that no prompt holds, and has none left).
@@ -207,7 +208,7 @@ class Row:
     cap: float | None = None
     slices: bool = True
     embeds: bool = True
-    given: Callable[[Any, Tensor], Tensor] = lambda _, kept: kept
+    hand: Callable[[Any, Any, list[Tensor], list[list[Tensor]]], None] | None = None
     placeholder: int | None = None
     repeats: bool = True
     grows: bool = True

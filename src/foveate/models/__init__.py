@@ -17,6 +17,7 @@ from foveate.models.gemma4 import Gemma4
 from foveate.models.gemma4_unified import Gemma4Unified
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v, Glm5Next
+from foveate.models.granite4_vision import Granite4Vision
 from foveate.models.idefics3 import Idefics3
 from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.kimi_k25 import KimiK25
@@ -62,6 +63,7 @@ FAMILIES: dict[str, type[Family]] = {
         Gemma4Unified,
         Glm4v,
         Glm5Next,
+        Granite4Vision,
         HyperClovaX,
         Idefics3,
         InternVl,

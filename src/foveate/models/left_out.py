@@ -74,7 +74,6 @@ IDEAS = (
         "there is no adapter for that yet, and one can be written (docs/adding_a_family.md)",
         {
             "got_ocr2": "GOT-OCR 2.0 makes its tokens by convolutions behind an encoder whose attention cannot be read",
-            "granite4_vision": "Granite Vision 4 makes its tokens with a Q-Former over windows, for several layers",
             "granite_docling": "Granite Docling sends every picture along a route with another number of tokens",
             "hunyuan_vl": "HunyuanVL has marks of rows, start and end among a picture's own placeholders",
             "hy_v4_vl": "Hy 4 VL has marks of rows among a picture's own placeholders",
