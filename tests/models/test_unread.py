@@ -134,6 +134,8 @@ COMPLETE = {
     "qwen3_5",
     "qwen3_5-video",
     "qwen3_5_moe",
+    "inkling2",
+    "inkling2_loop",
     "glm4v",
     "glm4v-video",
     "glm4v_moe",

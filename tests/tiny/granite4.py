@@ -30,6 +30,9 @@ def granite4(attention: str) -> Any:
         text_config={**TEXT, "num_hidden_layers": 3, "embedding_multiplier": 2.0, "logits_scaling": 0.5},
         qformer_config={
             "model_type": "blip_2_qformer",
+            "hidden_size": 64,
+            "encoder_hidden_size": 64,
+            "num_attention_heads": 1,
             "num_hidden_layers": 1,
             "intermediate_size": 64,
             "cross_attention_frequency": 1,

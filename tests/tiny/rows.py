@@ -169,6 +169,7 @@ class Row:
         scores: (model, (..., D) hidden states) -> logits.
         encoded: (model, inputs, kind) -> what the stock tower hands to its projector, patches in the order of its
             attention, where its output is not that.
+        packs: inputs -> lengths of the sequences that this is packed of, where they are not the grids' frames.
         slices: whether stock's forward takes ``logits_to_keep``, rather than passing it over.
         only_pruned: the same where a pruned call, which hands over features by itself, does not.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
@@ -206,6 +207,7 @@ class Row:
     only_pruned: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     cap: float | None = None
+    packs: Callable[[dict[str, Tensor]], list[int]] | None = None
     slices: bool = True
     embeds: bool = True
     hand: Callable[[Any, Any, list[Tensor], list[list[Tensor]]], None] | None = None

@@ -19,6 +19,7 @@ from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v, Glm5Next
 from foveate.models.granite4_vision import Granite4Vision
 from foveate.models.idefics3 import Idefics3
+from foveate.models.inkling2 import Inkling2
 from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.kimi_k25 import KimiK25
 from foveate.models.left_out import INSTEAD, REASONS
@@ -66,6 +67,7 @@ FAMILIES: dict[str, type[Family]] = {
         Granite4Vision,
         HyperClovaX,
         Idefics3,
+        Inkling2,
         InternVl,
         KimiK25,
         Lfm2Vl,

@@ -77,8 +77,6 @@ IDEAS = (
             "granite_docling": "Granite Docling sends every picture along a route with another number of tokens",
             "hunyuan_vl": "HunyuanVL has marks of rows, start and end among a picture's own placeholders",
             "hy_v4_vl": "Hy 4 VL has marks of rows among a picture's own placeholders",
-            "inkling2": "Inkling 2's language model counts distances between places of the prompt",
-            "inkling2_loop": "Inkling 2's language model counts distances between places of the prompt",
             "inkling_mm_model": "Inkling folds every patch by itself, without attention, and does not say how they lie",
             "janus": "Janus writes text and draws pictures by one function",
             "nemotron_h_omni": "Nemotron Omni has a class without an inner model before a hybrid of Mamba layers",
