@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import ProcessorMixin
+from transformers.utils import is_torchvision_available
 
+from foveate.delivery import features_alone
 from foveate.models import family_for
+from tests.chat import TALKS, guiding, tokenizer, written
+from tests.dynamic import picture
 from tests.encoding import encode
-from tests.tiny import ROWS, Row, granite4, prompts
+from tests.tiny import IMAGE, PINPOINTS, ROWS, SIDE, Row, granite4, prompts
+
+LlavaNextImageProcessorPil = pytest.importorskip(
+    "transformers.models.llava_next.image_processing_pil_llava_next"
+).LlavaNextImageProcessorPil
 
 pytestmark = pytest.mark.skipif("granite4_vision" not in ROWS, reason="this transformers has no Granite Vision 4")
 
@@ -68,6 +77,51 @@ def test_what_cannot_be_done_is_refused(settings: dict[str, Any], said: str) -> 
     model = changed(**settings)
     with pytest.raises(ValueError, match=said):
         encode(model, prompts(row, granite4.granite4("sdpa"), "one"))
+
+
+MARKS = {**dict.fromkeys(("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"), -1), "<image>": IMAGE}
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}{% endfor %}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_prompts_of_its_own_processor(talk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many placeholders as tokens and row ends, and the words that guide."""
+    from transformers.models.granite4_vision.processing_granite4_vision import Granite4VisionProcessor
+
+    if not is_torchvision_available():  # only the check for one is left out
+        monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
+    square = {"height": SIDE, "width": SIDE}
+    images = LlavaNextImageProcessorPil(size=square, crop_size=square, image_grid_pinpoints=PINPOINTS)
+    processor = Granite4VisionProcessor(
+        images, tokenizer(MARKS, {"image_token": "<image>"}), patch_size=7, vision_feature_select_strategy="full",
+        downsample_rate="2/4", chat_template=TEMPLATE,
+    )  # fmt: skip
+    said, expected = TALKS[talk]
+    pictures = [picture(seed, *size) for seed, size in zip(range(len(expected)), [(90, 140), (200, 70)], strict=False)]
+    inputs = written(processor, said, images=pictures)
+    model = granite4.granite4("sdpa")
+    assert guiding(model, processor, inputs) == expected
+    placeholders = [image.placeholders for image in encode(model, inputs)]
+    assert sum(placeholders) == int((inputs["input_ids"] == IMAGE).sum())
+    family: Any = family_for(model)
+    newlines = [family.newlines(tuple(size)) for size in inputs["image_sizes"].tolist()]
+    assert [len(image.tokens) for image in encode(model, inputs)] == [
+        whole - ends for whole, ends in zip(placeholders, newlines, strict=True)
+    ]
+
+
+def test_states_of_the_encoder_are_not_held() -> None:
+    row: Row = ROWS["granite4_vision"]
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "one")
+    output: Any = model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+    alone = features_alone(output)
+    assert output.hidden_states is not None and alone.hidden_states is None
+    assert alone.deepstack_features is output.deepstack_features
 
 
 def test_layers_come_from_the_config_as_in_stock() -> None:
