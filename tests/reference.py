@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -73,6 +74,7 @@ def kept_places(
     kept = [patches[index] for index in indices] + row.marks(model, stream).nonzero()[:, 0].tolist()
     if newlines == "rows":
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+        side = int(side * Fraction(getattr(model.config, "downsample_rate", 1)))  # Granite Vision 4
         # A base view has no newline; a single one ends all there is (LLaVA-OneVision: one view, or a video).
         start = side * side if sum(is_newline) > 1 else 0
         for end, newline in enumerate(is_newline):
@@ -255,14 +257,14 @@ def generate(row: Row, model: Any, inputs: dict[str, Tensor], assembled: Assembl
     ids = torch.tensor([[0] * (width - len(one)) + one for one in assembled.ids])
     output = features_of(model, inputs, row.kind)
     assert assembled.kept is not None
-    if torch.is_tensor(output.pooler_output):
-        output.pooler_output = assembled.kept[:, None]
+    kept = list(assembled.kept.split(assembled.counts))
+    planes = [list(plane[assembled.visual].split(assembled.counts)) for plane in assembled.planes]
+    if row.hand is not None:
+        row.hand(model, output, kept, planes)
     else:
-        output.pooler_output = list(assembled.kept.split(assembled.counts))
-    if assembled.planes:
-        output.deepstack_features = [
-            list(plane[assembled.visual].split(assembled.counts)) for plane in assembled.planes
-        ]
+        output.pooler_output = assembled.kept[:, None] if torch.is_tensor(output.pooler_output) else kept
+        if planes:
+            output.deepstack_features = planes
     assert isinstance(output, ModelOutput)
     result = model.generate(
         input_ids=ids,

@@ -137,7 +137,8 @@ def test_generate(row: Row, model: Any, inputs: dict[str, Tensor], mode: str, ke
         return
     if mode in row.fails:
         for on in (nullcontext(), pruner(model)):
-            with on, pytest.raises((ValueError, TypeError, KeyError, AttributeError), match=row.fails[mode]):
+            errors = (ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+            with on, pytest.raises(errors, match=row.fails[mode]):
                 model.generate(**inputs, **options)
         return
     torch.manual_seed(11)

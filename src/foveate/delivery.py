@@ -128,7 +128,8 @@ class Delivery:
 def features_alone(output: Any) -> Any:
     """What a model's own ``get_image_features`` gave, less the tower's states: they would be held while the LLM runs,
     and are not the stock ones, since layers that no feature comes from may have been skipped."""
-    if not isinstance(output, Mapping) or "pooler_output" not in output:  # an attribute of its own, once
+    # An attribute of its own, once.
+    if not isinstance(output, Mapping) or not {"pooler_output", "deepstack_features"} & output.keys():
         return output
     # Some outputs must have a field for them (a tower's from timm).
     own: Any = type(output)

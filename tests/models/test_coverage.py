@@ -33,7 +33,7 @@ THERE = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 NEWEST = transformers.__version__ == versions.NEWEST
 LOWEST = transformers.__version__ == versions.LOWEST
 
-FLOOR = 61
+FLOOR = 68
 """Types of the newest transformers that can be pruned, as reached: it may only rise."""
 APPLICABLE = 79
 """Types of the newest transformers whose pictures are tokens of a prompt."""

@@ -80,7 +80,9 @@ def by_token(row: Row, model: Any, inputs: dict[str, Tensor], values: Tensor, im
     """Means over the patches of every token, (N, d) float64: channel by channel as saliency is put together by hand,
     from a matrix whose rows are all alike."""
     values = values.double()
-    if values.ndim == 2 and "image_sizes" not in inputs:
+    if row.packs is not None:
+        parts = [part[None] for part in values.split(row.packs(inputs))]
+    elif values.ndim == 2 and "image_sizes" not in inputs:
         grids = next(inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs)
         frames = [rows * columns for times, rows, columns in grids.tolist() for _ in range(times)]
         parts = [frame[None] for frame in values.split(frames)]

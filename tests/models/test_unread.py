@@ -61,14 +61,16 @@ def count(calls: Counter[str], name: str, output: Any) -> Any:
 
 
 def flat(thing: Any) -> list[Tensor]:
-    if torch.is_tensor(thing) or thing is None:
-        return [] if thing is None else [thing]
+    if torch.is_tensor(thing):
+        return [thing]
+    if thing is None or isinstance(thing, int):  # Granite Vision 4 names the layer that features are for
+        return []
     return [tensor for one in thing for tensor in flat(one)]
 
 
 def read_by_the_model(row: Row, model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     """What stock models take of the features: nothing but these."""
-    if model.config.model_type == "llama4":  # what its forward makes of them
+    if model.config.model_type in ("llama4", "molmo2"):  # what its forward makes of them
         return row.streams(model, inputs, row.kind)
     output = features_of(model, inputs, row.kind)
     names = ("pooler_output", "deepstack_features", "visual_indicator_features")
@@ -134,6 +136,8 @@ COMPLETE = {
     "qwen3_5_moe",
     "qwen4_exp",
     "qwen4_exp-video",
+    "inkling2",
+    "inkling2_loop",
     "glm4v",
     "glm4v-video",
     "glm4v_moe",

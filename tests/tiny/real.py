@@ -116,14 +116,16 @@ class Real:
         names = (
             "pixel_values", "pixel_values_images", "pixel_values_local", "high_res_pixel_values", "image_sizes",
             "image_grid_thw", "pixel_attention_mask", "batch_num_images", "image_merge_sizes", "image_position_ids",
-            "target_sizes", "spatial_shapes", "num_local_patches",
+            "target_sizes", "spatial_shapes", "num_local_patches", "image_token_pooling", "image_grids",
         )  # fmt: skip
         with torch.no_grad():
             owner = model if hasattr(model, "get_image_features") else model.model
             output = owner.get_image_features(
                 **{name: inputs[name] for name in names if name in inputs}, return_dict=True
             )
-            if getattr(output, "pooler_output", None) is None:  # Llama 4, whose forward projects
+            if hasattr(output, "deepstack_features") and output.get("pooler_output") is None:  # Granite Vision 4
+                output = dict(output.deepstack_features)[0]
+            elif getattr(output, "pooler_output", None) is None:  # Llama 4, whose forward projects
                 output = model.multi_modal_projector(output.last_hidden_state)
             else:
                 output = output.pooler_output

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.tiny import plain
-from tests.tiny.real import Real, _by, _counts, _finished, _qwen_images
-from tests.tiny.rows import encodes_apart, known
+from tests.tiny import inkling2, plain
+from tests.tiny.real import Real, _by, _counts, _finished, _qwen_images, seeing_only_its_own
+from tests.tiny.rows import encodes_apart, finish, known
 
 _MUSE = {"pos_emb_height": 32, "pos_emb_width": 32, "max_position_embeddings": 1024}
 _SIZES = {"shortest_edge": 3136, "longest_edge": 2408448}
@@ -38,6 +38,16 @@ def _torchvision(folder: str, name: str, **options: Any) -> Callable[[Image.Imag
         return getattr(module, name)(**options)
 
     return lambda picture: dict(made()(picture, return_tensors="pt"))
+
+
+@cache
+def _inkling2() -> Any:
+    """Its LLM has eager attention alone."""
+    small = inkling2.inkling2("Inkling2", "sdpa").config.to_dict()
+    vision = {**small["vision_config"], "patch_size": 20, "posemb_grid_size": 32}
+    config = CONFIG_MAPPING["inkling2"].from_dict({**small, "vision_config": vision})
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    return seeing_only_its_own(finish(model, "eager"))
 
 
 REAL: dict[str, Real] = {}
@@ -82,3 +92,5 @@ if known("dots3_note"):
         _finished(partial(_model, plain.dots3_note)),
         _by(Qwen2VLImageProcessorPil(size=_SIZES, patch_size=14, temporal_patch_size=1)),
     )
+if known("inkling2"):
+    REAL["inkling-2"] = Real(_inkling2, _torchvision("inkling2", "Inkling2ImageProcessor"))

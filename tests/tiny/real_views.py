@@ -1,4 +1,5 @@
-"""Released geometry of families whose views come in sizes of their own: Gemma 4, MiniCPM-V, LFM2-VL, Step 3.7."""
+"""Released geometry of families whose views come in sizes of their own: Gemma 4, MiniCPM-V, LFM2-VL, Step 3.7, Molmo 2;
+and of Granite Vision 4."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import transformers
 from PIL import Image
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tests.tiny import gemma4, lfm2, minicpm, step3p7
-from tests.tiny.real import _TEXT, _WIDTHS, Real, _by, _finished
+from tests.tiny import gemma4, granite4, lfm2, minicpm, molmo2, step3p7
+from tests.tiny.real import _TEXT, _WIDTHS, GRANITE_PINPOINTS, Real, _by, _finished
 from tests.tiny.rows import END, IMAGE, START, encodes_apart, known
 
 _LAYER = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
@@ -124,3 +126,36 @@ if encodes_apart("Lfm2VlModel"):
     REAL["lfm2-vl"] = Real(_finished(_lfm2), _lfm2_images, _write_tiles)
 if known("step3p7"):
     REAL["step-3.7"] = Real(_finished(_step3p7), _step3p7_images, _write_crops)
+
+
+def _molmo2() -> Any:
+    small = molmo2.molmo2("sdpa").config.to_dict()
+    released = {"image_size": [378, 378], "num_position_embeddings": 27**2}
+    config = transformers.Molmo2Config.from_dict({**small, "vision_config": {**small["vision_config"], **released}})
+    return transformers.Molmo2ForConditionalGeneration(config)
+
+
+def _molmo2_images(picture: Image.Image) -> dict[str, Any]:
+    pytest.importorskip("torchvision", reason="Molmo 2's image processor has no form without torchvision")
+    return dict(transformers.Molmo2ImageProcessor()(picture, return_tensors="pt"))
+
+
+if known("molmo2"):
+    REAL["molmo2"] = Real(_finished(_molmo2), _molmo2_images)
+
+
+def _granite4() -> Any:
+    """As released: 24 x 24 patches of 16 pixels a view, windows of 8 x 8 with 4 x 4 queries."""
+    small = granite4.granite4("sdpa").config.to_dict()
+    vision = {**small["vision_config"], "image_size": 384, "patch_size": 16}
+    released = {"downsample_rate": "4/8", "image_grid_pinpoints": GRANITE_PINPOINTS}
+    config = transformers.Granite4VisionConfig.from_dict({**small, "vision_config": vision, **released})
+    return transformers.Granite4VisionForConditionalGeneration(config)
+
+
+if known("granite4_vision"):
+    square = {"height": 384, "width": 384}
+    REAL["granite-vision-4"] = Real(
+        _finished(_granite4),
+        _by(LlavaNextImageProcessorPil(size=square, crop_size=square, image_grid_pinpoints=GRANITE_PINPOINTS)),
+    )

@@ -94,10 +94,11 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
         "image": (
             "pixel_values", "pixel_values_images", "pixel_values_local", "high_res_pixel_values", "image_sizes",
             "image_grid_thw", "pixel_attention_mask", "batch_num_images", "image_merge_sizes", "image_position_ids",
-            "target_sizes", "spatial_shapes", "num_local_patches",
+            "target_sizes", "spatial_shapes", "num_local_patches", "image_token_pooling", "image_grids",
         ),
         "video": (
             "pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_position_ids", "num_frames_per_video",
+            "video_token_pooling", "video_grids",
         ),
     }[kind]  # fmt: skip
     images = {name: inputs[name] for name in names if name in inputs}
@@ -180,9 +181,12 @@ class Row:
         scores: (model, (..., D) hidden states) -> logits.
         encoded: (model, inputs, kind) -> what the stock tower hands to its projector, patches in the order of its
             attention, where its output is not that.
+        packs: inputs -> lengths of the sequences that this is packed of, where they are not the grids' frames.
         slices: whether stock's forward takes ``logits_to_keep``, rather than passing it over.
         only_pruned: the same where a pruned call, which hands over features by itself, does not.
         embeds: whether stock ``generate(inputs_embeds=...)`` is the same model (no planes, no masks made from ids).
+        hand: (model, output of ``get_image_features``, per image what is to stand in the prompt, per plane and image
+            what is to join deeper layers) -> None: writes these into that output, where it is not built as most are.
         placeholder: its id; None: the one that everybody uses for its kind.
         repeats: whether stock ``generate`` can repeat the prompt for beams (5.19 counts the placeholders of GLM's
             videos under an id that no prompt holds, and has none left).
@@ -219,8 +223,10 @@ class Row:
     only_pruned: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     cap: float | None = None
+    packs: Callable[[dict[str, Tensor]], list[int]] | None = None
     slices: bool = True
     embeds: bool = True
+    hand: Callable[[Any, Any, list[Tensor], list[list[Tensor]]], None] | None = None
     placeholder: int | None = None
     repeats: bool = True
     grows: bool = True

@@ -17,8 +17,10 @@ from foveate.models.gemma4 import Gemma4
 from foveate.models.gemma4_unified import Gemma4Unified
 from foveate.models.generic import REMEDY, Generic
 from foveate.models.glm4v import Glm4v, Glm5Next
+from foveate.models.granite4_vision import Granite4Vision
 from foveate.models.hunyuan_vl import HunyuanVl, HyV4Vl
 from foveate.models.idefics3 import Idefics3
+from foveate.models.inkling2 import Inkling2
 from foveate.models.internvl import InternVl, QianfanOcr
 from foveate.models.janus import Janus
 from foveate.models.kimi_k25 import KimiK25
@@ -34,6 +36,7 @@ from foveate.models.minicpm_v import MiniCpmV
 from foveate.models.minicpm_v47 import MiniCpmV47
 from foveate.models.minimax_m3 import MiniMaxM3
 from foveate.models.mistral3 import LightOnOcr, Mistral3
+from foveate.models.molmo2 import Molmo2
 from foveate.models.muse import Muse
 from foveate.models.ovis2 import Ovis2
 from foveate.models.paddleocr_vl import PaddleOcrVl
@@ -67,8 +70,10 @@ FAMILIES: dict[str, type[Family]] = {
         Glm5Next,
         HunyuanVl,
         HyV4Vl,
+        Granite4Vision,
         HyperClovaX,
         Idefics3,
+        Inkling2,
         InternVl,
         Janus,
         KimiK25,
@@ -84,6 +89,7 @@ FAMILIES: dict[str, type[Family]] = {
         MiniCpmV47,
         MiniMaxM3,
         Mistral3,
+        Molmo2,
         Muse,
         Ovis2,
         PaddleOcrVl,

@@ -62,7 +62,7 @@ class EncodedImage:
         support: gives (N, views) bool on the CPU: which views each token is made of; None: the one it lies in. Worked
             out when it is asked for.
         handed: (n, W) what the model's own ``get_image_features`` gives for them, where that is not the stream: its
-            forward makes the stream of it, by a linear map. None: it is.
+            forward makes the stream of it, by a linear map or by adding the same to all. None: it is.
         whole: where all N tokens lie when only some of its views are encoded and ``tokens`` are fewer; else None.
         places: (M,) int64 on the CPU: which of the N the ``tokens`` are, ascending; None as for ``whole``.
     """

@@ -74,12 +74,8 @@ IDEAS = (
         "there is no adapter for that yet, and one can be written (docs/adding_a_family.md)",
         {
             "got_ocr2": "GOT-OCR 2.0 makes its tokens by convolutions behind an encoder whose attention cannot be read",
-            "granite4_vision": "Granite Vision 4 makes its tokens with a Q-Former over windows, for several layers",
             "granite_docling": "Granite Docling sends every picture along a route with another number of tokens",
-            "inkling2": "Inkling 2's language model counts distances between places of the prompt",
-            "inkling2_loop": "Inkling 2's language model counts distances between places of the prompt",
             "inkling_mm_model": "Inkling folds every patch by itself, without attention, and does not say how they lie",
-            "molmo2": "Molmo 2 pools patches by attention, along a table that its processor makes",
             "nemotron_h_omni": "Nemotron Omni has a class without an inner model before a hybrid of Mamba layers",
             "pp_chart2table": "PP-Chart2Table is GOT-OCR 2.0, whose encoder's attention cannot be read",
             "unlimited_ocr": "UnlimitedOCR generates with caches of its own",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -13,47 +12,13 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.attention import Recorder, recording
+from foveate.models.canvas import Canvas, Places
 from foveate.models.encoded import NEWLINE, EncodedImage, Layout, Request, read_sizes, read_tokens
 from foveate.models.memo import once
 from foveate.models.towers import Reading, TowerFamily
 from foveate.models.view_store import picking, putting
 from foveate.patches import Patch
 from foveate.tokens import Geometry, VisualTokens
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """How one image was cut: the resolution it was fitted into, and where its pixels lie on it.
-
-    Args:
-        image: (height, width) of the original, pixels.
-        grid: (rows, columns) of crops.
-        fitted: (height, width) of the resized image on the canvas, pixels.
-        offset: (top, left) padding before it, pixels.
-    """
-
-    image: tuple[int, int]
-    grid: tuple[int, int]
-    fitted: tuple[int, int]
-    offset: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where the patches of an image stand among its n placeholders, and lie in the picture.
-
-    Args:
-        patches: (N,) int64: which placeholders carry one.
-        order: (N,) int64 on the CPU: which of all views' patches it is.
-        geometry: of the N.
-        slots, lines: see ``EncodedImage``.
-    """
-
-    patches: Tensor
-    order: Tensor
-    geometry: Geometry
-    slots: Tensor
-    lines: Tensor
 
 
 class LlavaNext(TowerFamily):
@@ -84,13 +49,27 @@ class LlavaNext(TowerFamily):
                 vision_feature_select_strategy=inputs.get("vision_feature_select_strategy"),
                 return_dict=True,
             )
-        first = [sum(views[:number]) * self.tower.side**2 for number in range(len(views))]
+        first = [sum(views[:number]) * self.side**2 for number in range(len(views))]
         released = request.layout == "released"
         projected = torch.cat(record.projected).split(views) if released else [None] * len(views)
         return [
             self._image(canvas, stream, full, record, start)
             for canvas, stream, full, start in zip(canvases, output.pooler_output, projected, first, strict=True)
         ]
+
+    @property
+    def side(self) -> int:
+        """Tokens along a view's side."""
+        return self.tower.side
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a token's side."""
+        return int(self.config.vision_config.patch_size)
+
+    def sources(self, order: Tensor) -> Tensor:
+        """(N,) tokens, counted through all views, to (N,) or (N, m): the encoder's patches that each stands for."""
+        return order
 
     def _refuse_cls(self, reading: Reading) -> None:
         if self.tower.read == "cls" and reading.strategy == "full":
@@ -163,7 +142,8 @@ class LlavaNext(TowerFamily):
             order = torch.arange(full.shape[0] * full.shape[1], device="cpu")
             geometry = self._geometry(canvas, order, device)
             return EncodedImage(read_tokens(record, full.flatten(0, 1), geometry, start + order), len(places.slots))
-        tokens = read_tokens(record, stream[places.patches], places.geometry, start + places.order, full_grid=False)
+        sources = self.sources(start + places.order)
+        tokens = read_tokens(record, stream[places.patches], places.geometry, sources, full_grid=False)
         return EncodedImage(tokens, len(places.slots), places.slots, places.lines, stream)
 
     def _places(self, canvas: Canvas, device: torch.device) -> Places:
@@ -183,7 +163,7 @@ class LlavaNext(TowerFamily):
         return int((self._stream_sources(self._canvas(image)) == NEWLINE).sum())
 
     def tokens_of_views(self, image: tuple[int, int], tokens: int) -> list[int]:
-        if tokens == self.tower.side**2:  # one of several pictures, which is not cut
+        if tokens == self.side**2:  # one of several pictures, which is not cut
             return [tokens]
         support = self._support(self._canvas(image))
         found: list[int] = support[support.sum(dim=1) == 1].sum(dim=0).tolist()
@@ -193,7 +173,7 @@ class LlavaNext(TowerFamily):
         """(N, views) bool: which views each token of an image in crops is made of."""
         sources = self._stream_sources(canvas)
         views = 1 + canvas.grid[0] * canvas.grid[1]
-        return torch.nn.functional.one_hot(sources[sources >= 0] // self.tower.side**2, views).bool()
+        return torch.nn.functional.one_hot(sources[sources >= 0] // self.side**2, views).bool()
 
     def count_views(self, image: tuple[int, int]) -> int:
         """How many views a picture of (height, width) pixels is cut into."""
@@ -208,7 +188,7 @@ class LlavaNext(TowerFamily):
         """(n,) slots and lines: a line is a row of the canvas and ends with its newline. The base view has none."""
         slots = torch.where(newline, NEWLINE, (~newline).cumsum(0) - 1)
         lines = newline.long().cumsum(0) - newline.long()
-        lines[: self.tower.side**2] = -1
+        lines[: self.side**2] = -1
         return slots, lines
 
     def _stream_sources(self, canvas: Canvas) -> Tensor:
@@ -218,18 +198,18 @@ class LlavaNext(TowerFamily):
         """
         views = 1 + canvas.grid[0] * canvas.grid[1]
         # float64 holds every index exactly
-        indices = torch.arange(views * self.tower.side**2, dtype=torch.float64, device="cpu")
+        indices = torch.arange(views * self.side**2, dtype=torch.float64, device="cpu")
         return self._pack(indices[:, None], canvas, **self.packing)[:, 0].long()
 
     def _pack(self, values: Tensor, canvas: Canvas, **options: Any) -> Tensor:
         """(views * patches, d) to (n, d), as stock packing treats features; newlines become ``NEWLINE``."""
-        packed, _ = self.base.pack_image_features(
-            [values.view(-1, self.tower.side**2, values.shape[-1])],
+        packed = self.base.pack_image_features(
+            [values.view(-1, self.side**2, values.shape[-1])],
             torch.tensor([canvas.image], device="cpu"),
             image_newline=values.new_full(values.shape[-1:], float(NEWLINE)),
             **options,
         )
-        found: Tensor = packed[0]
+        found: Tensor = packed[0][0] if isinstance(packed, tuple) else packed[0]  # their lengths go along, mostly
         return found
 
     def _canvas(self, image: tuple[int, int]) -> Canvas:
@@ -255,7 +235,7 @@ class LlavaNext(TowerFamily):
             cells: (n, 4) float64: what the last n stand for, (x0, y0, x1, y1) in patches of the whole canvas; by
                 default each stands for itself.
         """
-        side, size = self.tower.side, self.config.vision_config.image_size
+        side, size = self.side, self.config.vision_config.image_size
         view, place = order // side**2, order % side**2
         row, column = place // side, place % side
         corners = torch.stack([column, row, column + 1, row + 1], dim=1).double()
@@ -289,7 +269,7 @@ class LlavaNext(TowerFamily):
         Crops lie ``image_size`` pixels apart, and their patches need not fill them: 27 x 14 of 384 pixels leave 6 at
         the right and lower edge that no patch sees.
         """
-        side, vision = self.tower.side, self.config.vision_config
+        side = self.side
         cells = cells.round(decimals=6)  # a start that is all but on a border is on it
         crops = torch.cat([(cells[:, :2] / side).floor(), (cells[:, 2:] / side).ceil() - 1], dim=1)
-        return crops * vision.image_size + (cells - crops * side) * vision.patch_size
+        return crops * self.config.vision_config.image_size + (cells - crops * side) * self.cell

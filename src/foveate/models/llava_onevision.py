@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.attention import Recorder, recording
+from foveate.models.canvas import Canvas
 from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry, grid_places, read_tokens
-from foveate.models.llava_next import Canvas, LlavaNext
+from foveate.models.llava_next import LlavaNext
 from foveate.models.towers import Tower
 from foveate.tokens import Geometry, VisualTokens
 

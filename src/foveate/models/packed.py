@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.attention import handing, projecting, recording, tapped_config
+from foveate.attention import Read, handing, projecting, recording, tapped_config
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kind, Request, grid_geometry, read_tokens, recorder_for
 from foveate.models.frame_labels import frame_labels
@@ -35,6 +35,8 @@ class PackedFamily(Family):
     """Where its attention stands in a layer; it goes through transformers' attention functions."""
     reader_at: ClassVar[str] = "visual.merger"
     """Where in the inner model that stands which the last features go into, or its last norm (``reads_output``)."""
+    read: ClassVar[Read] = "received"
+    """Which of that attention is read; with a class token before the patches of every image, its row."""
     timed: ClassVar[bool] = False
     """Whether a time is written beside every frame of a video: a label, which guides nothing."""
 
@@ -139,7 +141,7 @@ class PackedFamily(Family):
             )
         recorder = recorder_for(
             request,
-            "received",
+            self.read,
             self.attention,
             project=self.reader,
             patches=self.handed(grids),
