@@ -194,6 +194,7 @@ def test_totals_and_scales_are_as_written(samples):
                 seen["total"] += 1
             elif isinstance(paper, (Bars, Line)):
                 lying = isinstance(paper, Bars) and paper.lying
+                assert len(set(paper.values)) > 1
                 for i, value in enumerate(paper.values):
                     _x0, y0, x1, y1 = panel.box(f"drawn:{i}")
                     assert words[f"label:{i}"].text.lower() == paper.labels[i]
