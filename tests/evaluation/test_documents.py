@@ -18,7 +18,7 @@ from foveate.evaluation.documents.page import SIDES
 from foveate.evaluation.documents.panel import LARGE, SMALL, Word, luminance
 from foveate.evaluation.documents.papers import PAPERS, Bars, Form, Line, Receipt, Screen, Sign, Table
 from foveate.evaluation.documents.sample import SPLITS, Sample
-from foveate.evaluation.documents.words import POOLS, VOCABULARY, accepted, numbers
+from foveate.evaluation.documents.words import POOLS, QUESTION_WORDS, VOCABULARY, accepted, numbers
 from foveate.evaluation.scenes.world import COLORS
 
 COUNT = 280
@@ -194,6 +194,7 @@ def test_totals_and_scales_are_as_written(samples):
                 seen["total"] += 1
             elif isinstance(paper, (Bars, Line)):
                 lying = isinstance(paper, Bars) and paper.lying
+                assert len(set(paper.values)) > 1
                 for i, value in enumerate(paper.values):
                     _x0, y0, x1, y1 = panel.box(f"drawn:{i}")
                     assert words[f"label:{i}"].text.lower() == paper.labels[i]
@@ -334,7 +335,8 @@ def test_words_are_few_and_no_word_is_twice_on_a_page(samples):
             assert re.fullmatch(r"\d{1,3}", question.answers[0]) or question.answers[0] in VOCABULARY
             assert question.text[0].isupper() and question.text.endswith("?") and "  " not in question.text
             assert len(set(question.answers)) == len(question.answers)
-    assert len(spoken) < 250
+    assert not set(QUESTION_WORDS) & set(VOCABULARY) and len(VOCABULARY) + len(QUESTION_WORDS) < 220
+    assert set(QUESTION_WORDS) <= spoken <= {*QUESTION_WORDS, *VOCABULARY}
 
 
 def test_every_kind_of_document_and_question_is_there(samples):
@@ -430,8 +432,11 @@ def test_splits_and_seeds_differ():
 
 def test_smaller_pictures_can_be_asked_for():
     for index in range(42):
-        sample = make_sample("train", 0, index, most=288)
-        assert max(sample.picture.size) <= 288 and sample.questions
+        sample = make_sample("train", 0, index, most=224)
+        assert max(sample.picture.size) <= 224 and sample.questions
+    for most in (223, 673):
+        with pytest.raises(ValueError, match=f"at most 224 to 672 pixels, got {most}"):
+            make_sample("train", 0, 0, most=most)
     assert (
         make_sample("train", 0, 0, clutter=True).page.clutter
         and not make_sample("train", 0, 1, clutter=False).page.clutter

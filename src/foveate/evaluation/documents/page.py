@@ -27,6 +27,8 @@ _CONTRAST = 55
 #: Of cluttered pictures, the part that has one document with many entries; the others have two to four documents.
 _DENSE = 0.3
 _TRIES = 400
+#: There are documents that fit no smaller page.
+_LEAST_MOST = 224
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,13 @@ def compose(rng: np.random.Generator, clutter: bool, first: int, families: Seque
         clutter: one document with few entries, or several documents, or one with many entries.
         first: which kind of document is there for certain, its place in ``PAPERS``.
         families: of fonts.
-        most: of pixels a side.
+        most: of pixels a side, at least 224.
+
+    Raises:
+        ValueError: ``most`` is out of range.
     """
+    if not _LEAST_MOST <= most <= SIDES[1]:
+        raise ValueError(f"pages have sides of at most {_LEAST_MOST} to {SIDES[1]} pixels, got {most}")
     for attempt in range(_TRIES):
         page = _attempt(rng, clutter, first, families, most, small=attempt >= _TRIES // 4)
         if page is not None:
@@ -82,19 +89,19 @@ def compose(rng: np.random.Generator, clutter: bool, first: int, families: Seque
 def _attempt(
     rng: np.random.Generator, clutter: bool, first: int, families: Sequence[str], most: int, small: bool
 ) -> Page | None:
-    """A page, or None when what was drawn does not fit. With ``small``, all text is."""
+    """A page, or None when what was drawn does not fit. With ``small``, everything is small, and little of it there."""
     dense = clutter and bool(rng.random() < _DENSE)
     kinds = [PAPERS[first]]
     if clutter and not dense:
         others = [i for i in range(len(PAPERS)) if i != first]
-        kinds += [PAPERS[i] for i in rng.choice(others, int(rng.integers(1, 4)), replace=False)]
+        kinds += [PAPERS[i] for i in rng.choice(others, 1 if small else int(rng.integers(1, 4)), replace=False)]
     supply = Supply(rng)
     papers, panels = [], []
     for kind in kinds:
         low, high = kind.dense if dense else kind.sparse
-        paper = kind.compose(supply, int(rng.integers(low, high + 1)))
-        sizes = SMALL if small or rng.random() < (0.65 if clutter else 0.5) else LARGE
-        look = _look(rng, kind, families, int(rng.integers(sizes[0], sizes[1] + 1)))
+        paper = kind.compose(supply, low if small else int(rng.integers(low, high + 1)))
+        least, largest = SMALL if rng.random() < (0.65 if clutter else 0.5) else LARGE
+        look = _look(rng, kind, families, SMALL[0] if small else int(rng.integers(least, largest + 1)))
         panel = Panel(look, rng)
         paper.lay(panel)
         papers.append(paper)

@@ -46,6 +46,16 @@ VOCABULARY: tuple[str, ...] = (
     *(word for pool in POOLS.values() for word in pool), *LABELS, *COLORS, "left", "right", "up",
 )  # fmt: skip
 
+#: Every other word that questions are made of.
+QUESTION_WORDS: tuple[str, ...] = (
+    "a", "above", "app", "at", "away", "bar", "begin", "below", "bottom", "bus", "button", "cost", "costs",
+    "does", "end", "far", "farther", "farthest", "field", "first", "for", "form", "from", "has", "have",
+    "higher", "highest", "how", "in", "is", "just", "larger", "largest", "last", "least", "less", "line",
+    "lower", "lowest", "more", "most", "much", "nearer", "nearest", "number", "of", "on", "or", "place",
+    "point", "receipt", "row", "screen", "second", "set", "sign", "smaller", "smallest", "table", "the",
+    "thing", "third", "tick", "to", "top", "value", "way", "what", "where", "which", "who", "written",
+)  # fmt: skip
+
 
 def accepted(word: str) -> tuple[str, ...]:
     """What counts as right where a word is the answer: days and months may be written out."""

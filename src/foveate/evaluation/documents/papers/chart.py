@@ -39,9 +39,10 @@ class Chart(Paper):
             return cls(tuple(labels), tuple(numbers(rng, len(labels))), 0, 0, **more)
         lines = int(rng.integers(_LINES[0], _LINES[1] + 1))
         step = int(rng.choice(STEPS))
-        return cls(
-            tuple(labels), tuple(int(step * k) for k in rng.integers(1, lines + 1, len(labels))), step, lines, **more
-        )
+        heights = rng.integers(1, lines + 1, len(labels))
+        while len(set(heights)) == 1:  # nothing could be asked about
+            heights = rng.integers(1, lines + 1, len(labels))
+        return cls(tuple(labels), tuple(int(step * height) for height in heights), step, lines, **more)
 
     @property
     def top(self) -> int:
