@@ -25,7 +25,7 @@ from foveate.attention import recording
 from foveate.calibration import Calibration, bias_of
 from foveate.delivery import Delivery, delivering
 from foveate.llm_layers import watching
-from foveate.models.base import is_stock
+from foveate.models.stock import is_stock
 from foveate.positions import following, position_ids
 from foveate.prompts import Plan, Prompt, cached_length, make_plan, remember, whole_plan
 from foveate.pruned_call import PrunedCall, Rows, require_scores_finite

@@ -15,8 +15,9 @@ import torch
 
 from foveate.arguments import cache_in
 from foveate.attention import suspended, untraced
-from foveate.models.base import Family, is_stock
+from foveate.models.base import Family
 from foveate.models.encoded import Kept, Kind
+from foveate.models.stock import is_stock
 from foveate.prompts import cached_length, is_remembered
 from foveate.views import PromptView
 

@@ -27,10 +27,11 @@ SAME_ENCODER = {"glm4v_moe", "qwen3_vl_moe", "cohere2_vision"}
 UNMEASURED = {
     "cohere_compass", "cosmos3_edge", "cosmos3_omni", "deepseek_vl", "deepseek_vl_hybrid", "dots3_note",
     "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "gemma3n", "gemma4", "gemma4_unified", "glm46v", "glm5_next",
-    "glm_ocr", "glmga", "hyperclovax_vision_v2", "kimi_k25", "lfm2_vl", "lfm3_vl", "lighton_ocr", "llama4",
-    "llava_next_video", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "mistral_large4",
-    "muse_glimmer", "muse_spark", "paddleocr_vl", "perception_lm", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_5",
-    "qwen3_5_moe", "qwen3_omni_moe_thinker", "shieldgemma2", "video_llama_3", "vipllava",
+    "glm_ocr", "glmga", "granite4_vision", "hunyuan_vl", "hy_v4_vl", "hyperclovax_vision_v2", "inkling2",
+    "inkling2_loop", "janus", "kimi_k25", "lfm2_vl", "lfm3_vl", "lighton_ocr", "llama4", "llava_next_video",
+    "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "mistral_large4", "molmo2", "muse_glimmer",
+    "muse_spark", "paddleocr_vl", "perception_lm", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_5", "qwen3_5_moe",
+    "qwen3_omni_moe_thinker", "qwen4_exp", "shieldgemma2", "step3p7", "video_llama_3", "video_llava", "vipllava",
 }  # fmt: skip
 """Families of which no shape is written down: what reading their encoder costs has not been measured."""
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from foveate.models import Family, family_for
-from foveate.models.base import accepted
+from foveate.models.stock import accepted
 
 PAD, BOS, TAG, BREAK, END, START, VIDEO, IMAGE = range(8)
 IDS = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -267,34 +266,9 @@ class Family(ABC):
         return look_up(self.model.get_input_embeddings(), ids)
 
 
-def require_encoded_apart(title: str, base: nn.Module) -> None:
-    """Raises ValueError where a class's forward takes no encoded images from outside (before 5.18): for families whose
-    class fails by itself in older versions."""
-    if "mm_encoder_outputs" not in inspect.signature(base.forward).parameters:
-        raise ValueError(
-            f"{title}: the model of this transformers fails by itself (static caches, decoding without a cache); it is "
-            "known to work from 5.19 on: upgrade transformers, or use no pruner"
-        )
-
-
 def look_up(table: nn.Module, ids: Tensor) -> Tensor:
     """(T,) ids to the (T, D) rows of an embedding table."""
     device = next(table.parameters()).device
     # Offloaded weights are nowhere until accelerate's hook loads them; it moves the ids to where it does.
     rows: Tensor = table(ids if device.type == "meta" else ids.to(device))
     return rows
-
-
-def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a function names, without those that are None.
-
-    One that transformers did not write may pass on what it does not name, and gets them all.
-    """
-    names = inspect.signature(function).parameters
-    passes = not is_stock(function) and any(one.kind is one.VAR_KEYWORD for one in names.values())
-    return {name: value for name, value in arguments.items() if (name in names or passes) and value is not None}
-
-
-def is_stock(function: Callable[..., Any]) -> bool:
-    """Whether transformers itself wrote a function, rather than a checkpoint's repository or a user."""
-    return str(getattr(function, "__module__", "")).startswith("transformers.")

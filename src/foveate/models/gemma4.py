@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import Recorder, projecting, recording, tapped_config
-from foveate.models.base import Family, require_encoded_apart
+from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kind, Request, grid_geometry, read_tokens, recorder_for
 from foveate.models.padded import require_patches, unpadded
 from foveate.models.squares import square_sources
+from foveate.models.stock import require_encoded_apart
 from foveate.models.tiles import runs_of
 from foveate.patches import Patch
 

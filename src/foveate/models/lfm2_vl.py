@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import handing, recording, skippable, tapped_config
-from foveate.models.base import Family, require_encoded_apart
+from foveate.models.base import Family
 from foveate.models.encoded import (
     EncodedImage,
     Request,
@@ -23,6 +23,7 @@ from foveate.models.encoded import (
 )
 from foveate.models.padded import require_patches, unpadded
 from foveate.models.squares import square_sources
+from foveate.models.stock import require_encoded_apart
 from foveate.models.tiles import around, arrangements
 from foveate.models.views_in_prompt import Run, marked_runs, pictures, whole_last
 from foveate.patches import Patch

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from foveate.attention import recording
-from foveate.models.base import accepted
 from foveate.models.encoded import STAYS, EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.pixtral import encode_packed, row_marks
 from foveate.models.squares import stacked
+from foveate.models.stock import accepted
 from foveate.models.towers import PIXTRAL, TOWERS, Reading, Tower, TowerFamily
 from foveate.tokens import Geometry
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from foveate.attention import projecting, recording
-from foveate.models.base import accepted
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.llava_next import LlavaNext
 from foveate.models.squares import square_sources
+from foveate.models.stock import accepted
 from foveate.patches import Patch
 
 

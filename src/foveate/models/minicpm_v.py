@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.attention import projecting, recording, tapped_config
-from foveate.models.base import Family, accepted
+from foveate.models.base import Family
 from foveate.models.encoded import (
     EncodedImage,
     Request,
@@ -20,6 +20,7 @@ from foveate.models.encoded import (
     tile_boxes,
 )
 from foveate.models.squares import square_sources
+from foveate.models.stock import accepted
 from foveate.models.views_in_prompt import (
     ADJACENT,
     NEXT_LINE,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.models.base import accepted
 from foveate.models.encoded import Rope
 from foveate.models.packed import PackedFamily
+from foveate.models.stock import accepted
 
 
 class PackedRopeFamily(PackedFamily):

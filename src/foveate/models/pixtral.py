@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from foveate.attention import recording
-from foveate.models.base import accepted
 from foveate.models.encoded import EncodedImage, Request, grid_geometry, read_sizes, read_tokens
 from foveate.models.squares import square_sources
+from foveate.models.stock import accepted
 from foveate.models.towers import Tower
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from foveate.attention import Recorder, recording
-from foveate.models.base import accepted
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens, tile_boxes
 from foveate.models.squares import clipped, square_sources, stacked
+from foveate.models.stock import accepted
 from foveate.models.towers import TowerFamily
 from foveate.tokens import Geometry
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from foveate.attention import recording
-from foveate.models.base import accepted
 from foveate.models.encoded import STAYS, EncodedImage, Kept, Kind, Request, read_tokens
 from foveate.models.llava import Llava
 from foveate.models.squares import stacked
+from foveate.models.stock import accepted
 from foveate.models.towers import Tower
 from foveate.patches import Patch
 
