@@ -129,6 +129,7 @@ def _run(pipe: Any, environment: dict[str, str], model: str, options: dict[str, 
     try:
         from vllm import LLM
 
+        gc.freeze()  # starting an engine collects five times, and goes through all that was imported every time
         llm = LLM(model, **options)
     except BaseException:
         pipe.recv()
@@ -144,6 +145,7 @@ def _run(pipe: Any, environment: dict[str, str], model: str, options: dict[str, 
             if what == "load":
                 llm = None
                 gc.collect()
+                gc.freeze()
                 llm = LLM(args[0], **args[1])
                 what = "ready"
             pipe.send(("value", _answer(llm, what, args)))
