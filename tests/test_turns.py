@@ -37,6 +37,9 @@ class Words:
     def text(self, ids: tuple[int, ...]) -> str:
         return "".join(self.known[one] for one in ids)
 
+    def decode(self, ids: list[int]) -> str:
+        return self.text(tuple(ids))
+
 
 class Processor:
     def __init__(self, template: Callable[[Messages, bool], str], offsets: bool = True) -> None:
@@ -116,6 +119,7 @@ def test_templates(name: str) -> None:
     turns = turns_of(processor)
     assert {processor.tokenizer.text(one) for one in turns.starts} == starts
     assert {processor.tokenizer.text(one) for one in turns.ends} == ends
+    assert {processor.tokenizer.text((one,)) for one in turns.blank} == {" ", "\n"}
     assert not turns.named
 
 

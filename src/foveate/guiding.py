@@ -102,9 +102,9 @@ class Guide:
     """Says for each image of a batch of prompts which text guides its selection.
 
     With ``text_span="turn"`` it is the text of the image's own user turn, before and after the image, without marks and
-    role names. Where that turn has none (a picture sent alone), it is the next user turn that has some. With
-    ``"prompt"``, as in AdaFV's released code, it is all that follows the image, to the prompt's end. Where neither
-    finds any, the row's other text guides, with a warning.
+    role names. Where that turn has none (a picture sent alone, whatever blank lines stand around it), it is the next
+    user turn that has some. With ``"prompt"``, as in AdaFV's released code, it is all that follows the image, to the
+    prompt's end. Where neither finds any, the row's other text guides, with a warning.
 
     Args:
         ids: (B, S) int64 on the CPU, negative where a token is not known.
@@ -123,8 +123,10 @@ class Guide:
         self.turns = turns
         self.text_span = text_span
         self.answer = torch.zeros_like(text) if answer is None else answer
-        known = torch.tensor(sorted(turns.special), dtype=ids.dtype, device="cpu")
-        self.special = torch.isin(ids, known)
+        self.special, self.blank = (
+            torch.isin(ids, torch.tensor(sorted(known), dtype=ids.dtype, device="cpu"))
+            for known in (turns.special, turns.blank)
+        )
         self._marks: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
         self._found: dict[tuple[int, int], GuidingText] = {}
 
@@ -148,13 +150,15 @@ class Guide:
         if self.text_span == "prompt":
             behind = np.arange(len(everything)) > last
             candidates = [asked & behind, everything & behind]
+            said = everything
         else:
             worded = ~self.special.numpy()[row]
             own, *later = self._turns_from(row, first, last)
             candidates = [asked & worded & self._between(row, own)]
             candidates += [asked & worded & self._between(row, turn) for turn in later]
             candidates.append(everything & worded & self._between(row, own))
-        found = next((one for one in candidates if one.any()), None)
+            said = ~self.blank.numpy()[row]
+        found = next((one for one in candidates if (one & said).any()), None)
         if found is None:
             found = everything
             if not found.any():

@@ -9,6 +9,8 @@ from typing import Any
 
 ASKED, ANSWERED, ASKED_AGAIN, TOLD = "walrus", "teapot", "giraffe", "lantern"
 """Words to find in a rendered conversation; every tokenizer writes them without a mark of its own."""
+BLANKS = (" ", "  ", "\n", "\n\n", "\n\n\n", "\n\n\n\n", " \n", " \n\n")
+"""What templates and processors write between an image's marks and words: several may be one token."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Turns:
         ends: sequences that end one.
         special: ids that are marks and no words, wherever they stand.
         named: whether the caller named the ends, and so wants to hear when none is there.
+        blank: ids of nothing but spaces and line ends, which templates and processors write around images.
     """
 
     starts: tuple[tuple[int, ...], ...] = ()
     ends: tuple[tuple[int, ...], ...] = ()
     special: frozenset[int] = frozenset()
     named: bool = False
+    blank: frozenset[int] = frozenset()
 
 
 def turns_of(processor: Any) -> Turns:
@@ -68,7 +72,8 @@ def turns_of(processor: Any) -> Turns:
     if not found["ends"]:
         raise ValueError("the end of a user's turn has no tokens of its own in this template; give turn_end yourself")
     special = special_ids(tokenizer)
-    return Turns(found["starts"] + _behind_system(processor, tokenizer, special), found["ends"], special)
+    starts = found["starts"] + _behind_system(processor, tokenizer, special)
+    return Turns(starts, found["ends"], special, blank=blank_ids(tokenizer))
 
 
 def _behind_system(processor: Any, tokenizer: Any, special: frozenset[int]) -> tuple[tuple[int, ...], ...]:
@@ -96,6 +101,13 @@ def turn_end(processor: Any) -> tuple[tuple[int, ...], ...]:
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """The ids that a tokenizer calls special."""
     return frozenset(int(one) for one in getattr(tokenizer, "all_special_ids", ()))
+
+
+def blank_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids by which a tokenizer writes spaces and line ends that stand by themselves."""
+    written = {token for blank in BLANKS for token in tokenizer(blank, add_special_tokens=False)["input_ids"]}
+    # Unknown ones among them are read back as something else.
+    return frozenset(token for token in written - special_ids(tokenizer) if not tokenizer.decode([token]).strip())
 
 
 @functools.lru_cache(maxsize=64)

@@ -248,6 +248,9 @@ def _qwen(processor: Any, videos: Any, patch: int, known: Sequence[str] = WORDS)
     images = Qwen2VLImageProcessor(size=pixels, patch_size=patch)
     words = tokenizer(QWEN_MARK[1], "<|video_pad|>", (QWEN_MARK[0], QWEN_MARK[2]), words=known)
     template = TEMPLATE.format(image=" ".join(QWEN_MARK))
+    if known is LETTERS:  # a blank is a token there: as on the hub, none stands between marks and a user's words
+        bare = TEMPLATE.replace("{image} ", "{image}").replace(" </s> ", "</s> ")
+        template = bare.format(image="".join(QWEN_MARK))
     return processor(images, words, videos(size=pixels, patch_size=patch), chat_template=template)
 
 

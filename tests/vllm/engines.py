@@ -129,6 +129,7 @@ def _run(pipe: Any, environment: dict[str, str], model: str, options: dict[str, 
     try:
         from vllm import LLM
 
+        gc.freeze()  # starting an engine collects five times, and goes through all that was imported every time
         llm = LLM(model, **options)
     except BaseException:
         pipe.recv()
@@ -137,11 +138,14 @@ def _run(pipe: Any, environment: dict[str, str], model: str, options: dict[str, 
     while True:
         what, args = pipe.recv()
         if what == "stop":
+            if options.get("distributed_executor_backend") is None:
+                os._exit(0)  # taking a model down tensor by tensor takes seconds, and nobody else holds on to it
             return
         try:
             if what == "load":
                 llm = None
                 gc.collect()
+                gc.freeze()
                 llm = LLM(args[0], **args[1])
                 what = "ready"
             pipe.send(("value", _answer(llm, what, args)))

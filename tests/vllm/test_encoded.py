@@ -88,19 +88,27 @@ def test_choices_are_those_of_transformers(name: str, process: Process, tmp_path
     agree(*family.ask([CASES["one"]], {"method": "adafv"}), family.expected(CASES["one"], "adafv", 0.25))  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("name", ["llava-clip", "qwen2_5_vl"])
-def test_two_ranks(name: str, installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every rank of the tower hands over the same."""
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+SPLITS = [
+    ("llava-clip", "tensor_parallel_size"),
+    ("qwen2_5_vl", "tensor_parallel_size"),
+    ("llava-clip", "pipeline_parallel_size"),
+]
+
+
+@pytest.mark.parametrize("name, split", SPLITS)
+def test_two_ranks(name: str, split: str, installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, each with half of every layer, or half of the layers, answer as one; and every rank of a tower
+    hands over the same."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each
     folder = checkpoints.write(name, tmp_path)
-    engine = Engine(
-        str(folder), hf_overrides=serving.options("ramp", keep=0.25), distributed_executor_backend="mp",
-        tensor_parallel_size=2, **OPTIONS,
-    )  # fmt: skip
+    options = serving.options("ramp", keep=0.25, methods=("adafv", "visionzip"), feature_cache_mib=16)
+    engine = Engine(str(folder), hf_overrides=options, distributed_executor_backend="mp", **{split: 2}, **OPTIONS)
     try:
-        engine.call(profile)
+        engine.call(profile)  # without it vLLM's second stage on a CPU has nowhere to put what it receives
         family = served(name, folder, engine)
-        for one, case in zip(family.ask(list(CASES.values()), None), CASES.values(), strict=True):
-            agree(one, family.expected(case, "ramp", 0.25))
+        for method, keep in (("ramp", 0.25), ("adafv", 1.0), ("adafv", 0.25), ("visionzip", 5)):
+            told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
+            for one, case in zip(told, CASES.values(), strict=True):
+                agree(one, family.expected(case, method, keep))
     finally:
         engine.close()

@@ -535,30 +535,3 @@ def test_chunked_prefill(chunked: Served, keep: float) -> None:
             assert bool(one.cached) == (time == 1 and one.prompt > BLOCK)
         if not time:
             assert any(one.prompt > CHUNK for one in told)
-
-
-SPLITS = [
-    ("llava-clip", "tensor_parallel_size"),
-    ("qwen2_5_vl", "tensor_parallel_size"),
-    ("llava-clip", "pipeline_parallel_size"),
-]
-
-
-@pytest.mark.parametrize("name, split", SPLITS)
-def test_two_ranks(name: str, split: str, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes, each with half of every layer, or half of the layers, answer as one."""
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each
-    folder = folders(name)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    engine = Engine(
-        str(folder), hf_overrides=PRUNING, distributed_executor_backend="mp", **{split: 2}, **OPTIONS
-    )  # fmt: skip
-    try:
-        engine.call(profile)  # without it vLLM's second stage on a CPU has nowhere to put what it receives
-        family = Served(name, folder, model, AutoProcessor.from_pretrained(folder), engine)
-        for method, keep in (("adafv", 1.0), ("adafv", 0.25), ("visionzip", 5)):
-            told = family.ask(list(CASES.values()), {"keep": keep, "method": method})
-            for one, case in zip(told, CASES.values(), strict=True):
-                agree(one, family.expected(case, method, keep))
-    finally:
-        engine.close()

@@ -5,6 +5,7 @@ What is expected is written by hand: the words of the question, as the tokenizer
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,19 +40,22 @@ def assistant(text: str) -> Message:
 
 
 SYSTEM: Message = ("system", ("the biggest object is a car",))
-LAYOUTS: dict[str, tuple[tuple[Message, ...], tuple[str, ...]]] = {
-    "behind": ((user(IMAGE, CAT),), (CAT,)),
-    "in front": ((user(CAT, IMAGE),), (CAT,)),
-    "on both sides": ((user(CAT, IMAGE, DOG),), (CAT + " " + DOG,)),
-    "after a system prompt": ((SYSTEM, user(CAT, IMAGE)), (CAT,)),
-    "in the next message": ((user(IMAGE), assistant("yes"), user(CAT)), (CAT,)),
-    "in the first message with text": ((user(IMAGE), assistant("yes"), user(CAT), assistant("no"), user(DOG)), (CAT,)),
-    "in its own turn": ((user(CAT, IMAGE), assistant("no"), user(DOG)), (CAT,)),
-    "of a later picture": ((user(DOG), assistant("red"), user(CAT, IMAGE), assistant("no"), user(SIGN)), (CAT,)),
-    "of each picture": ((user(CAT, IMAGE), assistant("no"), user(IMAGE, DOG)), (CAT, DOG)),
-    "of two pictures at once": ((user(IMAGE, CAT, IMAGE, DOG),), (CAT + " " + DOG,) * 2),
+LAYOUTS: dict[str, tuple[tuple[Message, ...], tuple[tuple[str, ...], ...]]] = {
+    "behind": ((user(IMAGE, CAT),), ((CAT,),)),
+    "in front": ((user(CAT, IMAGE),), ((CAT,),)),
+    "on both sides": ((user(CAT, IMAGE, DOG),), ((CAT, DOG),)),
+    "after a system prompt": ((SYSTEM, user(CAT, IMAGE)), ((CAT,),)),
+    "in the next message": ((user(IMAGE), assistant("yes"), user(CAT)), ((CAT,),)),
+    "in the first message with text": (
+        (user(IMAGE), assistant("yes"), user(CAT), assistant("no"), user(DOG)),
+        ((CAT,),),
+    ),
+    "in its own turn": ((user(CAT, IMAGE), assistant("no"), user(DOG)), ((CAT,),)),
+    "of a later picture": ((user(DOG), assistant("red"), user(CAT, IMAGE), assistant("no"), user(SIGN)), ((CAT,),)),
+    "of each picture": ((user(CAT, IMAGE), assistant("no"), user(IMAGE, DOG)), ((CAT,), (DOG,))),
+    "of two pictures at once": ((user(IMAGE, CAT, IMAGE, DOG),), ((CAT, DOG),) * 2),
 }
-"""Messages, and the text that guides the selection of each picture."""
+"""Messages, and the pieces of text that guide the selection of each picture."""
 
 
 @dataclass
@@ -61,10 +65,12 @@ class Front:
     Args:
         processor: transformers'.
         ours: vLLM's, with pruning on.
+        around: what the model's processor writes around every picture, which stands among the text: blank lines.
     """
 
     processor: Any
     ours: Any
+    around: Sequence[int] = ()
 
     def ids(self, text: str) -> list[int]:
         found: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -78,11 +84,19 @@ class Front:
         text: str = self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False)
         return self.ids(text)
 
+    @property
+    def image(self) -> int:
+        """What stands for a picture in a prompt, before its tokens are laid out: Llama 4's is none of these."""
+        found: int = self.processor.image_token_id
+        return found
+
     def guiding(self, prompt: Sequence[int], images: int = 1, **options: Any) -> list[list[int]]:
-        """The ids that guide the selection of every picture of a prompt."""
+        """The ids that guide the selection of every picture of a prompt, but for what stands around pictures."""
         info = self.ours.info
         pruner = serving.Policy(options=options).pruner("adafv", 0.25)
-        return [list(one) for one in guiding_texts(prompt, images, pruner, info.family, info.turns)]
+        written = self.ours.batches.written(self.ours, prompt, images)
+        found = guiding_texts(written, images, pruner, info.family, info.turns)
+        return [[token for token in one if token not in self.around] for one in found]
 
     def identities(self, prompt: Sequence[int], images: int = 1) -> list[str]:
         """The identity of every picture in vLLM's caches."""
@@ -92,16 +106,20 @@ class Front:
         return hashes
 
 
-def front_of(folder: Any, **options: Any) -> Front:
+def front_of(folder: Any, told: dict[str, Any] | None = None, **options: Any) -> Front:
+    """What an API server has of the model in a folder; ``told``: to its config, beside Foveate's options."""
     load_general_plugins()
-    overrides = serving.options(keep=0.25, **options)
+    overrides = {**serving.options(keep=0.25, **options), **(told or {})}
     config = EngineArgs(str(folder), dtype="float32", hf_overrides=overrides).create_model_config()
     return Front(AutoProcessor.from_pretrained(folder), MULTIMODAL_REGISTRY.create_processor(config))
 
 
 @pytest.fixture(scope="module", params=list(checkpoints.FAMILIES))
 def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Front:
-    return front_of(checkpoints.write(request.param, tmp_path_factory.mktemp(request.param)))
+    # On a CPU it is served with what its pictures' tokens see of each other given up: test_layouts.
+    told = {"is_mm_prefix_lm": False} if request.param == "gemma3" else {}
+    front = front_of(checkpoints.write(request.param, tmp_path_factory.mktemp(request.param)), told)
+    return dataclasses.replace(front, around=front.ids("\n\n")) if told else front
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -110,13 +128,13 @@ def test_the_question_guides_wherever_it_stands(front: Front, layout: str) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = front.guiding(front.prompt(messages), len(texts))
-    assert found == [front.ids(text) for text in texts]
+    assert found == [[one for text in pieces for one in front.ids(text)] for pieces in texts]
 
 
 def test_a_released_span_is_all_that_follows(front: Front) -> None:
     """Special tokens and the opening of the answer too, and none of what stands before."""
     prompt = front.prompt((user(CAT, IMAGE, DOG),))
-    behind = front.ids(DOG + " </s> assistant :")
+    behind = front.ids(DOG + "</s> assistant :")
     assert front.guiding(prompt, text_span="prompt") == [behind]
     end = front.processor.tokenizer.eos_token_id
     assert front.guiding(prompt, text_span="prompt", special_tokens=False) == [[one for one in behind if one != end]]
@@ -124,8 +142,8 @@ def test_a_released_span_is_all_that_follows(front: Front) -> None:
 
 def test_a_prompt_by_hand_needs_no_template(front: Front) -> None:
     """A turn whose end is not written reaches to the prompt's; without role names, to its beginning."""
-    image = front.ours.info.family.image_token_id
-    role, cat, dog = front.ids("<s> user :"), front.ids(CAT), front.ids(DOG)
+    image = front.image
+    role, cat, dog = front.ids("<s> user : "), front.ids(CAT), front.ids(DOG)
     assert front.guiding([*role, *cat, image, *dog]) == [cat + dog]
     assert front.guiding([*cat, image]) == [cat]
     assert front.guiding([image, *dog]) == [dog]
@@ -138,7 +156,7 @@ def test_a_picture_alone_is_guided_by_what_there_is(front: Front) -> None:
 
 
 def test_a_prompt_without_any_text_is_refused(front: Front) -> None:
-    image, special = front.ours.info.family.image_token_id, front.processor.tokenizer
+    image, special = front.image, front.processor.tokenizer
     for prompt in ([image], [special.bos_token_id, image, special.eos_token_id]):
         for span in ("turn", "prompt"):
             with pytest.raises(ValueError, match="adafv reads the question, and there is no text"):
@@ -163,7 +181,9 @@ def test_identity_covers_the_guiding_text_and_nothing_more(front: Front) -> None
         (user(IMAGE), assistant("yes"), user(CAT)),
         (user(IMAGE), assistant("yes"), user(CAT), assistant("no"), user(DOG)),
     ]  # fmt: skip
-    assert len({tuple(front.identities(front.prompt(messages))) for messages in same}) == 1
+    # What stands around a picture stands before or behind the words, or not in their turn.
+    for alike in (same[:1], same[1:5], same[5:]) if front.around else (same,):
+        assert len({tuple(front.identities(front.prompt(messages))) for messages in alike}) == 1
     others = [
         (user(DOG, IMAGE),), (user(IMAGE), assistant("yes"), user(SIGN)), (user(CAT, IMAGE, DOG),),
         (user(DOG), assistant("red"), user(CAT, IMAGE, SIGN)),
@@ -189,7 +209,7 @@ def test_without_a_template_turns_end_with_the_model_s_own_tokens(tmp_path: Any)
     (folder / "chat_template.jinja").unlink()
     bare = front_of(folder)
     assert not bare.ours.info.turns.starts
-    image = bare.ours.info.family.image_token_id
+    image = bare.image
     prompt = [*bare.ids(f"<s> {CAT}"), image, *bare.ids(f"</s> red </s> {DOG}")]
     assert bare.guiding(prompt) == [bare.ids(CAT)]
 
@@ -207,7 +227,7 @@ def test_a_template_of_the_server_s_own(tmp_path: Any) -> None:
         parsed = arguments(str(folder), ["--chat-template", given], {"keep": 0.25})
         assert parsed.hf_overrides["foveate"]["chat_template"] == template
     ours, stock = front_of(folder, chat_template=template), front_of(folder)
-    image = ours.ours.info.family.image_token_id
+    image = ours.image
     prompt = [*ours.ids(f"dog user : {CAT}"), image, *ours.ids("cat sign dog assistant :")]
     assert ours.guiding(prompt) == [ours.ids(CAT)]
     assert stock.guiding(prompt) != [ours.ids(CAT)]
@@ -217,7 +237,7 @@ def test_a_template_of_the_server_s_own(tmp_path: Any) -> None:
 def test_the_bundled_model() -> None:
     """Its template ends a user's turn with the next role's name, which is no special token."""
     front = front_of(bundled.path())
-    image = front.ours.info.family.image_token_id
+    image = front.image
     for text in (f"{CAT} <image>", f"<image> {CAT}", f"{CAT} <image> assistant: yes</s>user: {DOG}"):
         ids = front.ids(f"<s>user: {text} assistant:")
         assert ids.count(image) == 1

@@ -76,12 +76,13 @@ def guiding_texts(
         )
     text = ~_marks(ids, family)
     guide = Guide(ids, text, turns, pruner.text_span)
-    worded = bool((text & ~guide.special).any())
+    worded = bool((text & ~guide.special & ~guide.blank).any())
     found = []
     for spot in spots if worded else ():
         guiding = guide.of(ImageSpan(0, spot[None]))
-        words = guiding.ids if pruner.special_tokens else guiding.ids[~guiding.special]
-        found.append(tuple(words.tolist()))
+        taken = torch.full_like(guiding.special, True) if pruner.special_tokens else ~guiding.special
+        blank = guide.blank[0, guiding.columns]
+        found.append(tuple(guiding.ids[taken].tolist()) if bool((taken & ~blank).any()) else ())
     if not required and not worded:
         return [()] * images
     if required and (not worded or not all(found)):
