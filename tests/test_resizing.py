@@ -228,15 +228,14 @@ def test_eval_command(folder: str, photo: str, tmp_path: Any) -> None:
 def test_bench_beside_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     shape = tiny(shapes.SHAPES["qwen2.5-vl-7b"])
     monkeypatch.setitem(shapes.SHAPES, "qwen2.5-vl-7b", shape)
-    options = ["bench", "--shape", "qwen2.5-vl-7b", "--methods", "saliency,resize", "--keep", "0.5,0.1", "--repeats", 1]
+    options = ["bench", "--shape", "qwen2.5-vl-7b", "--methods", "saliency,resize", "--keep", "0.1", "--repeats", 1]
     options += ["--max-new-tokens", 1, "--clock", "process", "--out", tmp_path, "--json", "--device", "cpu"]
     found = json.loads(call(*options).stdout)
     by = {(one["kind"], one["keep"]): one for one in found["results"]}
-    for keep in (0.5, 0.1):
-        small, pruned = by["resize", keep], by["foveate", keep]
-        assert small["prompt_tokens"] <= pruned["prompt_tokens"] < by["stock", 1.0]["prompt_tokens"]
-        assert small["flops"] < pruned["flops"]  # the encoder has less to do as well
-        assert small["over_bound"] is not None
+    small, pruned = by["resize", 0.1], by["foveate", 0.1]
+    assert small["prompt_tokens"] <= pruned["prompt_tokens"] < by["stock", 1.0]["prompt_tokens"]
+    assert small["flops"] < pruned["flops"]  # the encoder has less to do as well
+    assert small["over_bound"] is not None
     assert ("resize", 1.0) not in by
     assert {one["name"].split(":")[0] for one in found["targets"]} == {"saliency"}
     alone = json.loads(call(*["resize" if one == "saliency,resize" else one for one in options]).stdout)

@@ -200,12 +200,15 @@ def compiled_language_model(model: Any, **options: Any) -> Any:
 
 
 COMPILED = [compiled_whole, compiled_in_place, compiled_forward, compiled_tower, compiled_language_model]
+# Some are compiled and run before a pruner comes: their graphs must not be reused.
+USED = [False, True, True, False, True]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dynamo")
-@pytest.mark.parametrize("used", [False, True])  # compiled and run before a pruner came: its graphs must not be reused
-@pytest.mark.parametrize("compile_it", COMPILED, ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "compile_it, used", zip(COMPILED, USED, strict=True), ids=[function.__name__ for function in COMPILED]
+)
 def test_compiled(compile_it: Any, used: bool) -> None:
     """The eager backend: every graph is captured as for any other, and gives bit for bit what the model gives."""
     name = "llava-clip"
