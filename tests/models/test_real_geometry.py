@@ -41,8 +41,8 @@ ALIKE = {
     "qwen2-vl", "qwen3.5", "qwen2.5-omni", "qwen3-omni", "cohere-compass", "glm-4.6v", "glm-ocr", "glmga",
     "glm-5.3-flash", "hyperclova-x", "smolvlm-2.2b", "qianfan-ocr", "llava-next-video", "granite-vision", "lighton-ocr",
 }  # fmt: skip
-"""Cut as another one of these, which is shown pictures of all sizes. These are shown a few, and not the largest, on which
-an encoder takes seconds."""
+"""Cut as another one of these, which is shown pictures of all sizes. These are shown a few, and not the largest, on
+which an encoder takes seconds."""
 FEW = {(768, 1024), (28, 28)}
 CASES = [
     (name, size)
