@@ -16,6 +16,7 @@ from training.data import IGNORE, NOTHING, View, ahead, make_batch
 from training.model import embeddings, normalise, see
 from training.presets import Preset
 from training.questions import BUDGETS, Packed, budget_of, loss_of_answers, pack, question_mask
+from training.replay import replayed
 from training.runs import learn, log
 from training.views import TOKENS
 from training.vision import Heads, vision_losses
@@ -254,34 +255,12 @@ def train_language(
         facts = {"settled": settled}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
 
-    def batches(first: int) -> Iterator[tuple[list[Asked], np.random.Generator]]:
-        """Fresh pictures and, of those drawn before, some again. At the start, and after a resumption, the memory is
-        filled first."""
-        memory: list[Asked] = []
-        filling = min(stage.batch, preset.memory)
-        tasks = (
-            (
-                preset.seed + 100,
-                _first_scene(step, preset, filling),
-                filling if step < first else preset.fresh,
-                preset.canvases,
-                0.5,
-            )
-            for step in range(first - 1, stage.steps)
-        )
-        for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first - 1):
-            with torch.no_grad(), autocast:
-                pixels = torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)
-                tokens = see(model, normalise(pixels))[1].float()
-            fresh = [
-                Asked(_without_pixels(view), part.flatten(0, 1))
-                for view, part in zip(batch, tokens.split([len(view.pixels) for view in batch]), strict=True)
-            ]
-            rng = np.random.default_rng([preset.seed, 2, step + 1])
-            again = [memory[i] for i in rng.integers(0, len(memory), stage.batch - len(fresh))] if memory else []
-            memory = (memory + fresh)[-preset.memory :]
-            if step >= first:
-                yield fresh + again, rng
+    def show(batch: list[View]) -> list[Asked]:
+        with torch.no_grad(), autocast:
+            pixels = torch.cat([torch.from_numpy(view.pixels) for view in batch]).to(device)
+            tokens = see(model, normalise(pixels))[1].float()
+        parts = tokens.split([len(view.pixels) for view in batch])
+        return [Asked(_without_pixels(view), part.flatten(0, 1)) for view, part in zip(batch, parts, strict=True)]
 
     def loss_of(step: int, batch: tuple[list[Asked], np.random.Generator]) -> tuple[Tensor, dict[str, float]]:
         asked, rng = batch
@@ -297,15 +276,11 @@ def train_language(
         parts={"model": model},
         trained=trained,
         decay=0.05,
-        batches=batches,
+        batches=lambda first: replayed(preset, first, make_batch, (preset.canvases, 0.5), show),
         loss_of=loss_of,
         facts=facts,
     )
     model.requires_grad_(True)
-
-
-def _first_scene(step: int, preset: Preset, filling: int) -> int:
-    return 10_000_000 + step if step < 0 else filling + step * preset.fresh
 
 
 def train_joint(

@@ -18,15 +18,14 @@ class Stage:
     floor: float = 0.02
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Everything that a run depends on, beside the code and the artwork.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a run of either model depends on, beside the code, the artwork and what is drawn.
 
     Attributes:
-        canvases: (height, width) of the canvases a picture may be resized into, multiples of the view.
         bfloat16: matrix products in bfloat16 (weights, losses and optimizer stay float32).
         workers: processes that draw; 0 draws in the training process. The result does not depend on it.
-        replay: stage 2 asks again about pictures already drawn: this many of each batch are new.
+        fresh: stage 2 asks again about pictures already drawn: this many of each batch are new.
         memory: how many pictures' visual tokens stage 2 keeps for that.
     """
 
@@ -35,7 +34,6 @@ class Preset:
     vision_layers: int
     text_width: int
     text_layers: int
-    canvases: tuple[Canvas, ...]
     vision: Stage
     language: Stage
     joint: Stage
@@ -46,6 +44,14 @@ class Preset:
     seed: int = 20
     log_every: int = 25
     save_every: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset(Recipe):
+    """Of the first model. ``canvases`` are (height, width) of those a picture may be resized into, multiples of the
+    view."""
+
+    canvases: tuple[Canvas, ...]
 
 
 _TWO_BY_TWO: tuple[Canvas, ...] = ((112, 224), (224, 112), (224, 224), (112, 336), (336, 112))

@@ -21,6 +21,7 @@ from training.dynamic.presets import Preset
 from training.dynamic.vision import Heads, vision_losses
 from training.dynamic.words import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, PAD, encode
 from training.questions import BUDGETS, budget_of, loss_of_answers, pack, question_mask
+from training.replay import replayed
 from training.runs import learn, log
 
 _COMMON_TAKEN = 0.65
@@ -171,32 +172,12 @@ def train_language(
         log.info("tokens' common part: %s", facts)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
 
-    def batches(first: int) -> Iterator[tuple[list[Shown], np.random.Generator]]:
-        """Fresh pictures and, of those drawn before, some again. At the start, and after a resumption, the memory is
-        filled first."""
-        memory: list[Shown] = []
-        filling = min(stage.batch, preset.memory)
-        tasks = (
-            (
-                preset.seed + 100,
-                filling + step * preset.fresh if step >= 0 else 10_000_000,
-                filling if step < first else preset.fresh,
-                preset.mix,
-                1.0,
-            )
-            for step in range(first - 1, stage.steps)
-        )
-        for step, batch in enumerate(ahead(make_batch, tasks, preset.workers), first - 1):
-            with torch.no_grad(), autocast:
-                tokens, deep = see(model, batch, device)
-            counts = [picture.grid.cells for picture in batch]
-            parts = zip(batch, tokens.float().split(counts), deep.float().split(counts), strict=True)
-            fresh = [Shown(picture.without_pixels(), *planes) for picture, *planes in parts]
-            rng = np.random.default_rng([preset.seed, 2, step + 1])
-            again = [memory[i] for i in rng.integers(0, len(memory), stage.batch - len(fresh))] if memory else []
-            memory = (memory + fresh)[-preset.memory :]
-            if step >= first:
-                yield fresh + again, rng
+    def show(batch: list[Picture]) -> list[Shown]:
+        with torch.no_grad(), autocast:
+            tokens, deep = see(model, batch, device)
+        counts = [picture.grid.cells for picture in batch]
+        parts = zip(batch, tokens.float().split(counts), deep.float().split(counts), strict=True)
+        return [Shown(picture.without_pixels(), *planes) for picture, *planes in parts]
 
     def loss_of(step: int, batch: tuple[list[Shown], np.random.Generator]) -> tuple[Tensor, dict[str, float]]:
         shown, rng = batch
@@ -211,7 +192,7 @@ def train_language(
         parts={"model": model},
         trained=trained,
         decay=0.05,
-        batches=batches,
+        batches=lambda first: replayed(preset, first, make_batch, (preset.mix, 1.0), show),
         loss_of=loss_of,
         facts=facts,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.presets import Stage
+from training.presets import Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -25,36 +25,12 @@ class Mix:
     often: tuple[float, ...] = (0.4, 0.3, 0.3)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Everything that a run depends on, beside the code, the artwork and the fonts.
+@dataclass(frozen=True, kw_only=True)
+class Preset(Recipe):
+    """Of the dynamic model. ``mix`` is what is drawn."""
 
-    Attributes:
-        mix: what is drawn.
-        bfloat16: matrix products in bfloat16 (weights, losses and optimizer stay float32).
-        workers: processes that draw; 0 draws in the training process. The result does not depend on it.
-        fresh: stage 2 asks again about pictures already drawn: this many of each batch are new.
-        memory: how many pictures' visual tokens stage 2 keeps for that.
-        settle_words: put words that name nothing visible where visual tokens hardly are, before stage 2.
-    """
-
-    name: str
-    vision_width: int
-    vision_layers: int
-    text_width: int
-    text_layers: int
-    vision: Stage
-    language: Stage
-    joint: Stage
-    fresh: int
-    memory: int
-    workers: int
     mix: Mix = Mix()
-    settle_words: bool = False
-    bfloat16: bool = True
     seed: int = 30
-    log_every: int = 25
-    save_every: int = 200
 
 
 PRESETS: dict[str, Preset] = {
