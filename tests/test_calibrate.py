@@ -271,8 +271,7 @@ def test_later_turns(row: Row, later: bool) -> None:
 
 def test_windows_and_capped_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma 2 caps what queries and keys give; the bias is added after that. Every other layer sees a window."""
-    plain = ROWS["paligemma"]
-    row = replace(plain, make=siglip.paligemma2, hidden=siglip.windowed_prefix)
+    row = siglip.PALIGEMMA2
     model = copy.deepcopy(row.make("eager"))
     inputs = prompts(row, model, "mixed")
     pruner = foveate.get_pruner(ZIP, keep=0.5)
