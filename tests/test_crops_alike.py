@@ -111,7 +111,8 @@ def test_a_picture_that_a_batch_has_twice(name: str, crops: Any) -> None:
 @pytest.mark.parametrize("crops", [1, 2, "0.5:by=saliency"])
 @pytest.mark.parametrize("name", ["llava_next-clip", "internvl", "ovis2", "idefics3", "llava_onevision-crops"])
 def test_chosen_crops_that_are_alike(name: str, crops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same crops are chosen, and the same tokens of them."""
+    """The same crops are chosen, and the same tokens of them. Scores are equal but for rounding: on some CPUs stock's
+    projector makes of the four tokens of one view alone only nearly what it makes of them beside a second view's."""
     model = ROWS[name].make("sdpa")
     inputs = with_blanks(name, prompts(ROWS[name], model, "mixed"))
     once, each = foveate.AdaFV(keep=0.4), foveate.AdaFV(keep=0.4)
@@ -123,7 +124,7 @@ def test_chosen_crops_that_are_alike(name: str, crops: Any, monkeypatch: pytest.
     for one, other in zip(once.selections, each.selections, strict=True):
         assert torch.equal(one.indices, other.indices) and one.encoded_views == other.encoded_views
         for kind, score in one.scores.items():
-            assert torch.equal(score.nan_to_num(), other.scores[kind].nan_to_num())
+            torch.testing.assert_close(score, other.scores[kind], rtol=0, atol=1e-5, equal_nan=True)
     if crops == 2:
         assert sum(map(len, runs)) < sum(map(len, all_runs))
 

@@ -94,18 +94,22 @@ class Calibration(LayerRun):
     def __init__(self, family: Family, bias: Tensor) -> None:
         super().__init__()
         check_calibrated(family)
-        self.layers = language_model(family).layers
+        model = language_model(family)
+        self.layers = model.layers
         self.bias = bias
-        self._made: list[tuple[Any, tuple[int, int], Tensor]] = []
+        self._sources = _sources(self.layers, getattr(model.config, "layer_types", None) or ())
+        self._ends: dict[int, tuple[int, int]] = {}
+        self._made: list[tuple[Any, tuple[int, int, int], Tensor]] = []
 
     def through(self, number: int, forward: Callable[..., Any], hidden: Tensor, inputs: Mapping[str, Any]) -> Any:
         """One layer's forward, with the bias in its mask."""
         if number == 0:
             self._made.clear()
+            self._ends.clear()
             self._require_known(hidden, inputs)
-        mask, cache = inputs.get("attention_mask"), cache_in(inputs)
-        seen, first = _extent(cache, number, hidden.shape[1])
-        place = (seen, first)
+        mask, queries = inputs.get("attention_mask"), hidden.shape[-2]
+        seen, first = self._reach(number, cache_in(inputs), queries)
+        place = (seen, first, queries)
         for known, where, made in self._made:  # the layers of a kind share their mask
             if known is mask and where == place and made.device == hidden.device:
                 return forward(hidden, **{**inputs, "attention_mask": made})
@@ -113,11 +117,31 @@ class Calibration(LayerRun):
         self._made.append((mask, place, made))
         return forward(hidden, **{**inputs, "attention_mask": made})
 
-    def _require_known(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
-        if hidden.shape[0] % len(self.bias):
+    def _reach(self, number: int, cache: Any, queries: int) -> tuple[int, int]:
+        """How many tokens came before the queries of a layer, and the column of the first whose key it reads.
+
+        A layer that reads another's keys sees all of them, also where stock gives it the last queries alone
+        (Gemma 4 since some transformers after 5.19); the cache knows nothing of it.
+        """
+        source = self._sources[number]
+        if source == number:
+            seen, first = _extent(cache, number, queries)
+            self._ends[number] = seen + queries, first
+        end, first = self._ends[source]
+        whole = self._ends[0][0]
+        if end != whole:
             raise RuntimeError(
-                f"calibrate expected the {len(self.bias)} prompts of the call, got {hidden.shape[0]} rows: this way to "
-                "generate is not known to it. Leave it out"
+                f"calibrate expected all layers of the LLM to see {whole} tokens as the first does, and layer {number} "
+                f"sees {end}: such layers are not known to it. Leave it out"
+            )
+        return end - queries, first
+
+    def _require_known(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+        rows = hidden.shape[-3]
+        if rows % len(self.bias):
+            raise RuntimeError(
+                f"calibrate expected the {len(self.bias)} prompts of the call, got {rows} rows: this way to generate "
+                "is not known to it. Leave it out"
             )
         if getattr(cache_in(inputs), "is_compileable", False):
             raise ValueError(
@@ -136,11 +160,12 @@ class Calibration(LayerRun):
 
         Args:
             mask: what the layer is called with.
-            hidden: (B, q, D).
+            hidden: (..., B, q, D); Gemma 3n has several streams of them.
             seen: how many tokens came before these q.
             first: see above.
         """
-        queries, keys = hidden.shape[1], seen + hidden.shape[1] - first
+        rows, queries = hidden.shape[-3:-1]
+        keys = seen + queries - first
         if mask is None:  # the kernel would see to it itself
             place = torch.arange(keys, device=hidden.device) + first
             mask = (place <= torch.arange(queries, device=hidden.device)[:, None] + seen)[None, None]
@@ -151,10 +176,23 @@ class Calibration(LayerRun):
             )
         bias = self.bias.to(hidden.device)
         bias = pad(bias, (0, max(0, first + keys - bias.shape[1])))[:, first : first + keys]
-        bias = bias.repeat_interleave(hidden.shape[0] // len(bias), dim=0)[:, None, None].to(hidden.dtype)
+        bias = bias.repeat_interleave(rows // len(bias), dim=0)[:, None, None].to(hidden.dtype)
         if mask.dtype == torch.bool:
             return torch.where(mask, bias, torch.finfo(hidden.dtype).min)
         return mask + bias
+
+
+def _sources(layers: Sequence[Any], kinds: Sequence[str]) -> list[int]:
+    """Of every layer, the number of that whose keys and values it reads: its own, or, where the last layers share what
+    earlier ones give (``num_kv_shared_layers``), the last one of its kind that has its own."""
+    own: dict[str, int] = {}
+    found = []
+    for number, layer in enumerate(layers):
+        kind = kinds[number] if kinds else ""
+        if not getattr(getattr(layer, "self_attn", None), "is_kv_shared_layer", False):
+            own[kind] = number
+        found.append(own[kind])
+    return found
 
 
 def _extent(cache: Any, layer: int, queries: int) -> tuple[int, int]:

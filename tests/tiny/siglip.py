@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -307,3 +309,7 @@ ROWS: dict[str, Row] = {
         embeds=False,
     ),
 }
+
+# Gemma 2 caps its logits, which PaliGemma's own head heeds since some transformers after 5.19.
+CAPPED = "final_logit_softcapping" in inspect.getsource(PaliGemmaForConditionalGeneration.forward)
+PALIGEMMA2 = replace(ROWS["paligemma"], make=paligemma2, hidden=windowed_prefix, cap=30.0 if CAPPED else None)
