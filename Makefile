@@ -59,13 +59,16 @@ test-newest: $(NEWEST)/.foveate-installed  ## Run the family matrix on the newes
 test-lowest test-newest: export OMP_NUM_THREADS ?= 1
 test-lowest: RANGE_VENV := $(LOWEST)
 test-newest: RANGE_VENV := $(NEWEST)
+# Some families are there on the newest only.
+test-newest: RANGE_TESTS += tests/test_wrapped.py::test_subclass_from_a_repository \
+	tests/test_wrapped.py::test_split_between_memory_and_disk
 test-lowest test-newest:
 	$(RANGE_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(RANGE_TESTS) $(ARGS)
 
 $(LOWEST)/.foveate-installed: constraints-lowest.txt
 $(NEWEST)/.foveate-installed: constraints-newest.txt tests/torchvision_on_cpu.py
 # Where image and video processors are real ones that need torchvision, and vision towers may come from timm.
-$(NEWEST)/.foveate-installed: RANGE_EXTRAS := torchvision timm av
+$(NEWEST)/.foveate-installed: RANGE_EXTRAS := torchvision timm av accelerate peft
 $(LOWEST)/.foveate-installed $(NEWEST)/.foveate-installed: pyproject.toml constraints.txt
 	$(make_venv)
 	$(call constrain,$(filter constraints-%.txt,$^)) > $(@D)/constraints.txt
