@@ -16,6 +16,7 @@ import typer
 
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, working
 from foveate.cli.evaluate import parse_methods, split_list
+from foveate.cli.tables import print_table
 from foveate.crops import Crops
 from foveate.resizing import NAME
 
@@ -282,7 +283,7 @@ def show(request: Request, found: dict[str, Any], tables: list[Any], files: list
             table.add_column(head, justify="right" if number else "left", header_style="bold")
         for row in rows:
             table.add_row(*row)
-        stdout().print(table)
+        print_table(stdout(), table, labels=2 if "keep" in heads[1:2] else 1)
         stdout().print()
     note(f"written: {', '.join(str(file) for file in files)}")
 
