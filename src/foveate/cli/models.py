@@ -62,8 +62,8 @@ def list_models(as_json: bool) -> None:
     out.print()
     print_wrapped(
         f"Of the {counts['applicable']} types of transformers {counts['version']} whose pictures are tokens of a "
-        f"prompt, {counts['supported']} can be pruned. `foveate models --check TYPE_OR_FOLDER` tells all of one, and "
-        "why another cannot."
+        f"prompt, {counts['supported']} have an adapter. `foveate models --check TYPE_OR_FOLDER` tells all of one, "
+        "whether the installed transformers can do with it, and why another cannot be pruned."
     )
 
 
