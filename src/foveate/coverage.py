@@ -65,13 +65,15 @@ def checkpoint_of(model_type: str) -> tuple[str, str]:
 
 
 def refused_methods(family: type[Family], model_type: str) -> dict[str, str]:
-    """The methods that cannot be used with models of a type, and why."""
+    """The methods that cannot be used with models of a type, and why. What holds another reads what that one does."""
     found = {}
     for name, method in known_methods().items():
+        if issubclass(method, Wrapper):
+            continue
         unread = unread_by(family, method)
         if unread is not None:
             found[name] = f"reads {READINGS[unread]}: {family.unread[unread]}"
-        elif issubclass(method, InsidePruner) and not issubclass(method, Wrapper) and model_type not in INSIDE:
+        elif issubclass(method, InsidePruner) and model_type not in INSIDE:
             found[name] = f"prunes inside the LLM, which works with {', '.join(INSIDE)}"
     return found
 

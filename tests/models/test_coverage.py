@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 import foveate
 from foveate import bundled, versions
 from foveate.cli import models as command
-from foveate.coverage import SUPPORTED, checkpoint_of, coverage, verdict
+from foveate.coverage import SUPPORTED, checkpoint_of, coverage, refused_methods, verdict
 from foveate.loading import load
 from foveate.models import FAMILIES, check_left_out
 from foveate.models.generic import Generic
@@ -270,6 +270,21 @@ def test_verdicts_on_types_are_those_of_the_matrix() -> None:
     assert {name for name in there if verdict(name).supported} == there & rows
     for name in there - rows:
         assert "pip install" in str(verdict(name).reason)
+
+
+@pytest.mark.skipif("gemma4_unified" not in ROWS, reason="not in this transformers")
+def test_methods_that_are_said_to_be_refused_are_and_no_others() -> None:
+    model = ROWS["gemma4_unified"].make("sdpa")
+    refused = refused_methods(SUPPORTED["gemma4_unified"], "gemma4_unified")
+    for name, method in foveate.METHODS.items():
+        if name in refused:
+            with pytest.raises(ValueError, match="Methods that do without"):
+                foveate.attach(model, method(keep=0.5))
+        else:
+            foveate.attach(model, method(keep=0.5)).remove()
+    for pruner in (foveate.Cover(keep=0.5, saliency=0), foveate.Merged(foveate.DivPrune(keep=0.5))):
+        foveate.attach(model, pruner).remove()
+    assert {"adafv", "cover", "saliency"} <= refused.keys() and not refused.keys() & foveate.WRAPPERS.keys()
 
 
 @pytest.mark.skipif(not NEWEST, reason="Llama 4 fails in one version")

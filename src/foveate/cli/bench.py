@@ -14,7 +14,7 @@ from typing import Any
 import rich.table
 import typer
 
-from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, working
+from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, warn_when_busy, working
 from foveate.cli.evaluate import parse_methods, split_list
 from foveate.cli.tables import print_table
 from foveate.crops import Crops
@@ -197,6 +197,7 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any], Cal
         from foveate.pixels import resized_to
 
         source = None if request.shape == "bundled" else request.model
+        warn_when_busy()
         model, processor = load_model(source, request.dtype)
         model = model.to(request.device)
         model.set_attn_implementation(request.attention)

@@ -107,6 +107,8 @@ def _lines(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"no {reading}", reason
     if about["refused_methods"]:
         yield "not with", ", ".join(about["refused_methods"])
+    if "cover" in about["refused_methods"]:
+        yield "but with", "cover:saliency=0"
 
 
 def write_tables(page: Path) -> None:
