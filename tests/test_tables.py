@@ -1,4 +1,4 @@
-"""Tables on narrow terminals: every figure is there, whole, and every line fits."""
+"""What commands print: tables whose figures are whole and whose lines fit, and how far long work is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from foveate.cli import console
 from foveate.cli.tables import print_table
 
 HEADS = ("method", "keep", *(f"figure {number}, ms" for number in range(9)))
@@ -48,3 +49,14 @@ def test_every_part_says_whose_figures_they_are() -> None:
 def test_a_table_that_fits_is_one() -> None:
     lines = printed(240)
     assert len([line for line in lines if line.startswith(ROWS[0][0])]) == 1
+
+
+def test_long_work_in_a_pipe_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress_bar("asking") as update:
+        update(1, 9)
+        monkeypatch.setattr(console, "QUIET", 0.0)
+        update(2, 9)
+    out, err = capsys.readouterr()
+    assert not out and "1 of 9" not in err and "foveate: asking: 2 of 9" in err

@@ -1,4 +1,4 @@
-"""What every command shares: consoles, wrapped text, one-line errors, progress that only a terminal sees."""
+"""What every command shares: consoles, wrapped text, one-line errors, progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+QUIET = 60.0
+"""Seconds without a word after which long work says, in a pipe or file, how far it is."""
 WIDTH = 80
 """Columns of what is wrapped, on a terminal of any width and in a pipe."""
 
@@ -129,14 +132,21 @@ def working(text: str) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields ``update(done, total)``; the bar shows on a terminal only."""
+    """Yields ``update(done, total)``; the bar shows on a terminal only, elsewhere there is a line every ``QUIET``
+    seconds."""
     console = stderr()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(text, total=None)
 
+        said = time.monotonic()
+
         def update(done: int, total: int) -> None:
+            nonlocal said
             progress.update(task, completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - said >= QUIET:
+                said = time.monotonic()
+                note(f"{text}: {done} of {total}")
 
         yield update
 

@@ -251,6 +251,8 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
     wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
+        if request.source.suite == "documents" and request.model in (None, "bundled"):
+            note("warning: the bundled model has never seen the words of documents: give a --model that reads")
         return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 
