@@ -42,10 +42,11 @@ WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
 
 @pytest.fixture
 def beside_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with the picture the pages speak of."""
+    """A working directory with the pictures the pages speak of."""
     photo = Image.new("RGB", (300, 200), "lightsteelblue")
     ImageDraw.Draw(photo).ellipse((60, 50, 130, 120), fill="orange")
     photo.save(tmp_path / "photo.png")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
 
 

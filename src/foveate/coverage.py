@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -24,6 +27,8 @@ from foveate.serving.plugin import serves
 SUPPORTED: dict[str, type[Family]] = {**FAMILIES, **dict.fromkeys(Generic.checkpoints, Generic)}
 """By model type, the adapter that takes it: one of its own, or the generic one where that is tested."""
 
+_ALIKE = 4
+"""Letters that the names of two checkpoints share at their beginning, if one is to be mentioned beside the other."""
 _NO_TYPE = "says no model_type: a checkpoint's config.json names one"
 
 
@@ -60,13 +65,15 @@ def checkpoint_of(model_type: str) -> tuple[str, str]:
 
 
 def refused_methods(family: type[Family], model_type: str) -> dict[str, str]:
-    """The methods that cannot be used with models of a type, and why."""
+    """The methods that cannot be used with models of a type, and why. What holds another reads what that one does."""
     found = {}
     for name, method in known_methods().items():
+        if issubclass(method, Wrapper):
+            continue
         unread = unread_by(family, method)
         if unread is not None:
             found[name] = f"reads {READINGS[unread]}: {family.unread[unread]}"
-        elif issubclass(method, InsidePruner) and not issubclass(method, Wrapper) and model_type not in INSIDE:
+        elif issubclass(method, InsidePruner) and model_type not in INSIDE:
             found[name] = f"prunes inside the LLM, which works with {', '.join(INSIDE)}"
     return found
 
@@ -125,18 +132,45 @@ def verdict(source: str) -> Verdict:
     if "/" in source:
         raise ValueError(
             f"{source!r} is no folder, and nothing is looked up on a hub: give the model_type that its config.json has"
+            f"{_kin(source)}"
         )
-    raise ValueError(f"no model type {source!r} is known{_meant(source)}; `foveate models` lists those that work")
+    raise ValueError(
+        f"no model type {source!r} is known{_meant(source) or _kin(source)}; `foveate models` lists those that work"
+    )
 
 
 def _of_type(model_type: str) -> Verdict:
     if model_type in SUPPORTED:
         about = described(model_type)
         if in_transformers(model_type):
-            return Verdict(model_type, True, None, about)
+            wrong = _wrong_version(SUPPORTED[model_type])
+            return Verdict(model_type, wrong is None, wrong, about)
         reason = f"transformers {transformers.__version__} does not have it: pip install --upgrade transformers"
         return Verdict(model_type, False, reason, about)
     return Verdict(model_type, False, _why_not(model_type))
+
+
+def _wrong_version(family: type[Family]) -> str | None:
+    """Why a family cannot be pruned in the installed transformers, which has it, and what to do."""
+    here = Version(transformers.__version__)
+    if family.since and here < Version(family.since):
+        return (
+            f"in transformers {here} its class cannot be pruned faithfully: pip install "
+            f'"transformers>={family.since}" (docs/families.md has the reason)'
+        )
+    return _fault(family)
+
+
+def _fault(family: type[Family]) -> str | None:
+    """The same where stock's class answers nothing."""
+    here = Version(transformers.__version__)
+    fault = family.fails_in.get(here.base_version)
+    if fault is None:
+        return None
+    return (
+        f"in transformers {here} every call of its class fails, with a pruner or without ({fault}): pip install "
+        f'"transformers!={here.base_version}"'
+    )
 
 
 def _why_not(model_type: str) -> str:
@@ -161,19 +195,40 @@ def _meant(model_type: str) -> str:
     return f" (close to it: {', '.join(close)})" if close else ""
 
 
+def _kin(source: str) -> str:
+    """Listed checkpoints whose names begin like a checkpoint's, with their types: a guess, and said to be one."""
+
+    def letters(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower().rpartition("/")[2])
+
+    alike: dict[int, list[str]] = {}
+    for model_type in SUPPORTED:
+        name, note = checkpoint_of(model_type)
+        noted = [one for word in note.split() if "-" in (one := word.strip(",:"))]
+        for one in filter(None, [name, *noted]):
+            pairs = zip(letters(source), letters(one), strict=False)
+            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            if shared >= _ALIKE:
+                said = note.removeprefix("none is known: ") if one in noted else f"{one} says {model_type}"
+                alike.setdefault(shared, []).append(said)
+    nearest = list(dict.fromkeys(alike[max(alike)]))[:3] if alike else []
+    return f" (of those with such a name, {', '.join(nearest)})" if nearest else ""
+
+
 def _of_checkpoint(source: str, path: Path, model_type: str) -> Verdict:
     """Builds the model without its weights, as far as its type alone does not say no."""
     found = _of_type(model_type)
     tried = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and model_type not in REASONS
-    if not tried or (found.about and not found.supported):
+    if not tried or (found.about and not in_transformers(model_type)):
         return found
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         if model_type in FAMILIES:
-            family_of(config)
-            return found
+            family_of(config)  # which knows more than the version does
+            failing = _fault(SUPPORTED[model_type])
+            return Verdict(model_type, failing is None, failing, found.about)
         check_family(source, config)
     except Exception as error:  # whatever keeps it from being built, it cannot be pruned
         return Verdict(model_type, False, " ".join(str(error).split()) or type(error).__name__, found.about)

@@ -73,7 +73,7 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
         if lacking is not None:
             raise lacking from error
         if isinstance(error, OSError):
-            raise ValueError(_failed(source, error, local)) from error
+            raise ValueError(failed(source, error, local)) from error
         raise
     return model.to(device).eval(), processor
 
@@ -220,7 +220,8 @@ def _missing_weights(folder: Path) -> list[str]:
     return ["model.safetensors"]
 
 
-def _failed(source: str, error: OSError, local: bool) -> str:
+def failed(source: str, error: OSError, local: bool) -> str:
+    """What to say, with a remedy, where a model cannot be loaded from a folder (``local``), or else from a hub."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if local:
         return f"the model in {source} cannot be loaded: {reason}"

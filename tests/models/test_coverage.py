@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 import foveate
 from foveate import bundled, versions
 from foveate.cli import models as command
-from foveate.coverage import SUPPORTED, checkpoint_of, coverage, verdict
+from foveate.coverage import SUPPORTED, checkpoint_of, coverage, refused_methods, verdict
 from foveate.loading import load
 from foveate.models import FAMILIES, check_left_out
 from foveate.models.generic import Generic
@@ -250,8 +250,48 @@ def test_verdicts() -> None:
     assert "does not count it" in str(verdict("bert").reason)
     with pytest.raises(ValueError, match=r"'qwen25_vl' is known \(close to it: qwen2_5_vl"):
         verdict("qwen25_vl")
-    with pytest.raises(ValueError, match="give the model_type"):
+    with pytest.raises(ValueError, match="its config.json has$"):
         verdict("nobody/no-such-model")
+    with pytest.raises(ValueError, match=r"google/gemma-4-E2B-it says gemma4\)$"):
+        verdict("google/gemma-4-E4B-it")
+    for name in ("zai-org/GLM-4.6V", "GLM-4.6V"):
+        with pytest.raises(ValueError, match=r"such a name, GLM-4\.6V says glm4v_moe"):
+            verdict(name)
+
+
+TIMM = {"fast_vlm", "gemma3n", "perception_lm"}
+"""Types whose encoders need timm, which is not everywhere."""
+
+
+def test_verdicts_on_types_are_those_of_the_matrix() -> None:
+    """What the installed transformers cannot do has no row there, as the rows themselves find out; it is told."""
+    rows = {row.make("sdpa").config.model_type for row in ROWS.values()}
+    there = {name for name in SUPPORTED if name in CONFIG_MAPPING_NAMES} - TIMM
+    assert {name for name in there if verdict(name).supported} == there & rows
+    for name in there - rows:
+        assert "pip install" in str(verdict(name).reason)
+
+
+@pytest.mark.skipif("gemma4_unified" not in ROWS, reason="not in this transformers")
+def test_methods_that_are_said_to_be_refused_are_and_no_others() -> None:
+    model = ROWS["gemma4_unified"].make("sdpa")
+    refused = refused_methods(SUPPORTED["gemma4_unified"], "gemma4_unified")
+    for name, method in foveate.METHODS.items():
+        if name in refused:
+            with pytest.raises(ValueError, match="Methods that do without"):
+                foveate.attach(model, method(keep=0.5))
+        else:
+            foveate.attach(model, method(keep=0.5)).remove()
+    for pruner in (foveate.Cover(keep=0.5, saliency=0), foveate.Merged(foveate.DivPrune(keep=0.5))):
+        foveate.attach(model, pruner).remove()
+    assert {"adafv", "cover", "saliency"} <= refused.keys() and not refused.keys() & foveate.WRAPPERS.keys()
+
+
+@pytest.mark.skipif(not NEWEST, reason="Llama 4 fails in one version")
+def test_a_checkpoint_whose_class_fails_in_stock_is_told_so(tmp_path: Path) -> None:
+    AutoConfig.for_model("llama4").save_pretrained(tmp_path)
+    found = verdict(str(tmp_path))
+    assert not found.supported and "with a pruner or without" in str(found.reason)
 
 
 def test_a_type_that_only_newer_transformers_have(monkeypatch: pytest.MonkeyPatch) -> None:

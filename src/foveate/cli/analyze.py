@@ -10,6 +10,7 @@ from rich.table import Table
 
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout
 from foveate.cli.evaluate import open_suite
+from foveate.cli.tables import print_table
 from foveate.evaluation import analysis
 from foveate.evaluation.processes import ALONE
 from foveate.evaluation.statistics import Estimate
@@ -54,17 +55,17 @@ def run(request: Request) -> None:
         print_json({"settings": settings, **found.as_dict(), "files": [str(file) for file in files]})
         return
     console = stdout()
-    console.print(_bias(found))
+    print_table(console, _bias(found))
     console.print()
-    console.print(_alignment(found))
+    print_table(console, _alignment(found), labels=3)
     console.print()
-    console.print(_paired(found))
+    print_table(console, _paired(found), labels=3)
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
 def _shown(estimate: Estimate, scale: float = 1, digits: int = 2) -> str:
     value, low, high = (scale * number for number in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.{digits}f} [dim]{low:.{digits}f}-{high:.{digits}f}[/]"
+    return f"{value:.{digits}f} [dim]{low:.{digits}f} to {high:.{digits}f}[/]"
 
 
 def _table(title: str, *columns: str) -> Table:

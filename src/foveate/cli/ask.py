@@ -12,7 +12,7 @@ from rich.table import Table
 
 from foveate import show
 from foveate.asking_again import AskAgain
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, working
+from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
 from foveate.compare import Comparison, compare
 from foveate.crops import Crops, encoded_tokens
 from foveate.images import load_image
@@ -60,6 +60,8 @@ def run(request: Request) -> None:
     """
     pruner, pictures = _check(request)
     pixels = None if request.pixels is None else Pixels.parse(request.pixels)
+    if request.compare:
+        warn_when_busy()
     model, processor = load_model(request.model, request.dtype)
     unknown = unknown_words(processor.tokenizer, request.question)
     if unknown:

@@ -14,8 +14,9 @@ from typing import Any
 import rich.table
 import typer
 
-from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, working
+from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, warn_when_busy, working
 from foveate.cli.evaluate import parse_methods, split_list
+from foveate.cli.tables import print_table
 from foveate.crops import Crops
 from foveate.resizing import NAME
 
@@ -196,6 +197,7 @@ def _subject(request: Request) -> tuple[Any, dict[str, Any], dict[str, Any], Cal
         from foveate.pixels import resized_to
 
         source = None if request.shape == "bundled" else request.model
+        warn_when_busy()
         model, processor = load_model(source, request.dtype)
         model = model.to(request.device)
         model.set_attn_implementation(request.attention)
@@ -282,7 +284,7 @@ def show(request: Request, found: dict[str, Any], tables: list[Any], files: list
             table.add_column(head, justify="right" if number else "left", header_style="bold")
         for row in rows:
             table.add_row(*row)
-        stdout().print(table)
+        print_table(stdout(), table, labels=2 if "keep" in heads[1:2] else 1)
         stdout().print()
     note(f"written: {', '.join(str(file) for file in files)}")
 

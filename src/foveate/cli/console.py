@@ -1,4 +1,4 @@
-"""What every command shares: two consoles, one-line errors, progress that only a terminal sees."""
+"""What every command shares: consoles, wrapped text, one-line errors, progress."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import sys
+import textwrap
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +21,25 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+QUIET = 60.0
+"""Seconds without a word after which long work says, in a pipe or file, how far it is."""
+WIDTH = 80
+"""Columns of what is wrapped, on a terminal of any width and in a pipe."""
 
 
 def stdout() -> Console:
     """For what was asked for. In a pipe or file lines are as long as they need to be, so that no table is cut."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def print_wrapped(text: str, first: str = "", following: str | None = None) -> None:
+    """Text in lines of at most ``WIDTH`` columns, with what stands before the first and before the others."""
+    indent = first if following is None else following
+    lines = textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    for line in lines:
+        stdout().print(line, markup=False, soft_wrap=True)
 
 
 def stderr() -> Console:
@@ -116,14 +132,21 @@ def working(text: str) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields ``update(done, total)``; the bar shows on a terminal only."""
+    """Yields ``update(done, total)``; the bar shows on a terminal only, elsewhere there is a line every ``QUIET``
+    seconds."""
     console = stderr()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(text, total=None)
 
+        said = time.monotonic()
+
         def update(done: int, total: int) -> None:
+            nonlocal said
             progress.update(task, completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - said >= QUIET:
+                said = time.monotonic()
+                note(f"{text}: {done} of {total}")
 
         yield update
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from foveate.asking_again import is_spelled
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
+from foveate.cli.tables import print_table
 from foveate.crops import Crops
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
@@ -189,11 +190,11 @@ def run(request: Request) -> None:
     if suite.world is not None:
         tables = (("by kind", by_kind(suite.world)), ("by size and clutter", TAGS))
     for heading, columns in tables:
-        console.print(_accuracy(report, heading, columns))
+        print_table(console, _accuracy(report, heading, columns), labels=2)
         console.print()
     compared = _paired(report)
     if compared.rows:
-        console.print(compared)
+        print_table(console, compared, labels=4)
         console.print()
     note(f"written: {', '.join(str(file) for file in files)}")
 
@@ -250,6 +251,8 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
     wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
+        if request.source.suite == "documents" and request.model in (None, "bundled"):
+            note("warning: the bundled model has never seen the words of documents: give a --model that reads")
         return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 

@@ -8,13 +8,13 @@ import re
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
-from foveate.cli.console import print_json, stdout
+from foveate.cli.console import print_json, print_wrapped, stdout
 from foveate.pruners import InsidePruner, Method, Wrapper, known_methods, parse_method
 
 MARKS = {"adafv": "the default", "cover": "ahead of or level with every other on the drawn scenes: docs/choosing.md"}
 """What is said of a method beside what it does."""
+INDENT = " " * 4
 _ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
 
 
@@ -45,16 +45,15 @@ def list_methods(as_json: bool) -> None:
     if as_json:
         print_json({"methods": described})
         return
-    columns = ("name", "prunes", "reads beside tokens", "what stays", "paper")
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for entry in described:
         does = re.sub(r" \((, )?(.*?)\)(?=[.:])", r" (\2)", _ARXIV.sub("", entry["does"])).replace(" ()", "")
         does = does.removeprefix("Inside the LLM, ")
-        read = ", ".join(entry["reads"]) or "nothing"
-        does = escape(does[:1].upper() + does[1:])  # of another package's, no bracket is markup
-        does += f" [bold]{entry['mark'][:1].upper()}{entry['mark'][1:]}.[/]" if entry["mark"] else ""
-        table.add_row(entry["name"], entry["prunes"].split()[0], read, does, entry["paper"] or "")
-    stdout().print(table)
+        does = does[:1].upper() + does[1:]
+        does += f" {entry['mark'][:1].upper()}{entry['mark'][1:]}." if entry["mark"] else ""
+        facts = [entry["prunes"], f"reads {', '.join(entry['reads']) or 'the tokens alone'}", entry["paper"] or ""]
+        stdout().print(f"[bold]{escape(entry['name'])}[/]")
+        print_wrapped(does, INDENT)
+        print_wrapped("; ".join(filter(None, facts)), INDENT)
 
 
 def show_method(name: str, as_json: bool) -> None:

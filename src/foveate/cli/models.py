@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import transformers
 import typer
 from rich.markup import escape
 
-from foveate.cli.console import print_json, stdout
+from foveate.cli.console import print_json, print_wrapped, stdout
 from foveate.coverage import SUPPORTED, checkpoint_of, coverage, in_transformers, verdict
 from foveate.models import Family
 from foveate.models.left_out import IDEAS, NOT_APPLICABLE, REASONS
 from foveate.serving.plugin import serves
 
 NOT_SUPPORTED = 1
-WIDTH = 80
 
 
 def families() -> dict[type[Family], list[str]]:
@@ -62,10 +60,10 @@ def list_models(as_json: bool) -> None:
         for name in types:
             out.print(escape(f"  {name:<24}{checkpoint_of(name)[0]}".rstrip()))
     out.print()
-    _print_wrapped(
+    print_wrapped(
         f"Of the {counts['applicable']} types of transformers {counts['version']} whose pictures are tokens of a "
-        f"prompt, {counts['supported']} can be pruned. `foveate models --check TYPE_OR_FOLDER` tells all of one, and "
-        "why another cannot."
+        f"prompt, {counts['supported']} have an adapter. `foveate models --check TYPE_OR_FOLDER` tells all of one, "
+        "whether the installed transformers can do with it, and why another cannot be pruned."
     )
 
 
@@ -85,9 +83,9 @@ def check_model(source: str, as_json: bool) -> None:
         out = stdout()
         out.print(f"[bold]{escape(found.model_type)}[/] {can}" + (":" if found.reason else ""))
         if found.reason:
-            _print_wrapped(found.reason, "  ")
+            print_wrapped(found.reason, "  ")
         for name, value in _lines(found.about or {}):
-            _print_wrapped(value, f"  {name:<14}", " " * 16)
+            print_wrapped(value, f"  {name:<14}", " " * 16)
     if not found.supported:
         raise typer.Exit(NOT_SUPPORTED)
 
@@ -109,15 +107,8 @@ def _lines(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"no {reading}", reason
     if about["refused_methods"]:
         yield "not with", ", ".join(about["refused_methods"])
-
-
-def _print_wrapped(text: str, first: str = "", following: str | None = None) -> None:
-    indent = first if following is None else following
-    lines = textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    for line in lines:
-        stdout().print(line, markup=False, soft_wrap=True)
+    if "cover" in about["refused_methods"]:
+        yield "but with", "cover:saliency=0"
 
 
 def write_tables(page: Path) -> None:

@@ -35,6 +35,9 @@ def run(request: Request) -> None:
         ValueError: options that do not fit; the message says which.
         ModuleNotFoundError: vLLM is not installed.
     """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from foveate.loading import failed
     from foveate.serving.server import parse_options, serve
 
     if request.model.startswith("-"):
@@ -52,6 +55,8 @@ def run(request: Request) -> None:
     }
     try:
         serve(request.model, request.vllm_options, pruning)
+    except LocalEntryNotFoundError as error:  # of vLLM, offline: it names neither the model nor what to do
+        raise ValueError(failed(request.model, error, local=False)) from error
     except RuntimeError as error:
         if "foveate" in str(error):
             raise ValueError(str(error)) from None

@@ -13,6 +13,7 @@ from rich.table import Table
 from foveate.asking_again import Spelled, is_spelled
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, warn_when_busy
 from foveate.cli.evaluate import answer_tokens, open_suite, parse_methods
+from foveate.cli.tables import print_table
 from foveate.evaluation import tuning
 from foveate.evaluation.processes import from_environment
 from foveate.evaluation.runner import Row, Transformers, evaluate
@@ -73,7 +74,7 @@ def run(request: Request) -> None:
     if found.screening:
         console.print(_screening(found))
         console.print()
-    console.print(_trials(found))
+    print_table(console, _trials(found), labels=2)
     console.print()
     console.print(_verdict(found), markup=False, soft_wrap=True)
     if found.estimate is not None and found.estimate != found.best:

@@ -24,6 +24,8 @@ COLOURS = {
 }
 """Line colours of the methods a suite is usually run with; others get matplotlib's."""
 
+WIDEN = 1.25
+"""How far the axis of budgets goes past the smallest and the largest, as a factor."""
 MANY = 10
 """More methods than this are drawn below each other: so many lines and colours cannot be told apart."""
 
@@ -64,7 +66,7 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
                 ticks.add(round(share, 1))
                 # A little apart, so that the intervals of two methods do not hide each other.
                 points.append(
-                    (share * 1.02 ** (place - len(methods) / 2), report.cell(method, run.keep, group).estimate)
+                    (share * 1.02 ** (place - (len(methods) - 1) / 2), report.cell(method, run.keep, group).estimate)
                 )
         points.sort(key=lambda point: point[0])
         axes.errorbar(
@@ -85,6 +87,8 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
         axes.set_xscale("log")
         axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
         axes.xaxis.minorticks_off()
+        low, high = axes.get_xlim()  # of one budget: its methods stand a little apart, not at the two ends of the axis
+        axes.set_xlim(min(low, min(ticks) / WIDEN), max(high, max(ticks) * WIDEN))
     axes.set_xlabel("visual tokens kept, %")
     axes.set_ylabel("accuracy, %")
     finish(axes, group, whole)

@@ -58,6 +58,10 @@ class Family(ABC):
     ``foveate.readable``."""
     checkpoints: ClassVar[Mapping[str, str]] = {}
     """For people: by model type, the name of a checkpoint that says so, with what one must know of it."""
+    since: ClassVar[str] = ""
+    """For people: the oldest transformers known whose class of this family can be pruned; "" is all of the range."""
+    fails_in: ClassVar[Mapping[str, str]] = {}
+    """For people: by transformers version, why its class of this family answers nothing, with a pruner or without."""
     merge: ClassVar[str] = "1"
     """For people: how many of the encoder's patches make one visual token."""
     views: ClassVar[str] = "1"

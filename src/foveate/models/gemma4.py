@@ -36,6 +36,7 @@ class Gemma4(Family):
     video_inputs = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
     merge = "3x3 average"
     saliency = "mean received attention, last layer"
+    since = "5.19"
     checkpoints = {"gemma4": "google/gemma-4-E2B-it"}
 
     def check(self) -> None:

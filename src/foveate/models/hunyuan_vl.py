@@ -26,6 +26,7 @@ class HunyuanVl(RowMarksFamily, PackedRopeFamily):
 
     title = "HunyuanVL"
     model_types = ("hunyuan_vl",)
+    since = "5.24"
     checkpoints = {"hunyuan_vl": "tencent/HunyuanOCR"}
     fenced = True
     text_row = False

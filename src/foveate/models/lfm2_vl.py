@@ -42,6 +42,7 @@ class Lfm2Vl(Family):
     merge = "2x2"
     views = "tiles + 1"
     saliency = "mean received attention, last layer"
+    since = "5.19"
     checkpoints = {"lfm2_vl": "LiquidAI/LFM2-VL-1.6B"}
 
     def check(self) -> None:

@@ -23,6 +23,7 @@ class MiniMaxM3(PackedFamily):
     timed = True
     positions = ("compact",)
     video_inputs = ("pixel_values_videos", "video_grid_thw")
+    since = "5.24"
     checkpoints = {"minimax_m3_vl": "MiniMaxAI/MiniMax-M3"}
 
     def check(self) -> None:

@@ -77,6 +77,7 @@ class Cosmos3Edge(PackedRopeFamily):
     blocks_at = "encoder.layers"
     attention_at = "self_attn"
     reader_at = "projector"  # behind the encoder's last norm
+    since = "5.24"
     checkpoints = {"cosmos3_edge": "nvidia/Cosmos3-Edge"}
 
     def check(self) -> None:

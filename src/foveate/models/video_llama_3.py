@@ -30,6 +30,7 @@ class VideoLlama3(PackedFamily):
     spent = ("video_compression_mask",)
     reads_output = True
     merge = "1, videos 2x2"
+    since = "5.19"
     checkpoints = {"video_llama_3": "lkhl/VideoLLaMA3-2B-Image-HF"}
     _side = 1
 
