@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from foveate.models import family_for
@@ -272,3 +273,24 @@ def test_what_the_real_processors_write(name: str, talk: str, frames: int, monke
             assert text == question
         else:
             assert question in text
+
+
+@real
+@pytest.mark.parametrize("name", ["internvl", "smolvlm"])
+def test_questions_of_several_turns_are_no_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pictures of as many tokens, each asked about in almost the same words, in a turn of its own."""
+    words = processor(name, monkeypatch)
+    asked_of = ["What color is the card?", "What color is the cat?", "What color is there?"]
+    parts = [[{"type": "image"}, {"type": "text", "text": question}] for question in asked_of]
+    talk = [
+        message for part in parts for message in (("user", part), ("assistant", [{"type": "text", "text": " No."}]))
+    ]
+    text = words.apply_chat_template(
+        [{"role": role, "content": part} for role, part in talk[:-1]], add_generation_prompt=True, tokenize=False
+    )
+    pictures = [Image.fromarray(film(seed, 1)[0]).resize((SIDE, SIDE)) for seed in range(len(asked_of))]
+    made = words(text=[text], images=[pictures] if name == "smolvlm" else pictures, return_tensors="pt")
+    inputs = {one: made[one] for one in ("input_ids", "attention_mask", "pixel_values")}
+    model = ROWS[name].make("sdpa")
+    monkeypatch.setattr(model.generation_config, "eos_token_id", 91)
+    assert [question for question, _, _ in guided(model, words, inputs)] == asked_of

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 import foveate
+from foveate.models import family_for
 from foveate.models.pooling_table import pool_geometry
 from tests.chat import TALKS, guiding, moving, of_kind, tokenizer, written
 from tests.dynamic import picture
@@ -94,6 +95,20 @@ def test_a_video_is_one_budget(processor: Any) -> None:
         model.generate(**inputs, **GREEDY)
     (selection,) = few.selections
     assert (len(selection), selection.total, len(selection.geometry.grids)) == (5, 4 * FRAMES, FRAMES)
+
+
+def test_words_between_the_videos_of_two_turns_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation that goes on with another video: no part of either, and its own first time is a label."""
+    model = molmo2.molmo2("sdpa")
+    monkeypatch.setattr(model.generation_config, "eos_token_id", 2)
+    film = [
+        token
+        for tenth in range(3)
+        for token in (*([68] if tenth else []), 70, 69, 70 + tenth, 68, molmo2.FRAME, IMAGE, molmo2.FRAMED)
+    ]
+    ids = torch.tensor([[1, 40, *film, 41, 2, 42, *film, 43]])
+    marks = family_for(model).marks(ids)
+    assert ids[~marks].tolist() == [1, 40, 41, 2, 42, 43]
 
 
 def test_boxes_where_padding_stands_on_both_sides() -> None:

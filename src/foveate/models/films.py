@@ -8,7 +8,7 @@ words. Three frames are asked for, since any two sentences may look like that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -68,7 +68,9 @@ def films_in(
     return found
 
 
-def film_labels(ids: Tensor, token: int, marks: Tensor, films: Sequence[Sequence[Film]]) -> Tensor:
+def film_labels(
+    ids: Tensor, token: int, marks: Tensor, films: Sequence[Sequence[Film]], special: Collection[int]
+) -> Tensor:
     """(B, S) bool: what labels the frames of videos; in prompts where none is told, what may (see ``frame_labels``).
 
     Args:
@@ -76,8 +78,9 @@ def film_labels(ids: Tensor, token: int, marks: Tensor, films: Sequence[Sequence
         token: the placeholder's id.
         marks: (B, S) bool: what is no text.
         films: of every row.
+        special: see ``frame_labels``.
     """
-    found = frame_labels(ids, token, marks)
+    found = frame_labels(ids, token, marks, special)
     for line, ours in zip(found, films, strict=True):
         if ours:
             line[:] = False

@@ -2,12 +2,13 @@
 
 No config names these tokens. They are told by their repetition: between three or more equally long runs of placeholders
 stands the same text each time, but for a few tokens in one place (a number, a time). Two frames repeat once, which any
-two sentences may, so their label stays text.
+two sentences may, so their label stays text. Nor does a label reach from one turn of a conversation into the next,
+whose questions may differ in a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import torch
@@ -19,13 +20,14 @@ COUNTER = 6
 """Tokens that may differ from one label to the next: "00:59" to "01:00" are five."""
 
 
-def frame_labels(ids: Tensor, token: int, marks: Tensor, equal: bool = True) -> Tensor:
+def frame_labels(ids: Tensor, token: int, marks: Tensor, special: Collection[int], equal: bool = True) -> Tensor:
     """(B, S) bool: text that labels the frames of a video, the first one's label among it.
 
     Args:
         ids: (B, S) int64 on the CPU, -1 where not to be looked at.
         token: the placeholder's id.
         marks: (B, S) bool: what is known to be no text.
+        special: ids that no label holds: what ends a text, or a turn.
         equal: whether all frames of a video have as many tokens.
     """
     found = torch.zeros_like(marks)
@@ -42,6 +44,7 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor, equal: bool = True) -> 
                 end < len(gaps)
                 and (not equal or len({*lengths[start : end + 2]}) == 1)
                 and _alike(gaps[start : end + 1])
+                and not any(token in special for gap in gaps[start : end + 1] for token in gap)
             ):
                 end += 1
             if end - start > 1:

@@ -144,13 +144,18 @@ class Molmo2(Family):
         ends = [config.image_end_token_id, config.frame_end_token_id]
         opened = torch.isin(ids, ids.new_tensor(starts)).long() - torch.isin(ids, ids.new_tensor(ends)).long()
         found |= opened.cumsum(dim=1) > 0
-        for row, line in zip(ids, found, strict=True):
+        breaks = torch.isin(ids, ids.new_tensor([-1, *sorted(self.special_token_ids)]))
+        for row, broken, line in zip(ids, breaks, found, strict=True):
             frames = (row == config.frame_start_token_id).nonzero()[:, 0].tolist()
             closed = (row == config.frame_end_token_id).nonzero()[:, 0].tolist()
-            for end, start in zip(closed, frames[1:], strict=False):  # the processor writes one video, without a pause
-                line[end:start] = True
-            if frames:
-                line[frames[0] - _first_time(row, frames) : frames[0]] = True
+            first = 0  # frame of a video; the processor writes one in a turn, without a pause
+            for number, (end, start) in enumerate(zip(closed, [*frames[1:], len(row)], strict=False), start=1):
+                if number == len(frames) or bool(broken[end:start].any()):
+                    film = frames[first:number]
+                    line[film[0] - _first_time(row, film) : film[0]] = True
+                    first = number
+                else:
+                    line[end:start] = True
         return found
 
 

@@ -81,7 +81,9 @@ class PackedFamily(Family):
     def marks(self, ids: Tensor) -> Tensor:
         """Also the times beside a video's frames."""
         known = super().marks(ids)
-        return known | frame_labels(ids, self.placeholder_ids["video"], known) if self.timed else known
+        if not self.timed:
+            return known
+        return known | frame_labels(ids, self.placeholder_ids["video"], known, self.special_token_ids)
 
     @property
     def side(self) -> int:
