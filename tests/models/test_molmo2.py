@@ -151,6 +151,14 @@ def test_what_no_processor_makes_is_refused(case: str) -> None:
         encode(molmo2.molmo2("sdpa"), changed(name, value))
 
 
+def test_images_and_videos_in_one_call_are_refused() -> None:
+    row, film = ROWS["molmo2"], ROWS["molmo2-video"]
+    model = row.make("sdpa")
+    mixed = {**prompts(row, model, "one"), **film.pixels([[0]])}
+    with row.pruner(3)(model), pytest.raises(ValueError, match="images and videos in one call.*calls of their own"):
+        model.generate(**mixed, **GREEDY)
+
+
 def test_merged_tokens_get_the_placeholders_embedding_once() -> None:
     row: Row = ROWS["molmo2"]
     model = row.make("sdpa")

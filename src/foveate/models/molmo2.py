@@ -131,6 +131,14 @@ class Molmo2(Family):
             images.append(dataclasses.replace(image, handed=features))
         return images
 
+    def refuse(self, inputs: Mapping[str, Any]) -> None:
+        super().refuse(inputs)
+        if self.has(inputs, "image") and self.has(inputs, "video"):
+            raise ValueError(
+                f"{self.title}: images and videos in one call have the same placeholder id, and stock transformers "
+                "takes every placeholder for both. Ask about them in calls of their own."
+            )
+
     @property
     def structure_token_ids(self) -> frozenset[int]:
         config = self.config
