@@ -122,7 +122,7 @@ def test_boxes_where_padding_stands_on_both_sides() -> None:
         assert box == [edges[column][0], edges[row][0], edges[column][1], edges[row][1]]
 
 
-def changed(name: str, value: Tensor | None) -> dict[str, Any]:
+def changed(name: str, value: Any) -> dict[str, Any]:
     row: Row = ROWS["molmo2"]
     return {**prompts(row, row.make("sdpa"), "one"), name: value}
 
@@ -139,6 +139,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"image_token_pooling": torch.cat([STRAY[:-6], STRAY[-6:].where(torch.arange(4) > 0, -1)])},
         "a view has holes",
     ),
+    "a table as a list": ({"image_token_pooling": STRAY.tolist()}, "as a tensor of whole numbers.*return_tensors"),
+    "a table of floats": ({"image_token_pooling": STRAY.float()}, "as a tensor of whole numbers"),
     "crops apart": ({"pixel_values": torch.zeros(1, 3, molmo2.SIDE**2, 588)}, "takes pixel_values as one tensor"),
 }
 

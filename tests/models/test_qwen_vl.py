@@ -209,6 +209,8 @@ def test_refusals(row: Row) -> None:
             model.generate(**{key: value for key, value in inputs.items() if key != "image_grid_thw"}, **GREEDY)
         with pytest.raises(ValueError, match="patches for image_grid_thw"):
             model.generate(**{**inputs, "pixel_values": inputs["pixel_values"][:-4]}, **GREEDY)
+        with pytest.raises(ValueError, match="patches for image_grid_thw .*, got list"):
+            model.generate(**{**inputs, "pixel_values": [*inputs["pixel_values"]]}, **GREEDY)
         with pytest.raises(ValueError, match="image placeholders, but the 1 image"):
             model.generate(
                 **{

@@ -19,6 +19,10 @@ from foveate.models.tiles import runs_of
 FEWEST = 3
 """Frames that make a video."""
 
+SHARED = 3
+"""Tokens that labels have in common: a line break, a word, a colon. Words between pictures may share one or two: the
+line break that a template puts behind every picture."""
+
 Texts = Sequence[Sequence[int]]
 """What stands before every run of placeholders, back to the run before it, without marks."""
 
@@ -80,7 +84,7 @@ def film_labels(
         films: of every row.
         special: see ``frame_labels``.
     """
-    found = frame_labels(ids, token, marks, special)
+    found = frame_labels(ids, token, marks, special, shared=SHARED)
     for line, ours in zip(found, films, strict=True):
         if ours:
             line[:] = False

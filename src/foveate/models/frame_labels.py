@@ -20,7 +20,9 @@ COUNTER = 6
 """Tokens that may differ from one label to the next: "00:59" to "01:00" are five."""
 
 
-def frame_labels(ids: Tensor, token: int, marks: Tensor, special: Collection[int], equal: bool = True) -> Tensor:
+def frame_labels(
+    ids: Tensor, token: int, marks: Tensor, special: Collection[int], equal: bool = True, shared: int = 1
+) -> Tensor:
     """(B, S) bool: text that labels the frames of a video, the first one's label among it.
 
     Args:
@@ -29,6 +31,7 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor, special: Collection[int
         marks: (B, S) bool: what is known to be no text.
         special: ids that no label holds: what ends a text, or a turn.
         equal: whether all frames of a video have as many tokens.
+        shared: least tokens that all labels have in common.
     """
     found = torch.zeros_like(marks)
     for row, known, line in zip(ids, marks, found, strict=True):
@@ -43,7 +46,7 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor, special: Collection[int
             while (
                 end < len(gaps)
                 and (not equal or len({*lengths[start : end + 2]}) == 1)
-                and _alike(gaps[start : end + 1])
+                and _alike(gaps[start : end + 1], shared)
                 and not any(token in special for gap in gaps[start : end + 1] for token in gap)
             ):
                 end += 1
@@ -55,10 +58,10 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor, special: Collection[int
     return found
 
 
-def _alike(gaps: Sequence[Sequence[int]]) -> bool:
+def _alike(gaps: Sequence[Sequence[int]], shared: int) -> bool:
     """Whether texts are the same but for a counter."""
     head, tail = _common(gaps)
-    return head + tail > 0 and max(map(len, gaps)) - head - tail <= COUNTER
+    return head + tail >= shared and max(map(len, gaps)) - head - tail <= COUNTER
 
 
 def _common(gaps: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -49,6 +49,8 @@ class InternVl(TiledFamily):
         """Also what labels a video's frames."""
         per_tile = (self.tower.side // self.factor) ** 2
         known = super().marks(ids)
+        if not self.filmed:
+            return known
         films = [
             self._films(row, here, [end - first == per_tile for first, end in runs_of(row, self.image_token_id)])
             for row, here in zip(ids, known, strict=True)

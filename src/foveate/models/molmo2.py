@@ -86,6 +86,11 @@ class Molmo2(Family):
                 f"{self.title} takes {pixels_name} as one tensor (square crops of all pictures, patches, values), got "
                 f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
+        if not torch.is_tensor(table) or table.is_floating_point():
+            raise ValueError(
+                f"{self.title} takes {table_name} as a tensor of whole numbers: pass what its processor returned with "
+                'return_tensors="pt"'
+            )
         found: list[list[int]] = torch.as_tensor(grids, device="cpu").tolist()
         return found
 
