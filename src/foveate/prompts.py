@@ -49,8 +49,11 @@ def whole_prompt(ids: Tensor, mask: Tensor, cache: Any, placeholders: Iterable[i
         only_new: ``ids`` are never the whole prompt (a bare ``forward`` does not cut it).
 
     Raises:
-        ValueError: ids, mask and cache that do not go together, or a cache that cannot be continued.
+        TypeError, ValueError: ids, mask and cache that do not go together, or a cache that cannot be continued.
     """
+    for name, given in (("input_ids", ids), ("attention_mask", mask)):
+        if not torch.is_tensor(given):
+            raise TypeError(f"{name} is a {type(given).__name__}: tell the processor return_tensors='pt' for a tensor")
     ids = ids.cpu().long()
     if mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
         raise ValueError(
