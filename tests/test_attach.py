@@ -415,6 +415,17 @@ def test_a_foreign_cache(row: Any, model: Any) -> None:
             model.generate(input_ids=other, past_key_values=pruned.past_key_values, **GREEDY)
 
 
+@pytest.mark.parametrize("batch", ["one", "mixed"])
+def test_a_cache_of_beams(row: Any, model: Any, batch: str) -> None:
+    """It holds a row for every beam, and one answer of each prompt came back."""
+    inputs = prompts(row, model, batch)
+    with foveate.AdaFV(keep=0.3)(model):
+        filled = model.generate(**inputs, **GREEDY, num_beams=2, return_dict_in_generate=True)
+        rows = len(inputs["input_ids"])
+        with pytest.raises(ValueError, match=f"filled by {2 * rows} rows and {rows} came.*a cache of beams"):
+            model.generate(input_ids=filled.sequences, past_key_values=filled.past_key_values, **GREEDY)
+
+
 def test_no_text_at_all(row: Any, model: Any) -> None:
     inputs = prompts(row, model, "one")
     images = (inputs["input_ids"] == IMAGE)[0]

@@ -217,6 +217,18 @@ def test_masks_of_other_shapes_are_refused(shape: str) -> None:
             model(**{**inputs, "attention_mask": mask})
 
 
+@pytest.mark.parametrize("argument", ["input_ids", "attention_mask"])
+def test_lists_in_place_of_tensors_are_named(argument: str) -> None:
+    """What a processor gives where nobody told it to make tensors."""
+    row = ROWS["llava-clip"]
+    model = row.make("sdpa")
+    inputs = prompts(row, model, "one")
+    given = {**inputs, argument: inputs[argument].tolist()}
+    for ask in ("generate", "forward"):
+        with foveate.Saliency(keep=0.3)(model), pytest.raises(TypeError, match=f"{argument} is a list.*return_tensors"):
+            getattr(model, ask)(**given)
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_masked_placeholders_are_named(name: str) -> None:
     row = ROWS[name]

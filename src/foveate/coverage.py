@@ -180,6 +180,12 @@ def _why_not(model_type: str) -> str:
     whole = model_type.removesuffix("_text")
     if whole != model_type and whole in SUPPORTED:
         return f"it is the language model of {whole} alone, without its pictures"
+    if f"{model_type}_thinker" in SUPPORTED:
+        return (
+            f"it is a thinker and what speaks its answers, and the thinker is pruned loaded by itself: "
+            f"{checkpoint_of(f'{model_type}_thinker')[1].partition(': ')[2]}.from_pretrained(...), which says "
+            f"{model_type}_thinker"
+        )
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return (
             "no adapter is written for it; give a checkpoint's folder to see whether the generic one may take it, or "

@@ -49,8 +49,11 @@ def whole_prompt(ids: Tensor, mask: Tensor, cache: Any, placeholders: Iterable[i
         only_new: ``ids`` are never the whole prompt (a bare ``forward`` does not cut it).
 
     Raises:
-        ValueError: ids, mask and cache that do not go together, or a cache that cannot be continued.
+        TypeError, ValueError: ids, mask and cache that do not go together, or a cache that cannot be continued.
     """
+    for name, given in (("input_ids", ids), ("attention_mask", mask)):
+        if not torch.is_tensor(given):
+            raise TypeError(f"{name} is a {type(given).__name__}: tell the processor return_tensors='pt' for a tensor")
     ids = ids.cpu().long()
     if mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
         raise ValueError(
@@ -67,6 +70,13 @@ def whole_prompt(ids: Tensor, mask: Tensor, cache: Any, placeholders: Iterable[i
             )
         return Prompt(ids, whole)
     cached = recall(cache)
+    held = [keys for one in getattr(cache, "layers", ()) if torch.is_tensor(keys := getattr(one, "keys", None))]
+    counts = [*(len(keys) for keys in held if keys.ndim == 4), *([] if cached is None else [len(cached.index)])]
+    if {*counts} - {len(ids)}:
+        raise ValueError(
+            f"the cache was filled by {max(counts)} rows and {len(ids)} came with it: a cache of beams or of another "
+            "batch cannot be continued under pruning"
+        )
     if whole.shape[1] == ids.shape[1] and only_new:  # no mask was given: everything cached counts
         before = torch.ones(ids.shape[0], cached.long_length if cached else length, dtype=torch.bool, device="cpu")
         if cached is not None:
@@ -82,11 +92,6 @@ def whole_prompt(ids: Tensor, mask: Tensor, cache: Any, placeholders: Iterable[i
             )
         index = torch.arange(length, device="cpu").expand(ids.shape[0], -1)
         cached = CachedPrompt(index, index, whole[:, :length], length)
-    elif cached.index.shape[0] != ids.shape[0]:
-        raise ValueError(
-            f"the cache was filled by {cached.index.shape[0]} rows and {ids.shape[0]} came with it: a cache of beams "
-            "or of another batch cannot be continued under pruning"
-        )
     elif missing == 0 and not torch.equal(ids[:, : cached.ids.shape[1]], cached.ids):
         raise ValueError("these input_ids do not begin with the prompt that filled past_key_values")
     if missing:
@@ -131,11 +136,6 @@ class Plan:
     def padded(self) -> bool:
         """Whether some position of the short prompt is padding."""
         return bool((self.index.numpy() < 0).any())
-
-    @property
-    def dropped(self) -> int:
-        """S - S'."""
-        return self.length - self.short_length
 
     def shorten(self, values: Tensor, fill: Any) -> Tensor:
         """(..., B, S) to (..., B, S') on the device of ``values``; padding positions get ``fill``."""

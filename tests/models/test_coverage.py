@@ -248,8 +248,14 @@ def test_verdicts() -> None:
     assert "-hf" in str(verdict("internvl_chat").reason)
     assert "without its pictures" in str(verdict("gemma3_text").reason)
     assert "does not count it" in str(verdict("bert").reason)
+    for whole, thinker in (("qwen2_5_omni", "Qwen2_5OmniThinker"), ("qwen3_omni_moe", "Qwen3OmniMoeThinker")):
+        found = verdict(whole)
+        assert not found.supported and f"{thinker}ForConditionalGeneration.from_pretrained" in str(found.reason)
     with pytest.raises(ValueError, match=r"'qwen25_vl' is known \(close to it: qwen2_5_vl"):
         verdict("qwen25_vl")
+    for written in ("QWEN2_VL", "Qwen2-VL"):
+        with pytest.raises(ValueError, match=r"close to it: qwen2_vl"):
+            verdict(written)
     with pytest.raises(ValueError, match="its config.json has$"):
         verdict("nobody/no-such-model")
     with pytest.raises(ValueError, match=r"google/gemma-4-E2B-it says gemma4\)$"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from foveate.models import family_for
@@ -272,3 +273,45 @@ def test_what_the_real_processors_write(name: str, talk: str, frames: int, monke
             assert text == question
         else:
             assert question in text
+
+
+@real
+@pytest.mark.parametrize("name", ["internvl", "smolvlm"])
+def test_questions_of_several_turns_are_no_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pictures of as many tokens, each asked about in almost the same words, in a turn of its own."""
+    words = processor(name, monkeypatch)
+    asked_of = ["What color is the card?", "What color is the cat?", "What color is there?"]
+    parts = [[{"type": "image"}, {"type": "text", "text": question}] for question in asked_of]
+    talk = [
+        message for part in parts for message in (("user", part), ("assistant", [{"type": "text", "text": " No."}]))
+    ]
+    text = words.apply_chat_template(
+        [{"role": role, "content": part} for role, part in talk[:-1]], add_generation_prompt=True, tokenize=False
+    )
+    pictures = [Image.fromarray(film(seed, 1)[0]).resize((SIDE, SIDE)) for seed in range(len(asked_of))]
+    made = words(text=[text], images=[pictures] if name == "smolvlm" else pictures, return_tensors="pt")
+    inputs = {one: made[one] for one in ("input_ids", "attention_mask", "pixel_values")}
+    model = ROWS[name].make("sdpa")
+    monkeypatch.setattr(model.generation_config, "eos_token_id", 91)
+    assert [question for question, _, _ in guided(model, words, inputs)] == asked_of
+
+
+def test_words_between_pictures_guide() -> None:
+    """Of a template that breaks the line behind every picture; and in a family without videos, the same words too."""
+    tile = [START, *[IMAGE] * TOKENS, END]
+    named = [BOS, *tile, BREAK, 31, 32, *tile, BREAK, 33, *tile, BREAK, 40, 41]
+    marks = family_for(ROWS["internvl"].make("sdpa")).marks(torch.tensor([named]))[0].tolist()
+    left = [BOS, BREAK, 31, 32, BREAK, 33, BREAK, 40, 41]
+    assert [token for token, mark in zip(named, marks, strict=True) if not mark] == left
+    if "qianfan_ocr" in ROWS:
+        alike = [BOS, *[*tile, BREAK, 31, 32, 33, COLON] * 3]
+        marks = family_for(ROWS["qianfan_ocr"].make("sdpa")).marks(torch.tensor([alike]))[0].tolist()
+        left = [BOS, *[BREAK, 31, 32, 33, COLON] * 3]
+        assert [token for token, mark in zip(alike, marks, strict=True) if not mark] == left
+
+
+def test_labels_by_unknown_digits_guide_nothing() -> None:
+    """Numbers whose ids do not follow each other tell of no video, and are no words of the question's all the same."""
+    ids = internvl(*([BREAK, FRAME, number, COLON] for number in (31, 36, 33)))
+    marks = family_for(ROWS["internvl"].make("sdpa")).marks(torch.tensor([[BOS, 5, *ids, 40]]))[0].tolist()
+    assert [token for token, mark in zip([BOS, 5, *ids, 40], marks, strict=True) if not mark] == [BOS, 5, 40]

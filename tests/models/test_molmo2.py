@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 import foveate
+from foveate.models import family_for
 from foveate.models.pooling_table import pool_geometry
 from tests.chat import TALKS, guiding, moving, of_kind, tokenizer, written
 from tests.dynamic import picture
@@ -96,6 +97,20 @@ def test_a_video_is_one_budget(processor: Any) -> None:
     assert (len(selection), selection.total, len(selection.geometry.grids)) == (5, 4 * FRAMES, FRAMES)
 
 
+def test_words_between_the_videos_of_two_turns_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation that goes on with another video: no part of either, and its own first time is a label."""
+    model = molmo2.molmo2("sdpa")
+    monkeypatch.setattr(model.generation_config, "eos_token_id", 2)
+    film = [
+        token
+        for tenth in range(3)
+        for token in (*([68] if tenth else []), 70, 69, 70 + tenth, 68, molmo2.FRAME, IMAGE, molmo2.FRAMED)
+    ]
+    ids = torch.tensor([[1, 40, *film, 41, 2, 42, *film, 43]])
+    marks = family_for(model).marks(ids)
+    assert ids[~marks].tolist() == [1, 40, 41, 2, 42, 43]
+
+
 def test_boxes_where_padding_stands_on_both_sides() -> None:
     """Windows of 3 x 3 on 4 patches: one column of padding on either side, which no box reaches into."""
     table, grid = molmo2.squares([[4 * row + column for column in range(4)] for row in range(4)], 3)
@@ -107,7 +122,7 @@ def test_boxes_where_padding_stands_on_both_sides() -> None:
         assert box == [edges[column][0], edges[row][0], edges[column][1], edges[row][1]]
 
 
-def changed(name: str, value: Tensor | None) -> dict[str, Any]:
+def changed(name: str, value: Any) -> dict[str, Any]:
     row: Row = ROWS["molmo2"]
     return {**prompts(row, row.make("sdpa"), "one"), name: value}
 
@@ -124,6 +139,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"image_token_pooling": torch.cat([STRAY[:-6], STRAY[-6:].where(torch.arange(4) > 0, -1)])},
         "a view has holes",
     ),
+    "a table as a list": ({"image_token_pooling": STRAY.tolist()}, "as a tensor of whole numbers.*return_tensors"),
+    "a table of floats": ({"image_token_pooling": STRAY.float()}, "as a tensor of whole numbers"),
     "crops apart": ({"pixel_values": torch.zeros(1, 3, molmo2.SIDE**2, 588)}, "takes pixel_values as one tensor"),
 }
 
@@ -134,6 +151,14 @@ def test_what_no_processor_makes_is_refused(case: str) -> None:
     ((name, value),) = change.items()
     with pytest.raises(ValueError, match=said):
         encode(molmo2.molmo2("sdpa"), changed(name, value))
+
+
+def test_images_and_videos_in_one_call_are_refused() -> None:
+    row, film = ROWS["molmo2"], ROWS["molmo2-video"]
+    model = row.make("sdpa")
+    mixed = {**prompts(row, model, "one"), **film.pixels([[0]])}
+    with row.pruner(3)(model), pytest.raises(ValueError, match="images and videos in one call.*calls of their own"):
+        model.generate(**mixed, **GREEDY)
 
 
 def test_merged_tokens_get_the_placeholders_embedding_once() -> None:

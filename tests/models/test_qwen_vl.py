@@ -19,7 +19,7 @@ from tests import reference
 from tests.checkpoint import tokenizer
 from tests.encoding import encode
 from tests.reference import Assembled
-from tests.tiny import BOS, END, ROWS, SILENT, START, VIDEO, Row, prompts
+from tests.tiny import BOS, END, IMAGE, ROWS, SILENT, START, VIDEO, Row, prompts
 from tests.tiny.qwen import types
 
 try:  # the PIL processor: no torchvision needed
@@ -54,6 +54,21 @@ def picture_and_film(name: str) -> dict[str, Tensor]:
     ids = [BOS, 5, *film.write(0, length), 30, 31, *image.write(0, count), 40, 41, 42]
     tensor = torch.tensor([ids])
     return {"input_ids": tensor, "attention_mask": torch.ones_like(tensor), **types(tensor), **pixels, **frames}
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_pictures_that_cannot_be_numbered_are_refused(name: str, model: Any, apart: bool) -> None:
+    """Two pictures in one run of placeholders, and one in two: nothing but the tokens between tells them apart."""
+    row = ROWS[name]
+    pixels = row.pixels([[1, 2]])
+    first, second = map(len, row.streams(model, pixels, "image"))
+    runs = [IMAGE] * (first + second)
+    if apart:
+        runs = [IMAGE, 50, *[IMAGE] * (first - 1), END, START, *[IMAGE] * second]
+    ids = torch.tensor([[BOS, START, *runs, END, 40, 41]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **types(ids), **pixels}
+    with row.pruner(3)(model), pytest.raises(ValueError, match="cannot number this prompt.*must stand in one run"):
+        model.generate(**inputs, **GREEDY)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.4, 2])
@@ -194,6 +209,8 @@ def test_refusals(row: Row) -> None:
             model.generate(**{key: value for key, value in inputs.items() if key != "image_grid_thw"}, **GREEDY)
         with pytest.raises(ValueError, match="patches for image_grid_thw"):
             model.generate(**{**inputs, "pixel_values": inputs["pixel_values"][:-4]}, **GREEDY)
+        with pytest.raises(ValueError, match="patches for image_grid_thw .*, got list"):
+            model.generate(**{**inputs, "pixel_values": [*inputs["pixel_values"]]}, **GREEDY)
         with pytest.raises(ValueError, match="image placeholders, but the 1 image"):
             model.generate(
                 **{

@@ -8,7 +8,7 @@ words. Three frames are asked for, since any two sentences may look like that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,6 +18,10 @@ from foveate.models.tiles import runs_of
 
 FEWEST = 3
 """Frames that make a video."""
+
+SHARED = 3
+"""Tokens that labels have in common: a line break, a word, a colon. Words between pictures may share one or two: the
+line break that a template puts behind every picture."""
 
 Texts = Sequence[Sequence[int]]
 """What stands before every run of placeholders, back to the run before it, without marks."""
@@ -68,7 +72,9 @@ def films_in(
     return found
 
 
-def film_labels(ids: Tensor, token: int, marks: Tensor, films: Sequence[Sequence[Film]]) -> Tensor:
+def film_labels(
+    ids: Tensor, token: int, marks: Tensor, films: Sequence[Sequence[Film]], special: Collection[int]
+) -> Tensor:
     """(B, S) bool: what labels the frames of videos; in prompts where none is told, what may (see ``frame_labels``).
 
     Args:
@@ -76,8 +82,9 @@ def film_labels(ids: Tensor, token: int, marks: Tensor, films: Sequence[Sequence
         token: the placeholder's id.
         marks: (B, S) bool: what is no text.
         films: of every row.
+        special: see ``frame_labels``.
     """
-    found = frame_labels(ids, token, marks)
+    found = frame_labels(ids, token, marks, special, shared=SHARED)
     for line, ours in zip(found, films, strict=True):
         if ours:
             line[:] = False

@@ -2,12 +2,13 @@
 
 No config names these tokens. They are told by their repetition: between three or more equally long runs of placeholders
 stands the same text each time, but for a few tokens in one place (a number, a time). Two frames repeat once, which any
-two sentences may, so their label stays text.
+two sentences may, so their label stays text. Nor does a label reach from one turn of a conversation into the next,
+whose questions may differ in a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import torch
@@ -19,14 +20,18 @@ COUNTER = 6
 """Tokens that may differ from one label to the next: "00:59" to "01:00" are five."""
 
 
-def frame_labels(ids: Tensor, token: int, marks: Tensor, equal: bool = True) -> Tensor:
+def frame_labels(
+    ids: Tensor, token: int, marks: Tensor, special: Collection[int], equal: bool = True, shared: int = 1
+) -> Tensor:
     """(B, S) bool: text that labels the frames of a video, the first one's label among it.
 
     Args:
         ids: (B, S) int64 on the CPU, -1 where not to be looked at.
         token: the placeholder's id.
         marks: (B, S) bool: what is known to be no text.
+        special: ids that no label holds: what ends a text, or a turn.
         equal: whether all frames of a video have as many tokens.
+        shared: least tokens that all labels have in common.
     """
     found = torch.zeros_like(marks)
     for row, known, line in zip(ids, marks, found, strict=True):
@@ -41,7 +46,8 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor, equal: bool = True) -> 
             while (
                 end < len(gaps)
                 and (not equal or len({*lengths[start : end + 2]}) == 1)
-                and _alike(gaps[start : end + 1])
+                and _alike(gaps[start : end + 1], shared)
+                and not any(token in special for gap in gaps[start : end + 1] for token in gap)
             ):
                 end += 1
             if end - start > 1:
@@ -52,10 +58,10 @@ def frame_labels(ids: Tensor, token: int, marks: Tensor, equal: bool = True) -> 
     return found
 
 
-def _alike(gaps: Sequence[Sequence[int]]) -> bool:
+def _alike(gaps: Sequence[Sequence[int]], shared: int) -> bool:
     """Whether texts are the same but for a counter."""
     head, tail = _common(gaps)
-    return head + tail > 0 and max(map(len, gaps)) - head - tail <= COUNTER
+    return head + tail >= shared and max(map(len, gaps)) - head - tail <= COUNTER
 
 
 def _common(gaps: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -49,15 +49,13 @@ class InternVl(TiledFamily):
         """Also what labels a video's frames."""
         per_tile = (self.tower.side // self.factor) ** 2
         known = super().marks(ids)
-        return known | film_labels(
-            ids,
-            self.image_token_id,
-            known,
-            [
-                self._films(row, here, [end - first == per_tile for first, end in runs_of(row, self.image_token_id)])
-                for row, here in zip(ids, known, strict=True)
-            ],
-        )
+        if not self.filmed:
+            return known
+        films = [
+            self._films(row, here, [end - first == per_tile for first, end in runs_of(row, self.image_token_id)])
+            for row, here in zip(ids, known, strict=True)
+        ]
+        return known | film_labels(ids, self.image_token_id, known, films, self.special_token_ids)
 
     def _films(self, row: Tensor, marks: Tensor, single: list[bool]) -> list[Film]:
         return films_in(row, self.image_token_id, marks, single, counted)

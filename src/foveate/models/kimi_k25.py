@@ -64,4 +64,4 @@ class KimiK25(PackedFamily):
         start, end = (ids == token for token in (self.config.vision_start_token_id, self.config.vision_end_token_id))
         inside = start.cumsum(dim=1) > end.cumsum(dim=1)
         known = super().marks(ids) | inside
-        return known | frame_labels(ids, self.placeholder_ids["video"], known)
+        return known | frame_labels(ids, self.placeholder_ids["video"], known, self.special_token_ids)

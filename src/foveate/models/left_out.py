@@ -137,4 +137,4 @@ INSTEAD: dict[str, str] = {
 
 def close_to(model_type: str, known: Iterable[str]) -> list[str]:
     """Names, at most three, that someone may have meant."""
-    return difflib.get_close_matches(model_type, list(known), n=3, cutoff=0.6)
+    return difflib.get_close_matches(model_type.lower().replace("-", "_"), list(known), n=3, cutoff=0.6)

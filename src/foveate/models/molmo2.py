@@ -86,6 +86,11 @@ class Molmo2(Family):
                 f"{self.title} takes {pixels_name} as one tensor (square crops of all pictures, patches, values), got "
                 f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
+        if not torch.is_tensor(table) or table.is_floating_point():
+            raise ValueError(
+                f"{self.title} takes {table_name} as a tensor of whole numbers: pass what its processor returned with "
+                'return_tensors="pt"'
+            )
         found: list[list[int]] = torch.as_tensor(grids, device="cpu").tolist()
         return found
 
@@ -131,6 +136,14 @@ class Molmo2(Family):
             images.append(dataclasses.replace(image, handed=features))
         return images
 
+    def refuse(self, inputs: Mapping[str, Any]) -> None:
+        super().refuse(inputs)
+        if self.has(inputs, "image") and self.has(inputs, "video"):
+            raise ValueError(
+                f"{self.title}: images and videos in one call have the same placeholder id, and stock transformers "
+                "takes every placeholder for both. Ask about them in calls of their own."
+            )
+
     @property
     def structure_token_ids(self) -> frozenset[int]:
         config = self.config
@@ -144,13 +157,18 @@ class Molmo2(Family):
         ends = [config.image_end_token_id, config.frame_end_token_id]
         opened = torch.isin(ids, ids.new_tensor(starts)).long() - torch.isin(ids, ids.new_tensor(ends)).long()
         found |= opened.cumsum(dim=1) > 0
-        for row, line in zip(ids, found, strict=True):
+        breaks = torch.isin(ids, ids.new_tensor([-1, *sorted(self.special_token_ids)]))
+        for row, broken, line in zip(ids, breaks, found, strict=True):
             frames = (row == config.frame_start_token_id).nonzero()[:, 0].tolist()
             closed = (row == config.frame_end_token_id).nonzero()[:, 0].tolist()
-            for end, start in zip(closed, frames[1:], strict=False):  # the processor writes one video, without a pause
-                line[end:start] = True
-            if frames:
-                line[frames[0] - _first_time(row, frames) : frames[0]] = True
+            first = 0  # frame of a video; the processor writes one in a turn, without a pause
+            for number, (end, start) in enumerate(zip(closed, [*frames[1:], len(row)], strict=False), start=1):
+                if number == len(frames) or bool(broken[end:start].any()):
+                    film = frames[first:number]
+                    line[film[0] - _first_time(row, film) : film[0]] = True
+                    first = number
+                else:
+                    line[end:start] = True
         return found
 
 

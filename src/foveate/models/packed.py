@@ -81,7 +81,9 @@ class PackedFamily(Family):
     def marks(self, ids: Tensor) -> Tensor:
         """Also the times beside a video's frames."""
         known = super().marks(ids)
-        return known | frame_labels(ids, self.placeholder_ids["video"], known) if self.timed else known
+        if not self.timed:
+            return known
+        return known | frame_labels(ids, self.placeholder_ids["video"], known, self.special_token_ids)
 
     @property
     def side(self) -> int:
@@ -134,10 +136,10 @@ class PackedFamily(Family):
             )
         grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(given, device="cpu").tolist()]  # one read for all
         patches = sum(t * h * w for t, h, w in grids)
-        if pixels.ndim != len(self.pixel_axes) or len(pixels) != patches:
+        if not torch.is_tensor(pixels) or pixels.ndim != len(self.pixel_axes) or len(pixels) != patches:
             raise ValueError(
                 f"{self.title} takes {pixels_name} as ({', '.join(self.pixel_axes)}) with {patches} patches for "
-                f"{grid_name} {grids}, got {tuple(pixels.shape)}"
+                f"{grid_name} {grids}, got {tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
             )
         recorder = recorder_for(
             request,

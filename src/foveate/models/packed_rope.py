@@ -33,10 +33,14 @@ class PackedRopeFamily(PackedFamily):
             types = torch.zeros_like(ids)
         seconds = arguments.get("second_per_grid_ts")
         stock = self.base.get_rope_index
-        positions, deltas = stock(
-            input_ids=ids,
-            mm_token_type_ids=types,
-            attention_mask=mask.long(),
-            **accepted(stock, {**grids, "second_per_grid_ts": seconds}),
-        )
+        given = accepted(stock, {**grids, "second_per_grid_ts": seconds})
+        try:
+            positions, deltas = stock(input_ids=ids, mm_token_type_ids=types, attention_mask=mask.long(), **given)
+        except (StopIteration, RuntimeError) as error:  # it walks through runs of types and grids, side by side
+            shapes = {name: grid.tolist() for name, grid in grids.items()}
+            raise ValueError(
+                f"{self.title}: stock transformers cannot number this prompt: the runs of visual tokens that "
+                f"mm_token_type_ids tell of are not those of {shapes}. The tokens of every picture and frame must "
+                "stand in one run, with other tokens between two of them, as the model's own processor writes them"
+            ) from error
         return Rope(positions, deltas.flatten() + mask.sum(dim=1))

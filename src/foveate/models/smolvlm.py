@@ -39,7 +39,7 @@ class SmolVlm(Idefics3):
         """Also what labels a video's frames."""
         known = super().marks(ids)
         films = [self._films(row, here) for row, here in zip(ids, known, strict=True)]
-        return known | film_labels(ids, self.image_token_id, known, films)
+        return known | film_labels(ids, self.image_token_id, known, films, self.special_token_ids)
 
     def _films(self, row: Tensor, marks: Tensor) -> list[Film]:
         between = runs(row, self.image_token_id)[3]

@@ -77,7 +77,7 @@ class VideoLlama3(PackedFamily):
     def marks(self, ids: Tensor) -> Tensor:
         """Also the times before a video's frames, of which some may have lost tokens to the processor."""
         known = super().marks(ids)
-        return known | frame_labels(ids, self.placeholder_ids["video"], known, equal=False)
+        return known | frame_labels(ids, self.placeholder_ids["video"], known, self.special_token_ids, equal=False)
 
 
 def _without(video: EncodedImage, stays: Tensor) -> EncodedImage:
