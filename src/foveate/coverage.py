@@ -135,7 +135,7 @@ def verdict(source: str) -> Verdict:
             f"{_kin(source)}"
         )
     raise ValueError(
-        f"no model type {source!r} is known{_meant(source) or _kin(source)}; `foveate models` lists those that work"
+        f"no model type {source!r} is known{_meant(source)}{_kin(source)}; `foveate models` lists those that work"
     )
 
 
