@@ -368,6 +368,14 @@ def test_least_duplicated(inputs, budget, dtype, pivots):
         torch.testing.assert_close(lengths, torch.tensor([norm(row) for row in features.double().tolist()]))
 
 
+def test_rounding_chooses_no_pivots():
+    """Tokens that are all as long, but for rounding: the first are pivots, whatever the last bits say."""
+    features = torch.nn.functional.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    bits = 1 + 3e-7 * torch.randn(5, 40, 1, generator=torch.Generator().manual_seed(1))
+    chosen = [least_duplicated(some * features, 6, 6)[0].tolist() for some in bits]
+    assert chosen == [[0, 1, 2, 3, 4, 5]] * 5
+
+
 def test_least_duplicated_by_hand():
     """Pivots 1 and 4, at 0 and 90 degrees; 0 degrees takes 170 and 120, 90 degrees then the 20 that is left."""
     angle = torch.tensor([20.0, 0.0, 170.0, 80.0, 90.0, 120.0]).deg2rad()

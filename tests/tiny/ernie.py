@@ -47,7 +47,12 @@ IDS = {
 def ernie(attention: str) -> Any:
     torch.manual_seed(0)
     config = transformers.Ernie4_5_VLMoeConfig(vision_config=VISION, text_config={**TEXT, **MOE}, **IDS)
-    return finish(transformers.Ernie4_5_VLMoeForConditionalGeneration(config), attention)
+    model = finish(transformers.Ernie4_5_VLMoeForConditionalGeneration(config), attention)
+    # A norm is the last that tokens go through: weights that are all one would give all of them the same length, by
+    # which some methods choose, and the choice would be rounding's.
+    with torch.no_grad():
+        model.model.resampler_model.after_norm.weight.uniform_(0.5, 1.5)
+    return model
 
 
 def image_pixels(numbers: list[list[int]]) -> dict[str, Tensor]:

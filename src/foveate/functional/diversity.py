@@ -26,6 +26,8 @@ from foveate.functional.common import (
 from foveate.functional.steps import is_tabled, may_look, repeat, rows_of
 
 _BLOCK = 1 << 22  # cells of a table that is built piece by piece (16 MiB)
+_NORM_STEPS = 1 << 17
+"""Of the largest norm: how finely norms are told apart."""
 _NO_DISTANCE = 1e-6
 """A distance of cosines that float32 cannot tell from none: a large weight must not make one of it."""
 _WITHIN = 1e-4
@@ -171,7 +173,8 @@ def least_duplicated(visual: Tensor, budget: int, pivots: int = 8) -> tuple[Tens
 
     Returns:
         kept (min(K, N)) int64, ascending, distinct; and the norms the pivots were chosen by, (N,) float32. Ties go to
-        the earlier token.
+        the earlier token; norms are told apart to ``2 ** -17`` of the largest, so that rounding does not choose where
+        an encoder ends with a norm of its own, and all tokens are as long.
 
     Raises:
         TypeError: ``visual`` is not floating; a budget that is no int.
@@ -186,7 +189,8 @@ def least_duplicated(visual: Tensor, budget: int, pivots: int = 8) -> tuple[Tens
         if len(unit) <= budget:
             return everything(norm), norm
         pivots = min(pivots, budget)
-        chosen = [descending(norm)[1][:pivots]]
+        steps = (norm / norm.amax().clamp_min(torch.finfo(norm.dtype).tiny) * _NORM_STEPS).round()
+        chosen = [descending(steps)[1][:pivots]]
         likeness = unit.index_select(0, chosen[0]) @ unit.T  # (P, N)
     taken = torch.zeros(len(unit), dtype=torch.bool, device=unit.device).index_fill_(0, chosen[0], True)
     share, more = divmod(budget - pivots, pivots)
