@@ -133,14 +133,15 @@ def evaluate(
         typer.Option(help="scenes, documents, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
     ] = "scenes",
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Comma-separated names, or all (those before the LLM). Options stand behind a name: "
             "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
             "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost. "
-            "crops:amount=0.5:cdpruner encodes half of the crops."
+            "crops:amount=0.5:cdpruner encodes half of the crops. blind: the question without its picture. "
+            "Default: all, resize where pictures can be made so small, blind."
         ),
-    ] = "all",
+    ] = None,
     keep: Annotated[
         str | None,
         typer.Option(

@@ -18,6 +18,8 @@ from foveate.crops import Crops
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
 from foveate.evaluation.analysis import read_salience
+from foveate.evaluation.blind import NAME as BLIND
+from foveate.evaluation.blind import is_blind
 from foveate.evaluation.cropped import Spelled, counterparts, is_cropped, spread
 from foveate.evaluation.drawn import Split, World
 from foveate.evaluation.engines import Engine
@@ -35,16 +37,25 @@ from foveate.evaluation.runner import (
 )
 from foveate.evaluation.suites import Source, Suite, check_split
 from foveate.evaluation.worlds import get_world
+from foveate.images import size_of
 from foveate.pixels import Pixels
 from foveate.pruners import METHODS, get_pruner, known_methods
-from foveate.resizing import is_resize
+from foveate.resizing import NAME as RESIZE
+from foveate.resizing import Resize, is_resize
 
 PLOTTED = ("overall", "small in clutter")
-WRITTEN = ("pooled", "overall", "small", "large", "salient", "not salient", "small in clutter")
+WRITTEN = (
+    "pooled", "overall", "unguessed", "group A", "small", "large", "salient", "not salient", "small in clutter",
+)  # fmt: skip
 """Of every drawn world; its own kinds follow."""
 REFERENCES = ("adafv", "cover")
 """Methods that every other one is compared with, where they run."""
-TAGS = ("pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient")
+TAGS = (
+    "pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient", "unguessed",
+    "group A",
+)  # fmt: skip
+USUAL = ("all", RESIZE, BLIND)
+"""What is run unless methods are named."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Request:
     """The command's arguments: what to ask, and the rest as typed."""
 
     source: Source
-    methods: str
+    methods: str | None
     keep: str
     out: Path | None
     model: str | None
@@ -101,7 +112,7 @@ def parse_methods(text: str, *, varying: bool = False, resizing: bool = False, c
                 get_pruner(name)  # which says why it is none
             names[place] = str(Spelled.read(name))
         factory(name)
-        if is_resize(name):
+        if is_resize(name) or is_blind(name):
             if not resizing:
                 get_pruner(name)  # which says why it is none
             continue
@@ -164,6 +175,8 @@ def run(request: Request) -> None:
     suite = open_suite(request.source, out, processes)
     asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
     with closing(_engine(request, methods, pixels)) as engine, progress_bar(asking) as progress:
+        if request.methods is None:
+            methods = _small_enough(engine, suite, methods, keeps)
         rows = evaluate(
             engine, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
             max_new_tokens=answer_tokens(request.source, request.max_new_tokens), batch=request.batch_size,
@@ -199,24 +212,38 @@ def run(request: Request) -> None:
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
+def _small_enough(engine: Engine, suite: Suite, methods: list[str], keeps: Sequence[float | int]) -> list[str]:
+    """The methods, without downsampling where the model makes more tokens of any picture than a budget says."""
+    sizes = sorted({size_of(suite.folder / item.image) for item in suite.items})
+    try:
+        for keep in budgets_of(factory(RESIZE), keeps) if RESIZE in methods else ():
+            engine.require_sizes(Resize(keep), sizes)
+    except ValueError as error:
+        note(f"{RESIZE} is not run: {error}")
+        return [name for name in methods if name != RESIZE]
+    return methods
+
+
 def _spread(request: Request, keeps: Sequence[float | int]) -> list[str]:
     """The methods, each under every amount of crops.
 
     Raises:
         ValueError: unknown methods, impossible amounts.
     """
-    methods = parse_methods(request.methods, varying=True, resizing=True, cropping=True)
+    usual = USUAL if request.engine == "transformers" else USUAL[:1]
+    methods = parse_methods(request.methods or ",".join(usual), varying=True, resizing=True, cropping=True)
     if request.crops is None:
         return methods
     amounts = [None if text == "1" else Crops.of(text) for text in split_list(request.crops)]
     whole = any(repr(keep) == "1.0" for keep in keeps)
-    plain = [name for name in methods if not is_resize(name)]
+    baselines = [name for name in methods if is_resize(name) or is_blind(name)]
+    plain = [name for name in methods if name not in baselines]
     if not plain and not whole and any(amounts):
         raise ValueError(
-            "--crops: resize shows the model all crops of a smaller picture, and nothing else is run: leave --crops "
+            f"--crops: of {' and '.join(baselines)} all crops are seen or none, and nothing else is run: leave --crops "
             "out, or name a method beside it"
         )
-    return list(dict.fromkeys([*spread(plain, amounts, whole=whole), *filter(is_resize, methods)]))
+    return list(dict.fromkeys([*spread(plain, amounts, whole=whole), *baselines]))
 
 
 def _runnable(request: Request, methods: list[str], processes: Processes) -> list[str]:
@@ -238,7 +265,7 @@ def _runnable(request: Request, methods: list[str], processes: Processes) -> lis
         )
     from foveate.evaluation.vllm_engine import check_pixels, overrides, servable
 
-    if "all" in split_list(request.methods):
+    if request.methods is None or "all" in split_list(request.methods):
         left_out = [name for name in methods if not servable(name)]
         methods = [name for name in methods if name not in left_out]
         note(f"left out under --engine vllm, which gives no picture its own seed: {', '.join(left_out)}")
@@ -307,14 +334,18 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
     extras = tuple(report.metric.extras)
     named = map(reporting.group_title, columns)
     encoded = ["encoded"] if report.cropped else []
-    for name in ("method", "keep", *encoded, "tokens", "ms", *named, "of all tokens", *extras):
+    in_time = ["resize, same ms"] if report.resized else []
+    for name in ("method", "keep", *encoded, "tokens", "ms", *named, "of all tokens", *in_time, *extras):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
         shown = [
             f"{100 * c.estimate.value:.1f} [dim]{100 * c.estimate.low:.0f}-{100 * c.estimate.high:.0f}[/]"
+            if c.estimate.count
+            else ""
             for c in cells
         ]
+        timed = [saving.percent(report.resized_in_time_of(run, columns[0])) for _ in in_time]
         more = [f"{100 * cells[0].extras[name]:.1f}" for name in extras]
         spent = *(f"{100 * run.share_encoded:.0f} %" for _ in encoded), f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
         table.add_row(
@@ -323,6 +354,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
             *spent,
             *shown,
             f"{100 * cells[0].relative:.1f}",
+            *timed,
             *more,
         )
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from foveate.asking_again import AskAgain
+from foveate.evaluation.blind import Blind
 from foveate.evaluation.cropped import Cropped
 from foveate.pruners import Method
 from foveate.resizing import Resize
@@ -23,6 +24,9 @@ class Item(Protocol):
     def answers(self) -> Sequence[str]: ...
 
 
+Way = Method | AskAgain | Resize | Cropped | Blind
+"""How questions are asked: under a method, twice where unsure, of a smaller picture, with fewer crops, without any."""
+
 Answered = tuple[str, int, int, int | None]
 """An answer; patch tokens kept, that there were, and that were encoded, None for all (see ``runner.Row``)."""
 
@@ -30,9 +34,7 @@ Answered = tuple[str, int, int, int | None]
 class Asker(Protocol):
     """Answers the questions of one piece of an evaluation."""
 
-    def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
-    ) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
         """What each item was answered, and the milliseconds that each of them took."""
 
 
@@ -45,7 +47,7 @@ class Engine(Protocol):
     def facts(self) -> dict[str, Any]:
         """What answers depend on: the model's fingerprint, dtype, device; recorded, and compared when resuming."""
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
+    def require(self, method: str, pruners: Sequence[Way]) -> None:
         """Raises ValueError where a method, made for two pictures, cannot run here."""
 
     def require_sizes(self, resize: Resize, sizes: Sequence[tuple[int, int]]) -> None:

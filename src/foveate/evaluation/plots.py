@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from foveate.evaluation.blind import NAME as BLIND
 from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
 from foveate.evaluation.statistics import Estimate
@@ -41,7 +42,7 @@ def plot(report: Report, groups: Sequence[str], title: str = "") -> Figure:
     from matplotlib.figure import Figure
 
     groups = [name for name in groups if name in report.groups]
-    methods = [method for method in dict.fromkeys(run.method for run in report.runs) if method != ALL]
+    methods = [method for method in dict.fromkeys(run.method for run in report.runs) if method not in (ALL, BLIND)]
     height = 4.2 if len(methods) <= MANY else 1.4 + 0.24 * len(methods)
     figure = Figure(figsize=(5.0 * max(1, len(groups)) + 1.2, height), layout="constrained")
     draw = _draw_panel if len(methods) <= MANY else _draw_rows

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.evaluation.blind import NAME as BLIND
 from foveate.evaluation.cropped import Spelled, is_cropped
 from foveate.evaluation.drawn import World
 from foveate.evaluation.metrics import EXACT, Metric
@@ -24,6 +25,7 @@ from foveate.evaluation.statistics import (
     paired_difference,
     wilson,
 )
+from foveate.resizing import NAME as RESIZE
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ NOTE = (
     "paired: first minus second on the same questions, 95 % bootstrap over pictures; p_value: two-sided, {test}; "
     "p_corrected: Holm's correction for all comparisons of the first method on that group. latency_ms: from picture to "
     "answer, vision tower included, per question; questions asked as one batch share its time. encoded: patch tokens "
-    "that the vision tower encoded."
+    "that the vision tower encoded. not guessed: questions that are not answered rightly without the picture. group A: "
+    "what all tokens answer rightly, and the picture made smaller to the same budget does not. resize_in_same_time: "
+    "what smaller pictures reach in the milliseconds of that run, on the line through their own runs and all tokens'."
 )
 WILSON = "Wilson's of proportions, combined by variance recovery for means of groups"
 BOOTSTRAP = "percentiles of 2000 bootstrap samples of pictures"
@@ -149,12 +153,36 @@ class Report:
         """Whether some run left crops out."""
         return any(is_cropped(run.method) for run in self.runs)
 
+    @property
+    def resized(self) -> bool:
+        """Whether pictures were made smaller in some runs."""
+        return any(run.method == RESIZE for run in self.runs)
+
+    def resized_in_time_of(self, run: Run, group: str) -> float:
+        """What downsampling reaches on a group in the time that another run takes per question: read off the line
+        through its own runs and that with all tokens, accuracy over milliseconds.
+
+        NaN where no downsampling was run, or none took less or more; of downsampling itself, and of all tokens.
+        """
+        if not self.resized or run.method in (RESIZE, ALL, BLIND) or group == GROUP_A:
+            return math.nan
+        points = sorted(
+            (one.latency_ms, self.cell(one.method, one.keep, group).estimate.value)
+            for one in self.runs
+            if one.method in (RESIZE, ALL)
+        )
+        times, values = (np.array(side) for side in zip(*points, strict=True))
+        return float(np.interp(run.latency_ms, times, values, left=math.nan, right=math.nan))
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN becomes None."""
         test = "exact McNemar" if self.metric.binary else "methods swapped picture by picture at random, 5000 times"
         return {
             "metric": self.metric.name,
-            "runs": [asdict(run) for run in self.runs],
+            "runs": [
+                {**asdict(run), **({"resize_in_same_time": self._in_same_time(run)} if self.resized else {})}
+                for run in self.runs
+            ],
             "accuracy": [
                 {
                     "method": cell.method,
@@ -180,8 +208,14 @@ class Report:
             "note": NOTE.format(intervals=self.intervals, test=test),
         }
 
+    def _in_same_time(self, run: Run) -> dict[str, float | None]:
+        return {group: _number(self.resized_in_time_of(run, group)) for group in self.groups}
 
-TITLES = {"pooled": "per question", "overall": "mean of kinds"}
+
+TITLES = {"pooled": "per question", "overall": "mean of kinds", "unguessed": "not guessed", "group A": "group A"}
+UNGUESSED, GROUP_A = "unguessed", "group A"
+RIGHT = 0.5
+"""An answer that is worth more than this counts as right where right and wrong ones are told apart."""
 
 
 def group_title(name: str) -> str:
@@ -193,7 +227,7 @@ def method_title(name: str) -> str:
     """What tables call a method: that of the run with all tokens is no name, and crops stand behind."""
     if is_cropped(name):
         return Spelled.read(name).title
-    return "all tokens" if name == ALL else name
+    return {ALL: "all tokens", BLIND: "no picture"}.get(name, name)
 
 
 def scenes_groups() -> tuple[Group, ...]:
@@ -309,6 +343,7 @@ def summarise(
     for row in rows:
         runs.setdefault((row.method, repr(row.keep)), []).append(row)
     groups = [group for group in groups if any(group.stratum_of(item) for item in items)]
+    groups += _unguessed(runs, known, metric)
 
     cells: list[Cell] = []
     for group in groups:
@@ -321,6 +356,7 @@ def summarise(
             relative = estimate.value / whole[0].value if whole and whole[0].count and whole[0].value else math.nan
             cells.append(Cell(runs[run][0].method, runs[run][0].keep, group.name, estimate, relative, extras))
 
+    of_downsampling = _group_a(runs, known, metric, bootstrapped)
     compared: list[Pair] = []
     wanted = list(pairs)
     for group in groups:
@@ -336,12 +372,49 @@ def summarise(
 
     return Report(
         tuple(_run(answered) for answered in runs.values()),
-        tuple(group.name for group in groups),
-        tuple(cells),
+        (*(group.name for group in groups), *([GROUP_A] if of_downsampling else [])),
+        (*cells, *of_downsampling),
         _corrected(compared),
         metric,
         BOOTSTRAP if bootstrapped else WILSON,
     )
+
+
+def _right(rows: Iterable[Row], known: Mapping[str, Any], metric: Metric) -> set[str]:
+    """The questions that a run answered rightly."""
+    return {row.item for row in rows if metric.score(row.answer, known[row.item].answers) > RIGHT}
+
+
+def _unguessed(runs: Mapping[tuple[str, str], Sequence[Row]], known: Mapping[str, Any], metric: Metric) -> list[Group]:
+    """The questions that are not answered rightly without their picture, where that was tried."""
+    blind = next((rows for (method, _), rows in runs.items() if method == BLIND), None)
+    if blind is None:
+        return []
+    guessed = _right(blind, known, metric)
+    return [_these(UNGUESSED, (known[row.item] for row in blind if row.item not in guessed))]
+
+
+def _group_a(
+    runs: Mapping[tuple[str, str], Sequence[Row]], known: dict[str, Any], metric: Metric, bootstrapped: bool
+) -> list[Cell]:
+    """Accuracy at every budget on what all tokens answer rightly, and a picture made smaller to that budget does not
+    (VTC-Bench): there a method shows what downsampling cannot do. Runs at other budgets have no figure."""
+    if (ALL, "1.0") not in runs or not any(method == RESIZE for method, _ in runs):
+        return []
+    whole, cells = _right(runs[ALL, "1.0"], known, metric), []
+    for (method, keep), rows in runs.items():
+        small = runs.get((RESIZE, keep)) if method != RESIZE else None
+        failed = whole & {row.item for row in small} - _right(small, known, metric) if small else set()
+        group = _these(GROUP_A, (known[item] for item in failed))
+        estimate, extras = _estimate(_grouped(rows, known, group, metric), group, metric, bootstrapped)
+        cells.append(Cell(method, rows[0].keep, GROUP_A, estimate, estimate.value, extras))
+    return cells
+
+
+def _these(name: str, items: Iterable[Any]) -> Group:
+    """A group of certain questions."""
+    ids = {id(item) for item in items}
+    return Group(name, (Stratum(name, lambda item: id(item) in ids),))
 
 
 def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:

@@ -21,9 +21,10 @@ from PIL.Image import Image
 from foveate import __version__
 from foveate.asking_again import AskAgain, Spelled, is_spelled
 from foveate.crops import Crops, encoded_tokens
+from foveate.evaluation.blind import Blind, is_blind
 from foveate.evaluation.cropped import Cropped, is_cropped
 from foveate.evaluation.cropped import Spelled as SpelledCrops
-from foveate.evaluation.engines import Answered, Asker, Engine, Item
+from foveate.evaluation.engines import Answered, Asker, Engine, Item, Way
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image, size_of
@@ -65,7 +66,8 @@ class Row:
         answer: the model's.
         kept, total: patch tokens of the picture that reached the LLM, and that there were. Of methods inside the LLM,
             what its layers held on average, row ends included. Of ``ask-again``, those of all its passes. Of
-            ``resize``, those of the smaller picture, and of the picture as it was.
+            ``resize``, those of the smaller picture, and of the picture as it was. Of ``blind``, 0 and those of the
+            picture.
         latency_ms: from picture to answer: processor, vision tower, selection and generation. Questions that were asked
             as one batch share its time alike; a vision tower that ran once for several questions counts for each. Under
             ``crops``, so does the base view, and a crop for every question that it was encoded for, at the mean time of
@@ -95,8 +97,8 @@ class Row:
         return self.item, self.method, repr(self.keep)
 
 
-Factory = Callable[[float | int, int], Method | AskAgain | Resize | Cropped]
-"""Makes a method's pruner, a way of asking again, either under crops, or the baseline without any, for a budget and a
+Factory = Callable[[float | int, int], Way]
+"""Makes a method's pruner, a way of asking again, either under crops, or a baseline without any, for a budget and a
 picture's number."""
 
 
@@ -106,7 +108,7 @@ def factory(name: str) -> Factory:
 
     Args:
         name: as for ``foveate.pruners.parse_method``, options behind it included; or as for ``Spelled``, of
-            ``asking_again`` and of ``cropped``; or ``resize``.
+            ``asking_again`` and of ``cropped``; or ``resize`` or ``blind``.
 
     Raises:
         ValueError: no such method or option, or a value that the method refuses.
@@ -125,6 +127,8 @@ def factory(name: str) -> Factory:
         return lambda keep, picture: spelled.asking(keep, picture if lucky else None)
     if is_resize(name):
         return lambda keep, picture: Resize(keep)
+    if is_blind(name):
+        return lambda keep, picture: Blind()
     seeded = takes(name, "seed")
 
     def make(keep: float | int, picture: int) -> Method:
@@ -139,9 +143,11 @@ def budgets_of(make: Factory, budgets: Sequence[float | int]) -> list[float | in
 
     Where the budget is a limit, ``1.0`` is run too: ``auto`` without one, and ``ask-again``, whose second pass has all
     tokens then. Of ``ask-again``, they are those that exceed its first. Of all tokens of what was encoded, it is
-    ``1.0``.
+    ``1.0``. Without the picture, there is the one of 0 tokens.
     """
     made = make(1.0, 0)
+    if isinstance(made, Blind):
+        return [0]
     if isinstance(made, Cropped):
         if made.whole:
             return [1.0]
@@ -227,7 +233,7 @@ def evaluate(
             for value in own if isinstance(made[0], Resize) else ():
                 engine.require_sizes(Resize(value), sorted({size_of(folder / item.image) for item in items}))
             by_picture = by_picture or any(
-                isinstance(_held(one)[0], AskAgain) for one in made if not isinstance(one, Resize)
+                isinstance(_held(one)[0], AskAgain) for one in made if not isinstance(one, (Resize, Blind))
             )
     across = batch > 1 and not by_picture and (engine.mixes or len(items) < FEW * len(pieces))
     if across:
@@ -322,11 +328,11 @@ class Transformers:
             **({} if self.pixels is None else {"pixels": self.pixels.value}),
         }
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
+    def require(self, method: str, pruners: Sequence[Way]) -> None:
         """Every method runs here, under crops those before the LLM of a model that has crops."""
         family = family_for(self.model)
         for one in pruners:
-            if isinstance(one, Resize):
+            if isinstance(one, (Resize, Blind)):
                 continue
             options = Options(crops=one.crops) if isinstance(one, Cropped) else Options()
             options.check(family)
@@ -347,6 +353,20 @@ class Transformers:
         """A picture as the processor sees it."""
         return picture if self.pixels is None else resized(picture, self.pixels, self.model, self.processor)
 
+    def blind(
+        self, items: Sequence[Item], pictures: Sequence[Image], max_new_tokens: int
+    ) -> tuple[list[Answered], float]:
+        """What some items are answered without their pictures, which only say how many tokens were left out."""
+        prompts = [question_prompt(self.processor, item.question, 0, self.model) for item in items]
+        start = _now(self.model)
+        texts = generate(
+            self.model, self.processor, prompts, [()] * len(items), Uniform(keep=1.0),
+            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+        )  # fmt: skip
+        seconds = (_now(self.model) - start) / len(items)
+        totals = [self.counts.patches(picture.size) for picture in pictures]
+        return [(text, 0, total, 0) for text, total in zip(texts, totals, strict=True)], seconds * 1e3
+
     def close(self) -> None:
         """Nothing was started."""
 
@@ -361,9 +381,7 @@ class _OnePicture:
         self.resizing = 0.0
         self.looks: dict[tuple[Resize | None, Crops | None], _Look] = {}
 
-    def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
-    ) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
         """See ``Asker``."""
         engine = self.engine
         if self.picture is None:
@@ -371,6 +389,8 @@ class _OnePicture:
             start = _now(engine.model)
             self.picture = engine.resized(given)
             self.resizing = _now(engine.model) - start
+        if isinstance(pruner, Blind):
+            return engine.blind(items, [self.picture] * len(items), max_new_tokens)
         resize = pruner if isinstance(pruner, Resize) else None
         method, crops = _held(Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner)
         seen = self._look(resize, crops)
@@ -436,11 +456,12 @@ class _Across:
     def __init__(self, engine: Transformers, folder: Path) -> None:
         self.engine, self.folder = engine, folder
 
-    def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
-    ) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
         """As for one picture."""
         engine = self.engine
+        if isinstance(pruner, Blind):
+            seen = [engine.resized(load_image(self.folder / item.image)) for item in items]
+            return engine.blind(items, seen, max_new_tokens)
         method, crops = _held(Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner)
         assert isinstance(method, Method)  # with AskAgain no batch goes across pictures
         given = [load_image(self.folder / item.image) for item in items]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
     groups = [name for name in groups if name in report.groups]
     extras = list(report.metric.extras)
     encoded = ["encoded, %"] if report.cropped else []
-    figures = [*(group_title(name) for name in groups), *extras, "of all tokens", "ms"]
+    in_time = ["resize in the same time"] if report.resized else []
+    figures = [*(group_title(name) for name in groups), *extras, "of all tokens", *in_time, "ms"]
     heads = ["method", "keep", *encoded, "tokens", *figures]
     lines = [f"# {title}", ""] if title else []
     lines += ["Accuracy in %, with 95 % intervals; tokens and milliseconds per question.", ""]
@@ -38,14 +40,15 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
     for place in sorted(range(len(report.runs)), key=rank):
         run = report.runs[place]
         cells = [report.cell(run.method, run.keep, name) for name in groups]
-        shown = [f"{100 * cell.estimate.value:.1f}" for cell in cells]
+        shown = [percent(cell.estimate.value) for cell in cells]
         first = cells[0].estimate
         shown[0] += f" [{100 * first.low:.1f}, {100 * first.high:.1f}]"
         name = _code(run.method)
         more = [f"{100 * cells[0].extras[extra]:.1f}" for extra in extras]
         relative = "" if run.method == ALL else f"{100 * cells[0].relative:.1f}"
         spent = [*(f"{100 * run.share_encoded:.0f}" for _ in encoded), f"{run.kept:.0f}"]
-        lines.append(_line([name, f"{run.keep:g}", *spent, *shown, *more, relative, f"{run.latency_ms:.0f}"]))
+        timed = [percent(report.resized_in_time_of(run, groups[0])) for _ in in_time]
+        lines.append(_line([name, f"{run.keep:g}", *spent, *shown, *more, relative, *timed, f"{run.latency_ms:.0f}"]))
     if not report.pairs:
         return "\n".join(lines) + "\n"
     heads = ["group", "keep", "first", "second", "difference", "won : lost", "p", "p, Holm"]
@@ -68,6 +71,11 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
             ])
         )  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def percent(share: float) -> str:
+    """A share in %, nothing where there is none."""
+    return "" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _code(method: str) -> str:

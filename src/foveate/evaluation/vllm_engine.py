@@ -11,8 +11,9 @@ from typing import Any
 from PIL.Image import Image
 
 from foveate.asking_again import AskAgain
+from foveate.evaluation.blind import Blind, is_blind
 from foveate.evaluation.cropped import Cropped, is_cropped
-from foveate.evaluation.engines import Answered, Asker, Item
+from foveate.evaluation.engines import Answered, Asker, Item, Way
 from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.pixels import Pixels, resized
@@ -26,6 +27,7 @@ from foveate.turns import adds_special_tokens
 HEAD = 1 << 20
 """Bytes of every weights file that go into a model's fingerprint."""
 RESIZE = "resize: vLLM's own processor is not asked what it makes of other sizes: use --engine transformers"
+BLIND = "blind: requests to vLLM carry a picture here: use --engine transformers"
 CROPS = "vLLM does not say which crops it encoded for a request, so their share is unknown: use --engine transformers"
 """Why crops are not chosen by question."""
 
@@ -131,7 +133,7 @@ class Vllm:
             **({} if self.pixels is None else {"pixels": self.pixels.value}),
         }
 
-    def require(self, method: str, pruners: Sequence[Method | AskAgain | Resize | Cropped]) -> None:
+    def require(self, method: str, pruners: Sequence[Way]) -> None:
         for pruner in pruners:
             if isinstance(pruner, Cropped):
                 raise ValueError(f"{method}: {CROPS}")
@@ -139,6 +141,8 @@ class Vllm:
                 raise ValueError(f"{method}: a request to vLLM is asked once: use --engine transformers")
             if isinstance(pruner, Resize):
                 raise ValueError(RESIZE)
+            if isinstance(pruner, Blind):
+                raise ValueError(BLIND)
             name = method if method in self.policy.names else pruner.name
             served = self.policy.pruner(name, pruner.keep) if name in self.policy.names else None
             if served == pruner:
@@ -204,9 +208,7 @@ class _Asker:
     def __init__(self, engine: Vllm, folder: Path) -> None:
         self.engine, self.folder = engine, folder
 
-    def ask(
-        self, items: Sequence[Item], pruner: Method | AskAgain | Resize | Cropped, max_new_tokens: int
-    ) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
         """See ``Asker``."""
         assert isinstance(pruner, Method)  # ``require`` has refused others
         engine = self.engine
@@ -260,9 +262,11 @@ def check_pixels(pixels: float | int | str | None) -> None:
 
 def servable(name: str) -> bool:
     """Whether a method does without luck, which requests to vLLM have no way to say. Raises ValueError for one that is
-    unknown, prunes inside the LLM, encodes some crops only, or is ``resize``."""
+    unknown, prunes inside the LLM, encodes some crops only, or is ``resize`` or ``blind``."""
     if is_resize(name):
         raise ValueError(RESIZE)
+    if is_blind(name):
+        raise ValueError(BLIND)
     if is_cropped(name):
         raise ValueError(f"{name}: {CROPS}")
     Policy(name)

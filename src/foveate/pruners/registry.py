@@ -41,6 +41,10 @@ LACKING = {
         "`foveate eval` and `foveate bench` with a model or a shape; to resize pictures yourself, see `pixels=` and "
         "foveate.resized"
     ),
+    "blind": (
+        "it is no method but a control without any: the question without its picture, for `foveate eval` with "
+        "transformers"
+    ),
     "crops": (
         "it is no method but which crops are encoded under one, for `foveate eval` with transformers; elsewhere crops "
         "stand beside the method, as in `foveate ask --method cover --crops 0.5` and pruner(model, crops=0.5)"
