@@ -193,10 +193,11 @@ def test_identity_covers_the_guiding_text_and_nothing_more(front: Front) -> None
 
 
 def test_labels_of_frames_are_no_question(tmp_path: Any) -> None:
-    """A video that is sent as pictures, as InternVL's own code writes it; two alike words are no labels."""
+    """A video that is sent as pictures, labelled in as many words as InternVL's own code takes ("Frame", "-", ":"); two
+    alike words are no labels."""
     front = front_of(checkpoints.write("internvl", tmp_path))
     for tail in ((CAT,), ()):
-        frames = [part for number in range(4) for part in (f" sign {number} : ", IMAGE)]
+        frames = [part for number in range(4) for part in (f" sign a {number} : ", IMAGE)]
         head = () if tail else (CAT,)
         found = front.guiding(front.prompt((user(*head, *frames, *tail),)), 4)
         assert found == [front.ids(CAT)] * 4
