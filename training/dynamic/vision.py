@@ -30,9 +30,9 @@ _THINGS = len(THINGS)
 NAME_IDS = [ID[MARK + name] for name in NAMES]
 COLOR_IDS = [ID[MARK + name] for name in COLOR_NAMES]
 DIGIT_IDS = [ID[MARK + digit] for digit in DIGITS]
-#: A place weighs so much because the encoder knows it and its tokens, nearly parallel at first, do not: at 0.3 it cannot
-#: be read off them after 400 steps (squared error 0.33, that of a guess), at 3 it is there after 225 (0.07), and nothing
-#: else is learned later.
+#: A place weighs so much because the encoder knows it and its tokens, nearly parallel at first, do not: at 0.3 it
+#: cannot be read off them after 400 steps (squared error 0.33, that of a guess), at 3 it is there after 225 (0.07), and
+#: nothing else is learned later.
 WEIGHTS = {
     "color": 0.5,
     "digit": 0.5,
