@@ -15,7 +15,7 @@ from torch import Tensor
 
 import foveate
 from foveate import bundled
-from foveate.evaluation.scenes import read_items, write_scenes
+from foveate.evaluation.scenes import SCENES
 from foveate.inputs import process, question_prompt
 from foveate.models.encoded import grid_geometry
 from foveate.pruners import METHODS, get_pruner
@@ -115,7 +115,7 @@ def test_in_half_precision_the_prompt_is_the_one_by_hand(row: Row, batch: str) -
 
 
 def test_the_bundled_model_answers_as_on_the_cpu(tmp_path: Path) -> None:
-    items = read_items(write_scenes(tmp_path, 4, seed=81))[:8]
+    items = SCENES.read(SCENES.write(tmp_path, 4, seed=81))[:8]
     model, processor = bundled.load()
     pruner = foveate.Cover(keep=0.1)
     answers, selections = {}, {}

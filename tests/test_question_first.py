@@ -12,7 +12,7 @@ import torch
 
 import foveate
 from foveate import bundled
-from foveate.evaluation.scenes import read_items, write_scenes
+from foveate.evaluation.scenes import SCENES
 from foveate.images import load_image
 
 BEHIND = "<s>user: <image> {} assistant:"
@@ -24,8 +24,8 @@ PICTURES = 4
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, PICTURES, seed=77, split="test")
-    return folder, read_items(next(folder.glob("*.jsonl")))
+    SCENES.write(folder, PICTURES, seed=77, split="test")
+    return folder, SCENES.read(next(folder.glob("*.jsonl")))
 
 
 @cache

@@ -101,8 +101,8 @@ def vision_losses(
     weight[NOTHING] = 0.25
     losses = {
         "thing": F.cross_entropy(scale * of_things, thing, weight, ignore_index=IGNORE),
-        "color": _cross_entropy(scale * of_colors, color),
-        "digit": _cross_entropy(scale * of_digits, digit),
+        "color": cross_entropy(scale * of_colors, color),
+        "digit": cross_entropy(scale * of_digits, digit),
     }
     # Saliency: what CLS attends to is what it needs to say which things fill the view, by area.
     share = gathered("share")
@@ -158,7 +158,8 @@ def _bases(batch: list[View]) -> list[int]:
     return starts
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the rows that have a target; 0 where none has."""
     used = target >= 0
     return F.cross_entropy(logits[used], target[used]) if used.any() else logits.sum() * 0
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from foveate import bundled
-from foveate.evaluation.scenes import Item, read_items, write_scenes
+from foveate.evaluation.scenes import SCENES, Item
 
 SEED = 77  # not one of those that the figures are measured on
 
@@ -115,7 +115,7 @@ def test_every_shape_of_picture_goes_through(loaded: tuple, size: tuple[int, int
 
 def test_it_answers_well_above_chance(loaded: tuple, tmp_path: Path) -> None:
     """Each kind's chance is at most a half; the measured figures are in the model card."""
-    items = read_items(write_scenes(tmp_path, 16, seed=SEED))
+    items = SCENES.read(SCENES.write(tmp_path, 16, seed=SEED))
     right: dict[str, list[bool]] = {}
     for item in items:
         if item.kind in ("presence", "attribute", "biggest", "reading"):

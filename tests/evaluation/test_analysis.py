@@ -16,8 +16,7 @@ import foveate
 from foveate.evaluation import analysis
 from foveate.evaluation.analysis import LLM, SCORES, Scored, analyse, area_under_roc, recall_at, summarise
 from foveate.evaluation.llm_attention import reading_row, row_attention
-from foveate.evaluation.scenes import Item, write_scenes
-from foveate.evaluation.scenes.files import read_items
+from foveate.evaluation.scenes import SCENES, Item
 from foveate.pruners.base import SALIENCY, TEXT_TO_IMAGE
 from tests import checkpoint
 
@@ -145,8 +144,8 @@ def test_summaries_of_scores_that_are_known():
 def test_scores_are_those_that_the_pruner_reads(loaded, tmp_path):
     """On drawn scenes with the tiny model, from files to figures."""
     model, processor = loaded
-    path = write_scenes(tmp_path, 2, 0)
-    items = read_items(path)
+    path = SCENES.write(tmp_path, 2, 0)
+    items = SCENES.read(path)
     seen = []
     told = analyse(model, processor, items, tmp_path, layer=1, progress=lambda *step: seen.append(step))
     assert told.questions == len(items) and told.pictures == 2 and seen[-1] == (len(items), len(items))

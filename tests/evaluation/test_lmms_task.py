@@ -10,14 +10,17 @@ import pytest
 import yaml
 
 from foveate.evaluation import report as reporting
-from foveate.evaluation.lmms import TASK, task, write_task
+from foveate.evaluation.lmms import TASK, write_task
+from foveate.evaluation.lmms.task import Figures
 from foveate.evaluation.runner import ALL, Row
-from foveate.evaluation.scenes import read_items, write_scenes
+from foveate.evaluation.scenes import SCENES
+
+FIGURES = Figures(SCENES)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("scenes"), 6, 0).parent
+    return SCENES.write(tmp_path_factory.mktemp("scenes"), 6, 0).parent
 
 
 class Loader(yaml.SafeLoader):
@@ -38,23 +41,25 @@ def test_the_files_go_together(folder):
     named = [told[name] for name in ("doc_to_visual", "doc_to_text", "process_results")]
     named += [metric["aggregation"] for metric in told["metric_list"]]
     assert len(named) == 10 and all(callable(getattr(utils, name.removeprefix("utils."))) for name in named)
-    doc = asdict(read_items(folder / "scenes.jsonl")[0])
+    doc = asdict(SCENES.read(folder / "scenes.jsonl")[0])
     assert utils.text(doc) == doc["question"] and utils.pictures(doc)[0].mode == "RGB"
 
 
 def test_figures_are_the_report_s(folder):
-    items = read_items(folder / "scenes.jsonl")
+    items = SCENES.read(folder / "scenes.jsonl")
     right = np.random.default_rng(0).random(len(items)) < 0.6
     answers = [item.answers[0] if good else "?" for item, good in zip(items, right, strict=True)]
     rows = [Row(str(n), ALL, 1.0, "q", answer, 1, 1, 1.0) for n, answer in enumerate(answers)]
-    made = reporting.summarise(rows, items, reporting.scenes_groups())
+    made = reporting.summarise(rows, items, reporting.world_groups(SCENES))
     told: dict[str, list] = {}
     for item, answer in zip(items, answers, strict=True):
-        for name, one in task.results(asdict(item), [answer]).items():
+        for name, one in FIGURES.results(asdict(item), [answer]).items():
             told.setdefault(name, []).append(one)
-    assert {"overall", "pooled", "presence"} <= set(told) <= set(task.FIGURES)
+    assert {"overall", "pooled", "presence"} <= set(told) <= set(FIGURES.aggregations)
     for name, ones in told.items():
-        assert task.FIGURES[name](ones) == pytest.approx(made.cell(ALL, 1.0, name.replace("_", " ")).estimate.value)
+        assert FIGURES.aggregations[name](ones) == pytest.approx(
+            made.cell(ALL, 1.0, name.replace("_", " ")).estimate.value
+        )
 
 
 def test_a_folder_without_scenes_is_refused(tmp_path):

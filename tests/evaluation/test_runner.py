@@ -18,7 +18,7 @@ from foveate.evaluation import report as reporting
 from foveate.evaluation.metrics import METRICS
 from foveate.evaluation.processes import Processes
 from foveate.evaluation.runner import ROWS_FILE, SETTINGS_FILE, Transformers, evaluate, write_parquet
-from foveate.evaluation.scenes import Item
+from foveate.evaluation.scenes import SCENES, Item
 from foveate.evaluation.suites import Question
 from foveate.pruners import get_pruner
 from tests import checkpoint
@@ -253,9 +253,9 @@ def test_report_weighs_presence_and_kinds(suite):
     made = reporting.summarise(
         rows_of(right, items),
         items,
-        reporting.scenes_groups(),
+        reporting.world_groups(SCENES),
         [("adafv", "text"), ("adafv", "saliency")],
-        reporting.SCENES_PAIRED_GROUPS,
+        reporting.PAIRED_GROUPS,
     )
     value = {name: made.cell("adafv", 0.1, name).estimate.value for name in made.groups}
     assert value["presence"] == pytest.approx((1 + 0.5) / 2) and value["attribute"] == 0.5 and value["counting"] == 0
@@ -292,7 +292,7 @@ def test_report_by_salience_takes_the_best_and_the_worst_ranked_third():
 
 def test_report_is_written_and_strict_json(suite, tmp_path):
     right = {("all", 1.0): [False] * 5, ("adafv", 0.1): [True] * 5}  # nothing to be relative to
-    made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.scenes_groups())
+    made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.world_groups(SCENES))
     files = saving.save(made, tmp_path, ["overall", "small in clutter", "not there"], ["pooled", "not there"], "title")
     assert [file.name for file in files] == ["report.json", "report.md", "accuracy.png"]
     read = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -306,7 +306,7 @@ def test_report_is_written_and_strict_json(suite, tmp_path):
 
 def test_rows_of_written_tables_have_a_cell_for_every_head(suite):
     right = {("all", 1.0): [False] * 5, ("adafv", 0.1): [True] * 5, ("text", 0.1): [True, False, True, True, False]}
-    groups = reporting.scenes_groups()
+    groups = reporting.world_groups(SCENES)
     made = reporting.summarise(rows_of(right, suite[1]), suite[1], groups, [("adafv", "text")], ["pooled"])
     tables = [[]]
     for line in saving.tables(made, ["pooled", "overall"]).splitlines():
@@ -465,7 +465,7 @@ def test_a_plain_report_has_its_own_groups_and_any_metric(single, tmp_path):
 def test_many_methods_are_drawn_in_rows_and_few_as_lines(suite, count):
     names = [f"method{number}" for number in range(count)]
     right = {("all", 1.0): [True] * 5, **{(name, 0.1): [n % count > 2] * 5 for n, name in enumerate(names)}}
-    made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.scenes_groups())
+    made = reporting.summarise(rows_of(right, suite[1]), suite[1], reporting.world_groups(SCENES))
     figure = plots.plot(made, ["pooled", "not there"])
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from foveate.evaluation import scenes as scenes_package
-from foveate.evaluation.scenes import KINDS, SIZES, Item, read_items, write_scenes
+from foveate.evaluation.scenes import KINDS, SCENES, SIZES, Item
 from foveate.evaluation.scenes.asking import ask
 from foveate.evaluation.scenes.composing import LARGE, SMALL, Scene, Thing, compose
 from foveate.evaluation.scenes.drawing import draw
@@ -24,12 +24,12 @@ COUNT = 40
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("scenes"), COUNT, seed=5)
+    return SCENES.write(tmp_path_factory.mktemp("scenes"), COUNT, seed=5)
 
 
 @pytest.fixture(scope="module")
 def items(suite: Path) -> list[Item]:
-    return read_items(suite)
+    return SCENES.read(suite)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_relations_and_positions_are_balanced(scenes: list) -> None:
 
 def test_same_arguments_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
-        write_scenes(tmp_path / name, 6, seed=3, split="style")
+        SCENES.write(tmp_path / name, 6, seed=3, split="style")
     first, second = (sorted((tmp_path / name).iterdir()) for name in "ab")
     assert [path.name for path in first] == [path.name for path in second]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
@@ -175,7 +175,7 @@ def test_style_draws_the_same_things_otherwise() -> None:
 
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[int] = []
-    write_scenes(tmp_path, 3, seed=0, progress=told.append)
+    SCENES.write(tmp_path, 3, seed=0, progress=told.append)
     assert told == [1, 2, 3]
 
 
@@ -191,14 +191,14 @@ def test_progress_is_told(tmp_path: Path) -> None:
 )
 def test_bad_arguments(tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        write_scenes(tmp_path / "out", **{"count": 1, "seed": 0, **arguments})
+        SCENES.write(tmp_path / "out", **{"count": 1, "seed": 0, **arguments})
     assert not (tmp_path / "out").exists()
 
 
 def test_out_must_not_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
-        write_scenes(tmp_path / "file", 1, seed=0)
+        SCENES.write(tmp_path / "file", 1, seed=0)
 
 
 GOOD = {
@@ -226,13 +226,13 @@ def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str) -> N
     path = tmp_path / "scenes.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=f"line 2: .*{message}"):
-        read_items(path)
+        SCENES.read(path)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scenes.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no questions"):
-        read_items(tmp_path / "scenes.jsonl")
+        SCENES.read(tmp_path / "scenes.jsonl")
 
 
 def test_scenes_need_neither_torch_nor_transformers() -> None:

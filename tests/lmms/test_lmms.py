@@ -21,8 +21,8 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 
 from foveate.evaluation.lmms import TASK, write_task
-from foveate.evaluation.lmms.task import FIGURES
-from foveate.evaluation.scenes import write_scenes
+from foveate.evaluation.lmms.task import Figures
+from foveate.evaluation.scenes import SCENES
 
 COUNT = 12
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -32,7 +32,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 def folder(tmp_path_factory) -> Path:
     """Scenes as ``foveate eval --count 12`` draws them, which are a task folder besides."""
     out = tmp_path_factory.mktemp("results")
-    write_scenes(out / "scenes", COUNT, 0)
+    SCENES.write(out / "scenes", COUNT, 0)
     write_task(out / "scenes")
     return out
 
@@ -64,7 +64,7 @@ def test_figures_are_those_of_foveate_eval(folder, report, tmp_path, arguments, 
         for cell in report["accuracy"]
         if (cell["method"], cell["keep"]) == (method, keep)
     }
-    figures = {name: told[f"{name},none"] for name in FIGURES if name in ours}
+    figures = {name: told[f"{name},none"] for name in Figures.of("scenes").aggregations if name in ours}
     assert len(figures) >= 6
     assert figures == pytest.approx({name: ours[name] for name in figures}, abs=1e-12)
 

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from tests.tiny.llava import PINPOINTS, llava_next_pixels
-from tests.tiny.rows import IMAGE, TEXT, VISION, Row, features_of, finish, known
+from tests.tiny.rows import IMAGE, TEXT, VISION, Row, features_of, finish, given_by, known
 
 PATCHES, FACTOR = 8, 2
 """Along a view's side; along a token's."""
@@ -116,21 +116,15 @@ def saliency(model: Any, inputs: dict[str, Tensor], matrices: list[Tensor], imag
     return found
 
 
-def encoded(model: Any, inputs: dict[str, Tensor], kind: str) -> Tensor:
+def deepest(model: Any) -> Any:
+    """The deepest layer that is read."""
     tower = model.model.vision_tower
-    layer = getattr(tower, "vision_model", tower).encoder.layers[1]
-    found: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, args, output: found.append(output))
-    try:
-        features_of(model, inputs, kind)
-    finally:
-        hook.remove()
-    return found[0]
+    return getattr(tower, "vision_model", tower).encoder.layers[1]
 
 
 ROWS: dict[str, Row] = {}
 if known("granite4_vision"):
     ROWS["granite4_vision"] = Row(
         granite4, llava_next_pixels, read, saliency, newlines=True, streams=streams, planes=planes, hidden=joined,
-        scores=scores, encoded=encoded, embeds=False, hand=hand,
+        scores=scores, encoded=given_by(deepest), embeds=False, hand=hand,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.tiny.rows import END, IMAGE, START, TEXT, Row, features_of, finish, flat, known, noise
+from tests.tiny.rows import END, IMAGE, START, TEXT, Row, features_of, finish, flat, given_by, known, noise
 from tests.tiny.siglip import _additive
 
 PATCH, SIDE = 14, 5
@@ -192,25 +192,17 @@ def together(model: Any, embeddings: Tensor, mask: Tensor, positions: Tensor, pr
     ).last_hidden_state
 
 
-def encoded(model: Any, inputs: dict[str, Tensor], kind: str) -> Tensor:
-    """The output of the deepest layer that is read."""
-    found: list[Tensor] = []
-    hook = model.model.vision_tower.layers[1].register_forward_hook(lambda module, args, output: found.append(output))
-    try:
-        features_of(model, inputs, kind)
-    finally:
-        hook.remove()
-    return found[0]
-
+READ = given_by(lambda model: model.model.vision_tower.layers[1])
+"""The output of the deepest layer that is read."""
 
 ROWS: dict[str, Row] = {}
 if known("molmo2"):
     ROWS["molmo2"] = Row(
-        molmo2, images, read, saliency, write=write, per_token=types, streams=streams, hidden=together, encoded=encoded,
+        molmo2, images, read, saliency, write=write, per_token=types, streams=streams, hidden=together, encoded=READ,
         embeds=False, hand=hand,
     )  # fmt: skip
     ROWS["molmo2-video"] = Row(
         molmo2, videos, read, saliency, kind="video", write=write_frames, per_token=types, streams=streams,
-        hidden=together, encoded=encoded, embeds=False, placeholder=IMAGE,
+        hidden=together, encoded=READ, embeds=False, placeholder=IMAGE,
         hand=hand,
     )  # fmt: skip

@@ -21,9 +21,9 @@ from tests.tiny.rows import (
     VIDEO,
     Row,
     encodes_apart,
-    features_of,
     finish,
     flat,
+    given_by,
     known,
     noise,
     one_each,
@@ -324,22 +324,6 @@ def by_patch_windows(model: Any, inputs: dict[str, Tensor], matrices: list[Tenso
             tokens.append(received.sum(dim=(1, 3)).flatten())
         found.append(torch.cat(tokens))
     return found
-
-
-def given_by(module: Callable[[Any], Any]) -> Callable[[Any, dict[str, Tensor], str], Tensor]:
-    """What a module of the stock encoder gives."""
-
-    def encoded(model: Any, inputs: dict[str, Tensor], kind: str) -> Tensor:
-        found: list[Tensor] = []
-        hook = module(model).register_forward_hook(lambda module, args, output: found.append(output))
-        try:
-            features_of(model, inputs, kind)
-        finally:
-            hook.remove()
-        (output,) = found
-        return output
-
-    return encoded
 
 
 def in_windows(model: Any, inputs: dict[str, Tensor], kind: str) -> Tensor:

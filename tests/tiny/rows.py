@@ -110,6 +110,22 @@ def features_of(model: Any, inputs: dict[str, Tensor], kind: str) -> Any:
         return features(**images, return_dict=True)
 
 
+def given_by(module: Callable[[Any], Any]) -> Callable[[Any, dict[str, Tensor], str], Tensor]:
+    """What a module of the stock encoder gives."""
+
+    def encoded(model: Any, inputs: dict[str, Tensor], kind: str) -> Tensor:
+        found: list[Tensor] = []
+        hook = module(model).register_forward_hook(lambda module, args, output: found.append(output))
+        try:
+            features_of(model, inputs, kind)
+        finally:
+            hook.remove()
+        (output,) = found
+        return output
+
+    return encoded
+
+
 def one_each(model: Any, inputs: dict[str, Tensor], kind: str) -> list[Tensor]:
     """Per image its (n, D) features: the families whose ``pooler_output`` has an entry per image."""
     return list(features_of(model, inputs, kind).pooler_output)

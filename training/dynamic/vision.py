@@ -18,10 +18,9 @@ from training.dynamic.model import embeddings, see
 from training.dynamic.presets import Preset
 from training.dynamic.words import COLOR_NAMES, ID, MARK, NAMES
 from training.runs import learn
+from training.vision import SCALE, cross_entropy
 from training.words import DIGITS, THINGS
 
-SCALE = 100.0
-"""Of the text-to-image softmax, as AdaFV uses it."""
 BACKGROUND = 0.25
 """Background is most of the cells and the easiest: it counts a quarter."""
 _READOUT = 4  # row, column, middle of a thing, side
@@ -113,7 +112,6 @@ def vision_losses(
     known = [words[NAME_IDS], heads.nothing[None], words[COLOR_IDS], words[DIGIT_IDS]]
     named = F.normalize(torch.cat(known), dim=-1)
     scale = heads.log_scale.exp().clamp(max=SCALE)
-    seen: dict[str, float] = {}
 
     def told(rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         cosine = F.normalize(rows, dim=-1) @ named.T
@@ -152,7 +150,7 @@ def vision_losses(
     total = sum((WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()), tokens.new_zeros(()))
     total = total + DEEP * sum((WEIGHTS.get(name, 1.0) * loss for name, loss in of_deep.items()), tokens.new_zeros(()))
     with torch.no_grad():
-        seen |= {f"loss/{name}": float(loss) for name, loss in losses.items()}
+        seen = {f"loss/{name}": float(loss) for name, loss in losses.items()}
         guess = cosine[:, : NOTHING + 1].argmax(-1)
         is_named = (names[:, 0] >= 0) & (names[:, 0] < NOTHING)
         among = (guess[:, None] == names).any(1)
@@ -170,12 +168,6 @@ def vision_losses(
         if keyed.any():
             seen["key"] = float((of_key.argmax(-1)[:, None] == keys)[keyed].any(1).float().mean())
     return total, seen
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the rows whose target is not ``IGNORE``; 0 where there is none."""
-    used = target != IGNORE
-    return F.cross_entropy(logits[used], target[used]) if used.any() else logits.sum() * 0
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, shares: Tensor, background: int | None = None) -> Tensor:

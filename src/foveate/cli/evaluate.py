@@ -308,7 +308,7 @@ def _report(
         groups = reporting.world_groups(suite.world)
         if salience is not None:
             groups += reporting.salience_groups(suite.items, salience)
-        return reporting.summarise(rows, suite.items, groups, pairs, reporting.SCENES_PAIRED_GROUPS)
+        return reporting.summarise(rows, suite.items, groups, pairs, reporting.PAIRED_GROUPS)
     groups = reporting.plain_groups(suite.items)
     return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
 

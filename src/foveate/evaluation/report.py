@@ -14,7 +14,6 @@ from foveate.evaluation.cropped import Spelled, is_cropped
 from foveate.evaluation.drawn import World
 from foveate.evaluation.metrics import EXACT, Metric
 from foveate.evaluation.runner import ALL, Row
-from foveate.evaluation.scenes import SCENES
 from foveate.evaluation.statistics import (
     Design,
     Difference,
@@ -230,12 +229,6 @@ def method_title(name: str) -> str:
     return {ALL: "all tokens", BLIND: "no picture"}.get(name, name)
 
 
-def scenes_groups() -> tuple[Group, ...]:
-    """The figures of the scenes suite: presence counts alike answered yes and no; biggest is asked in sparse pictures
-    only, so ``clutter`` is the mean over the other kinds."""
-    return world_groups(SCENES)
-
-
 def world_groups(world: World) -> tuple[Group, ...]:
     """The figures of a drawn world's questions.
 
@@ -311,7 +304,7 @@ def plain_groups(items: Sequence[Any]) -> tuple[Group, ...]:
     return (whole, *(within(name) for name in names if len(names) > 1 and name not in ("", "all")))
 
 
-SCENES_PAIRED_GROUPS = ("overall", "pooled", "small in clutter")
+PAIRED_GROUPS = ("overall", "pooled", "small in clutter")
 """Of every drawn world."""
 
 

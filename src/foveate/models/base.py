@@ -270,6 +270,17 @@ class Family(ABC):
         return look_up(self.model.get_input_embeddings(), ids)
 
 
+def frames_in(title: str, inputs: Mapping[str, Any]) -> Tensor:
+    """A call's videos, (videos, frames, channels, height, width); ValueError where they are no such tensor."""
+    pixels = inputs["pixel_values_videos"]
+    if not torch.is_tensor(pixels) or pixels.ndim != 5:
+        raise ValueError(
+            f"{title} takes pixel_values_videos as one tensor (videos, frames, channels, height, width), got "
+            f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
+        )
+    return pixels
+
+
 def look_up(table: nn.Module, ids: Tensor) -> Tensor:
     """(T,) ids to the (T, D) rows of an embedding table."""
     device = next(table.parameters()).device

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from foveate.attention import projecting, recording
+from foveate.models.base import frames_in
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request, grid_geometry, read_tokens
 from foveate.models.llava_next import LlavaNext
 from foveate.models.squares import square_sources
@@ -32,12 +33,7 @@ class LlavaNextVideo(LlavaNext):
         return [*super().instruments(), Patch(pool, "forward", projecting(pool))]
 
     def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels = inputs["pixel_values_videos"]
-        if not torch.is_tensor(pixels) or pixels.ndim != 5:
-            raise ValueError(
-                f"{self.title} takes pixel_values_videos as one tensor (videos, frames, channels, height, width), got "
-                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
-            )
+        pixels = frames_in(self.title, inputs)
         reading = self.tower.reading(inputs)
         self._refuse_cls(reading)
         settings = {name: inputs.get(name) for name in ("vision_feature_layer", "vision_feature_select_strategy")}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.attention import Recorder, recording
+from foveate.models.base import frames_in
 from foveate.models.canvas import Canvas
 from foveate.models.encoded import NEWLINE, EncodedImage, Kept, Kind, Request, grid_geometry, grid_places, read_tokens
 from foveate.models.llava_next import LlavaNext
@@ -164,12 +165,7 @@ class LlavaOnevision(LlavaNext):
         return self._geometry(canvas, torch.cat([base, middle]), device, cells)
 
     def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels = inputs["pixel_values_videos"]
-        if not torch.is_tensor(pixels) or pixels.ndim != 5:
-            raise ValueError(
-                f"{self.title} takes pixel_values_videos as one tensor (videos, frames, channels, height, width), got "
-                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
-            )
+        pixels = frames_in(self.title, inputs)
         reading = self.tower.reading(inputs)
         names = ("vision_feature_layer", "vision_feature_select_strategy")
         with recording(self.tower.recorder(reading, request)) as record:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from foveate.attention import recording
+from foveate.models.base import frames_in
 from foveate.models.encoded import STAYS, EncodedImage, Kept, Kind, Request, read_tokens
 from foveate.models.llava import Llava
 from foveate.models.squares import stacked
@@ -53,12 +54,7 @@ class VideoLlava(Llava):
         return [*self.tower.instruments(), *(one for one in self.film_tower.instruments() if one.owner is not shared)]
 
     def encode_videos(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
-        pixels = inputs["pixel_values_videos"]
-        if not torch.is_tensor(pixels) or pixels.ndim != 5:
-            raise ValueError(
-                f"{self.title} takes pixel_values_videos as one tensor (videos, frames, channels, height, width), got "
-                f"{tuple(pixels.shape) if torch.is_tensor(pixels) else type(pixels).__name__}"
-            )
+        pixels = frames_in(self.title, inputs)
         # Stock knows no choice here: of every frame it takes all that the tower gives.
         reading = self.film_tower.reading({**inputs, "vision_feature_select_strategy": "full"})
         settings = {"vision_feature_layer": inputs.get("vision_feature_layer")}

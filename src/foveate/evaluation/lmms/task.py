@@ -11,7 +11,6 @@ from typing import Any
 from foveate.evaluation.drawn import World
 from foveate.evaluation.metrics import exact_match
 from foveate.evaluation.report import Group, world_groups
-from foveate.evaluation.scenes import SCENES
 from foveate.evaluation.worlds import get_world
 from foveate.images import load_image
 
@@ -110,9 +109,3 @@ def _figure(group: Group) -> Callable[[Sequence[Mapping[str, Any]]], float]:
         return total / weights
 
     return figure
-
-
-_SCENES = Figures(SCENES)
-results = _SCENES.results
-FIGURES = _SCENES.aggregations
-"""Of the scenes, by name, what lmms-eval aggregates with: the same figures that ``foveate eval`` prints."""

@@ -2,6 +2,6 @@
 
 from foveate.evaluation.drawn import SIZES, Item
 from foveate.evaluation.scenes.asking import KINDS
-from foveate.evaluation.scenes.files import SCENES, read_items, write_scenes
+from foveate.evaluation.scenes.files import SCENES
 
-__all__ = ["KINDS", "SCENES", "SIZES", "Item", "read_items", "write_scenes"]
+__all__ = ["KINDS", "SCENES", "SIZES", "Item"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from foveate.evaluation.drawn import Asked, Drawing, Item, Split, World
+from foveate.evaluation.drawn import Asked, Drawing, World
 from foveate.evaluation.scenes.asking import KINDS, Question, ask
 from foveate.evaluation.scenes.composing import ZOOM, Scene, compose
 from foveate.evaluation.scenes.drawing import draw
@@ -56,21 +54,3 @@ SCENES = World(
     sized=("presence", "attribute", "reading"),
     written=("reading", "biggest", "counting", "position", "relation"),
 )
-
-QUESTIONS_FILE = SCENES.questions_file
-
-
-def write_scenes(
-    out: Path,
-    count: int,
-    seed: int,
-    split: Split = "test",
-    progress: Callable[[int], None] | None = None,
-) -> Path:
-    """``SCENES.write``: pictures and ``scenes.jsonl``."""
-    return SCENES.write(out, count, seed, split, progress)
-
-
-def read_items(path: Path) -> list[Item]:
-    """``SCENES.read``: a ``scenes.jsonl``."""
-    return SCENES.read(path)
