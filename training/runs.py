@@ -25,13 +25,45 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.rate * min(1.0, (step + 1) / stage.warmup) * (stage.floor + (1 - stage.floor) * falling)
 
 
-def adamw(parameters: list[nn.Parameter], decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices only."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+class Optimizer:
+    """AdamW, which decays matrices only; and Muon for the matrices that it is given.
+
+    Args:
+        parameters: all that learn.
+        decay: weight decay of matrices.
+        hidden: of ``parameters``, matrices inside the layers: what goes in and comes out of them are activations. Muon
+            (Jordan et al. 2024) steps in all directions of a matrix equally far, as far as AdamW would on average
+            (``match_rms_adamw``), so that one learning rate serves both.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float, hidden: list[nn.Parameter] | None = None) -> None:
+        by_muon = {id(matrix) for matrix in hidden or ()}
+        rest = [p for p in parameters if id(p) not in by_muon]
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)]
+        if hidden:
+            self.parts.append(torch.optim.Muon(hidden, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+
+    def step(self, rate: float) -> None:
+        """One step at a learning rate."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(number): part.state_dict() for number, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for number, part in enumerate(self.parts):
+            part.load_state_dict(state[str(number)])
 
 
 class Averages:
@@ -151,6 +183,7 @@ def learn(
     decay: float,
     batches: Callable[[int], Iterable[Batch]],
     loss_of: Callable[[int, Batch], tuple[Tensor, dict[str, float]]],
+    hidden: list[nn.Parameter] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a stage, or go on training it, and leave its parts trained.
@@ -160,11 +193,12 @@ def learn(
         parts: what is saved, by name.
         trained: the parameters that learn, of ``parts``.
         decay: weight decay of matrices.
+        hidden: of ``trained``, the matrices that Muon steps.
         batches: those from a step on.
         loss_of: from a step and its batch, the loss and what to watch.
         facts: for the record and the state, beside time and figures.
     """
-    optimizer = adamw(trained, decay)
+    optimizer = Optimizer(trained, decay, hidden)
     averages, first, clock = Averages(), 0, Clock()
     threads = Threads(device)
     state = load_state(out / f"{name}.pt")
@@ -178,13 +212,11 @@ def learn(
         save_state(out / f"{name}.pt", {**held, **facts, "facts": list(facts)})
 
     for step, batch in enumerate(batches(first), first):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
         loss, seen = loss_of(step, batch)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        optimizer.step(learning_rate(stage, step))
         threads.step()
         averages.update(seen)
         if (step + 1) % saving.log_every == 0:

@@ -14,6 +14,7 @@ from foveate.evaluation.scenes.world import COLORS
 from training.data import through_jpeg
 from training.dynamic.data import NAME_INDEX, Asked, Picture, Region, label, side_in_cells
 from training.dynamic.grid import Grid, covered, lay_out, resized
+from training.dynamic.pages import make_page
 from training.dynamic.presets import Mix
 from training.views import cover
 
@@ -43,11 +44,17 @@ def make_batch(seed: int, first: int, count: int, mix: Mix, progress: float) -> 
 def make_picture(seed: int, index: int, mix: Mix, progress: float) -> Picture:
     """Training picture number ``index``."""
     rng = np.random.default_rng([seed, index, 7])
-    clutter = bool(rng.random() < mix.clutter[0] + (mix.clutter[1] - mix.clutter[0]) * progress)
+    if rng.random() < _between(mix.pages, progress):
+        return make_page(rng, progress)
+    clutter = bool(rng.random() < _between(mix.clutter, progress))
     most = int(rng.choice(mix.sides, p=mix.often))
     if rng.random() < mix.documents:
         return _document(make_document("train", seed, index, clutter=clutter, most=most), rng)
     return _scene(make_scene("train", seed, index, clutter=clutter), most, rng)
+
+
+def _between(ends: tuple[float, float], progress: float) -> float:
+    return ends[0] + (ends[1] - ends[0]) * progress
 
 
 def _scene(sample: SceneSample, most: int, rng: np.random.Generator) -> Picture:

@@ -16,7 +16,7 @@ from training.data import ahead
 from training.dynamic.data import Picture
 from training.dynamic.drawing import make_batch
 from training.dynamic.grid import rope_extent, rope_places
-from training.dynamic.model import embeddings, see
+from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
 from training.dynamic.vision import Heads, vision_losses
 from training.dynamic.words import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, PAD, encode
@@ -56,7 +56,7 @@ def settle_tokens(model: Qwen3VLForConditionalGeneration, preset: Preset, device
 @torch.no_grad()
 def _some_tokens(model: Qwen3VLForConditionalGeneration, preset: Preset, device: torch.device) -> tuple[Tensor, Tensor]:
     """The visual tokens and DeepStack plane of a few pictures, (cells, D) each."""
-    tokens, deep = see(model, make_batch(preset.seed + 2, 0, 24, preset.mix, 1.0), device)
+    tokens, deep = see(model, make_batch(preset.seed + 2, 0, 24, preset.mix.asked(), 1.0), device)
     return tokens.float(), deep.float()
 
 
@@ -133,7 +133,7 @@ def answer_loss(
         after[number] = start + rope_extent(one.picture.grid)
     visual = visual.masked_scatter(real[..., None], torch.cat(tokens).to(visual.dtype))
     before = words[list(BEFORE_IMAGE)].expand(len(shown), -1, -1)
-    hidden = torch.cat([before, visual, words[packed.ids.to(device)]], 1)
+    inputs = torch.cat([before, visual, words[packed.ids.to(device)]], 1)
     positions = torch.cat(
         [
             torch.arange(start).expand(3, len(shown), -1),
@@ -142,11 +142,11 @@ def answer_loss(
         ],
         2,
     ).to(device)
-    is_visual = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
+    is_visual = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=device)
     is_visual[:, start : start + longest] = real
     with autocast:
         states = model.model.language_model(
-            inputs_embeds=hidden,
+            inputs_embeds=inputs,
             attention_mask=question_mask(real, packed.block.to(device), start),
             position_ids=positions,
             visual_pos_masks=is_visual,
@@ -192,7 +192,8 @@ def train_language(
         parts={"model": model},
         trained=trained,
         decay=0.05,
-        batches=lambda first: replayed(preset, first, make_batch, (preset.mix, 1.0), show),
+        hidden=hidden(model.model.language_model),
+        batches=lambda first: replayed(preset, first, make_batch, (preset.mix.asked(), 1.0), show),
         loss_of=loss_of,
         facts=facts,
     )
@@ -217,7 +218,8 @@ def train_joint(
 
     def batches(first: int) -> Iterator[list[Picture]]:
         tasks = (
-            (preset.seed + 200, step * stage.batch, stage.batch, preset.mix, 1.0) for step in range(first, stage.steps)
+            (preset.seed + 200, step * stage.batch, stage.batch, preset.mix.asked(), 1.0)
+            for step in range(first, stage.steps)
         )
         return ahead(make_batch, tasks, preset.workers)
 
@@ -242,6 +244,7 @@ def train_joint(
         parts={"model": model, "heads": heads},
         trained=[weight for weight in (*model.parameters(), *heads.parameters()) if weight.requires_grad],
         decay=0.02,
+        hidden=[*hidden(model.model.visual), *hidden(model.model.language_model)],
         batches=batches,
         loss_of=loss_of,
     )

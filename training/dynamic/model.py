@@ -134,6 +134,11 @@ def embeddings(model: Qwen3VLForConditionalGeneration) -> nn.Parameter:
     return model.model.language_model.embed_tokens.weight
 
 
+def hidden(layers: nn.Module) -> list[nn.Parameter]:
+    """The matrices inside an encoder's or a language model's layers: everything two-dimensional but its embeddings."""
+    return [weight for name, weight in layers.named_parameters() if weight.ndim == 2 and "embed" not in name]
+
+
 def see(model: Qwen3VLForConditionalGeneration, pictures: list[Picture], device: torch.device) -> tuple[Tensor, Tensor]:
     """The tokens of some pictures, one picture behind the other, and their DeepStack plane: (cells, D) each."""
     pixels = torch.cat([patches(torch.from_numpy(picture.pixels).to(device)) for picture in pictures])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.presets import Recipe, Stage
 
@@ -12,17 +12,24 @@ class Mix:
     """What pictures are drawn for training.
 
     Attributes:
-        documents: the part that is documents; the rest is scenes.
+        pages: the part that is pages of words to learn to read from, at the beginning and at the end of stage 1. They
+            are asked nothing about, so stage 2 has none.
+        documents: of the rest, the part that is documents; the others are scenes.
         clutter: the part that is cluttered, at the beginning and at the end.
         sides: pixels that no side of a picture is longer than, one of these: scenes are made smaller for it, documents
             have less on them.
         often: how often each.
     """
 
+    pages: tuple[float, float] = (0.6, 0.15)
     documents: float = 0.5
     clutter: tuple[float, float] = (0.85, 0.5)
     sides: tuple[int, ...] = (336, 448, 672)
     often: tuple[float, ...] = (0.4, 0.3, 0.3)
+
+    def asked(self) -> Mix:
+        """The same without what cannot be asked about."""
+        return replace(self, pages=(0.0, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,7 @@ PRESETS: dict[str, Preset] = {
         vision_layers=6,
         text_width=256,
         text_layers=4,
-        vision=Stage(steps=3600, batch=12, rate=1.5e-3),
+        vision=Stage(steps=3200, batch=12, rate=1.5e-3),
         language=Stage(steps=2600, batch=14, rate=1.5e-3, warmup=100),
         joint=Stage(steps=700, batch=12, rate=4e-4),
         fresh=5,

@@ -14,7 +14,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from training.data import ahead
 from training.dynamic.data import IGNORE, NO_DIGIT, NOTHING, PLACES, Picture
 from training.dynamic.drawing import make_batch
-from training.dynamic.model import embeddings, see
+from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
 from training.dynamic.words import COLOR_NAMES, ID, MARK, NAMES
 from training.runs import learn
@@ -89,6 +89,7 @@ def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Pa
         parts={"model": model, "heads": heads},
         trained=[*model.model.visual.parameters(), *heads.parameters(), embeddings(model)],
         decay=0.02,
+        hidden=hidden(model.model.visual),
         batches=batches,
         loss_of=loss_of,
     )

@@ -101,7 +101,7 @@ def _attempt(
         low, high = kind.dense if dense else kind.sparse
         paper = kind.compose(supply, low if small else int(rng.integers(low, high + 1)))
         least, largest = SMALL if rng.random() < (0.65 if clutter else 0.5) else LARGE
-        look = _look(rng, kind, families, SMALL[0] if small else int(rng.integers(least, largest + 1)))
+        look = random_look(rng, kind, families, SMALL[0] if small else int(rng.integers(least, largest + 1)))
         panel = Panel(look, rng)
         paper.lay(panel)
         papers.append(paper)
@@ -155,7 +155,9 @@ def _arrange(
     return None
 
 
-def _look(rng: np.random.Generator, kind: type[Paper], families: Sequence[str], size: int) -> Look:
+def random_look(rng: np.random.Generator, kind: type[Paper], families: Sequence[str], size: int) -> Look:
+    """How a kind of document may be lettered, at a size in pixels."""
+
     def of(colors: Sequence[Color]) -> Color:
         return colors[int(rng.integers(len(colors)))]
 
