@@ -9,11 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from foveate import bundled
 from foveate.models import FAMILIES, check_left_out, unsupported
 from foveate.models.pattern import parts_of
-
-BUNDLED = "bundled"
-"""The name of the model that ships with the package."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -33,8 +31,9 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
     """Loads a model of a known family in evaluation mode, and its processor.
 
     Args:
-        source: a checkpoint folder or a hub id; None or ``"bundled"`` is the model that ships with the package.
-        dtype: ``"auto"`` (that of the checkpoint; float32 for the bundled model), or one of ``DTYPES``.
+        source: a checkpoint folder or a hub id, or the name of a model that ships with the package: ``"bundled"``, which
+            None stands for, or ``"dynamic"``.
+        dtype: ``"auto"`` (that of the checkpoint; float32 for a bundled model), or one of ``DTYPES``.
         device: where to put it; default ``"cuda"`` where there is one, else ``"cpu"``.
 
     Raises:
@@ -48,11 +47,10 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if source is None or source == BUNDLED:
-        from foveate import bundled
-
-        small: Any
-        small, processor = bundled.load(dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype))
+    if source is None or source in bundled.FOLDERS:
+        small, processor = bundled.load(
+            source or "bundled", torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        )
         return small.to(device), processor
 
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor

@@ -19,7 +19,8 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="Default: the model that ships with Foveate.")
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="A folder, a hub id, bundled (default) or dynamic: these two ship."),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
@@ -389,7 +390,7 @@ def bench(
 @command
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or bundled.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, bundled or dynamic.")],
     method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
     keep: Annotated[str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image.")] = "0.1",
     max_keep: Annotated[str, typer.Option(help="The most a request may ask for.")] = "1.0",

@@ -156,9 +156,9 @@ def load_model(source: str | None, dtype: str) -> tuple[Any, Any]:
     with working("importing torch and transformers"):
         from transformers.utils import logging
 
-        from foveate import loading
+        from foveate import bundled, loading
     logging.set_verbosity_error()
-    local = source is None or source == loading.BUNDLED or loading.is_folder(source)
+    local = source is None or source in bundled.FOLDERS or loading.is_folder(source)
     if local or not stderr().is_terminal:
         logging.disable_progress_bar()
         with working(f"loading {source or 'the bundled model'}"):

@@ -74,7 +74,7 @@ class Vllm:
         """Starts an engine.
 
         Args:
-            model: a checkpoint folder or a hub id; "bundled".
+            model: a checkpoint folder or a hub id; "bundled" or "dynamic".
             methods: all that will be asked for.
             dtype: as for ``foveate.loading.load``.
             vllm_options: vLLM's own, as typed.
@@ -103,16 +103,16 @@ class Vllm:
         require_tested(vllm.__version__)
         if dtype not in loading.DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(loading.DTYPES)}")
-        is_bundled = model == loading.BUNDLED
-        if is_bundled:
-            model, dtype = str(bundled.path()), "float32" if dtype == "auto" else dtype
+        ships = model if model in bundled.FOLDERS else None
+        if ships:
+            model, dtype = str(bundled.path(ships)), "float32" if dtype == "auto" else dtype
         elif loading.is_folder(model):
             model = str(Path(model).expanduser())
             loading.check_folder(Path(model))
         parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="foveate eval --engine vllm --"))
         parsed = parser.parse_args(["--model", model, "--dtype", dtype, *vllm_options])
-        if is_bundled:
-            starting.limit_memory(parsed, vllm_options, bundled.text_config())
+        if ships:
+            starting.limit_memory(parsed, vllm_options, bundled.text_config(ships))
         given = EngineArgs.from_cli_args(parsed)
         if given.hf_overrides:
             raise ValueError("--hf-overrides is where the methods are named: foveate eval sets it itself")

@@ -17,10 +17,7 @@ from foveate.models import check_left_out
 from foveate.serving import memory
 from foveate.serving.policy import CONFIG_KEY, Policy, options
 
-BUNDLED = "bundled"
 RESERVED = frozenset(one.name for one in dataclasses.fields(Policy))
-BUNDLED_DEFAULTS = {"--served-model-name": BUNDLED, "--dtype": "float32"}
-"""For the model that ships with the package, unless given: its weights are stored in float16 to be small."""
 
 
 def require_vllm() -> None:
@@ -36,7 +33,7 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     """What vLLM's ``serve`` would have parsed, with pruning switched on.
 
     Args:
-        model: a folder, a hub id, or "bundled".
+        model: a folder, a hub id, "bundled" or "dynamic".
         rest: vLLM's own options, as typed.
         pruning: for ``foveate.serving.options``.
 
@@ -47,15 +44,16 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     from foveate.serving import starting
 
     given = list(rest)
-    is_bundled = model == BUNDLED
-    if is_bundled:
-        model = str(bundled.path())
+    ships = model if model in bundled.FOLDERS else None
+    if ships:
+        model = str(bundled.path(ships))
         typed = memory.names_of(given)
-        for name, value in BUNDLED_DEFAULTS.items():
+        # Unless given. The weights are stored in float16 to be small.
+        for name, value in {"--served-model-name": ships, "--dtype": "float32"}.items():
             given += [] if name in typed else [name, value]
     parsed = starting.parse_server_options([model, *given])
-    if is_bundled:
-        starting.limit_memory(parsed, given, bundled.text_config())
+    if ships:
+        starting.limit_memory(parsed, given, bundled.text_config(ships))
     overrides = parsed.hf_overrides or {}
     if not isinstance(overrides, dict):
         raise ValueError(f"--hf-overrides must be a JSON object beside pruning, got {overrides!r}")
