@@ -31,8 +31,8 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
     """Loads a model of a known family in evaluation mode, and its processor.
 
     Args:
-        source: a checkpoint folder or a hub id, or the name of a model that ships with the package: ``"bundled"``, which
-            None stands for, or ``"dynamic"``.
+        source: a checkpoint folder or a hub id, or a model that ships with the package: ``"bundled"`` (the default)
+            or ``"dynamic"``.
         dtype: ``"auto"`` (that of the checkpoint; float32 for a bundled model), or one of ``DTYPES``.
         device: where to put it; default ``"cuda"`` where there is one, else ``"cpu"``.
 

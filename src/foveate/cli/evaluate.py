@@ -279,9 +279,7 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
     if request.engine == "transformers":
         warn_when_busy()
         if request.source.suite == "documents" and request.model in (None, "bundled"):
-            note(
-                "warning: the bundled model has never seen the words of documents: give --model dynamic, or one that reads"
-            )
+            note("warning: the bundled model has never seen documents: give --model dynamic, or one that reads")
         return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 
