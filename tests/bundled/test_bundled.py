@@ -135,12 +135,12 @@ def test_a_missing_part_is_named(part: str, tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "checkpoint"
     shutil.copytree(bundled.path(), folder)
     (folder / part).unlink()
-    monkeypatch.setattr(bundled, "path", lambda: folder)
+    monkeypatch.setattr(bundled, "path", lambda name: folder)
     with pytest.raises(FileNotFoundError, match=f"lacks {part}"):
         bundled.load()
 
 
 def test_a_missing_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "path", lambda: tmp_path / "checkpoint")
+    monkeypatch.setattr(bundled, "path", lambda name: tmp_path / "checkpoint")
     with pytest.raises(FileNotFoundError, match="python -m training"):
         bundled.load()

@@ -28,9 +28,11 @@ from training.dynamic.export import CHAT_TEMPLATE, export, image_options, make_t
 from training.dynamic.grid import covered, lay_out, patches, resized  # noqa: E402
 from training.dynamic.language import Shown, answer_loss  # noqa: E402
 from training.dynamic.model import build, see  # noqa: E402
+from training.dynamic.pages import make_page  # noqa: E402
 from training.dynamic.presets import PRESETS  # noqa: E402
 from training.dynamic.words import ID, MARK, NAMES, UNKNOWN, encode  # noqa: E402
 from training.questions import pack  # noqa: E402
+from training.runs import Optimizer  # noqa: E402
 
 PRESET = PRESETS["dynamic-smoke"]
 
@@ -81,7 +83,7 @@ def test_words_are_the_tokenizers(processor: Any) -> None:
 
 
 def test_no_word_of_either_world_is_unknown() -> None:
-    for picture in make_batch(5, 0, 80, PRESET.mix, 0.5):
+    for picture in make_batch(5, 0, 80, PRESET.mix.asked(), 0.5):
         for question in picture.questions:
             assert UNKNOWN not in encode(question.text) + encode(question.answer), question
 
@@ -107,7 +109,7 @@ def test_what_is_where() -> None:
 def test_what_a_question_needs_is_where_the_picture_says() -> None:
     """A colour that is asked for is the colour of what is drawn in the cells that are to show it."""
     found = 0
-    for picture in make_batch(6, 0, 60, PRESET.mix, 0.5):
+    for picture in make_batch(6, 0, 60, PRESET.mix.asked(), 0.5):
         for question in picture.questions:
             named = re.fullmatch(r"Which button is (\w+)\?", question.text)
             if named is None:
@@ -124,6 +126,42 @@ def test_what_a_question_needs_is_where_the_picture_says() -> None:
             assert near.mean() > 0.1, question
             found += 1
     assert found
+
+
+def test_pages_to_read_from_are_full_of_words_where_they_say() -> None:
+    """Where something is to be read there is ink beside paper, and text is large at first."""
+    amounts: dict[float, list[int]] = {0.0: [], 1.0: []}
+    for progress, texts in amounts.items():
+        for seed in range(12):
+            page = make_page(np.random.default_rng(seed), progress)
+            texts.append(len(page.shows))
+            rows, columns = page.grid.rows, page.grid.columns
+            cells = (
+                page.pixels.reshape(rows, 28, columns, 28, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1, 3)
+            )
+            contrast = np.ptp(cells.astype(int), axis=1).max(-1)
+            assert (contrast[page.shows.any(0)] > 90).all()  # ink beside paper
+    assert np.mean(amounts[1.0]) > 1.5 * np.mean(amounts[0.0])
+
+
+def test_muon_steps_the_layers_and_adamw_the_rest() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(6, 4), torch.randn(4), torch.randn(5, 4)]
+    ours, alone = ([torch.nn.Parameter(one.clone()) for one in start] for _ in range(2))
+    optimizer = Optimizer(ours, 0.1, hidden=ours[:1])
+    adamw = torch.optim.AdamW(
+        [{"params": alone[2:], "weight_decay": 0.1}, {"params": alone[1:2], "weight_decay": 0.0}], 0.01, (0.9, 0.98)
+    )
+    slopes = [torch.randn_like(one) for one in start]
+    for mine, other, slope in zip(ours, alone, slopes, strict=True):
+        mine.grad, other.grad = slope.clone(), slope.clone()
+    optimizer.step(0.01), adamw.step()
+    torch.testing.assert_close(ours[1:], alone[1:])
+    # Muon's step is the orthogonal factor of the gradient, 0.2 of the square root of the longer side long.
+    step = (start[0] * (1 - 0.01 * 0.1) - ours[0].detach()) / (0.01 * 0.2 * 6**0.5)
+    left, _, right = torch.linalg.svd(slopes[0], full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(step.flatten(), (left @ right).flatten(), dim=0) > 0.97
+    assert torch.linalg.svdvals(step).sub(1).abs().max() < 0.4  # Newton and Schulz's five steps come so near
 
 
 def test_tokens_are_those_of_the_stock_encoder(stock: Any, processor: Any) -> None:
@@ -143,7 +181,7 @@ def test_the_loss_is_that_of_the_stock_model_on_its_processors_prompt(stock: Any
     model = build(PRESET)
     model.load_state_dict(stock.state_dict())
     asked = 0
-    for picture in make_batch(4, 0, 4, PRESET.mix, 0.5):
+    for picture in make_batch(4, 0, 4, PRESET.mix.asked(), 0.5):
         with torch.no_grad():
             planes = see(model, [picture], torch.device("cpu"))
         for question in picture.questions:
@@ -170,7 +208,7 @@ def test_the_loss_is_that_of_the_stock_model_on_its_processors_prompt(stock: Any
 def test_several_questions_in_a_row_do_not_see_each_other(stock: Any) -> None:
     model = build(PRESET)
     model.load_state_dict(stock.state_dict())
-    picture = next(one for one in make_batch(4, 0, 9, PRESET.mix, 0.5) if len(one.questions) > 3)
+    picture = next(one for one in make_batch(4, 0, 9, PRESET.mix.asked(), 0.5) if len(one.questions) > 3)
     with torch.no_grad():
         planes = see(model, [picture], torch.device("cpu"))
 
