@@ -15,6 +15,7 @@ from foveate.evaluation.documents.words import VOCABULARY
 from foveate.evaluation.textures import add_grain
 from training.dynamic.data import NAME_INDEX, Picture, Region, label, side_in_cells
 from training.dynamic.grid import CELL, covered, lay_out
+from training.dynamic.letters import spell
 
 SIDES = (5, 10)
 """Cells of the shortest and of the longest side."""
@@ -46,10 +47,11 @@ def make_page(rng: np.random.Generator, progress: float) -> Picture:
     if rng.random() < 0.25:
         picture = add_grain(picture, rng)
     grid = lay_out(picture.size)
-    regions = []
+    regions, written = [], []
     for panel, _, y in panels:
         for mark in panel.marks:
             assert isinstance(mark, Word)
+            written.append((mark, 0, y))
             x0, y0, x1, y1 = mark.box
             box, text = (x0, y0 + y, x1, y1 + y), mark.text.lower()
             regions.append(
@@ -61,7 +63,7 @@ def make_page(rng: np.random.Generator, progress: float) -> Picture:
                     number=int(text) if text.isdecimal() else None,
                 )
             )
-    return label(np.array(picture), grid, regions, [])
+    return label(np.array(picture), grid, regions, [], spell(grid, written))
 
 
 def _filled(panel: Panel, width: int, height: int) -> Panel:

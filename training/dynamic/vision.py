@@ -14,6 +14,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from training.data import ahead
 from training.dynamic.data import IGNORE, NO_DIGIT, NOTHING, PLACES, Picture
 from training.dynamic.drawing import make_batch
+from training.dynamic.letters import NO_LETTER, SLOTS
 from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
 from training.dynamic.words import COLOR_NAMES, ID, MARK, NAMES
@@ -36,6 +37,7 @@ WEIGHTS = {
     "color": 0.5,
     "digit": 0.5,
     "number": 1.0,
+    "letter": 0.5,
     "key": 0.5,
     "found": 0.3,
     "flat": 0.1,
@@ -57,6 +59,7 @@ class Heads(nn.Module):
         self.readout = nn.Linear(width, _READOUT)
         self.number = nn.Linear(width, PLACES * (NO_DIGIT + 1))
         self.key = nn.Linear(width, width)
+        self.letters, self.deep_letters = (nn.Linear(width, SLOTS * (NO_LETTER + 1)) for _ in range(2))
         # Begun at 15, things are told apart several times more slowly: the cosines stay small for SCALE's sake.
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
@@ -147,6 +150,17 @@ def vision_losses(
     of_key = scale * F.normalize(heads.key(level), dim=-1) @ F.normalize(words[NAME_IDS], dim=-1).T
     amount = (keys != IGNORE).sum(1, keepdim=True).clamp(min=1)
     losses["key"] = soft_cross_entropy(of_key, keys, (keys != IGNORE) / amount)
+    letters = gathered("letters").flatten()
+
+    def spelled(head: nn.Linear, rows: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(F.normalize(rows, dim=-1) * rows.shape[-1] ** 0.5).view(-1, NO_LETTER + 1)
+        weight = logits.new_ones(NO_LETTER + 1)
+        weight[NO_LETTER] = BACKGROUND
+        return logits, cross_entropy(logits, letters, weight)
+
+    of_letters, losses["letter"] = spelled(heads.letters, tokens)
+    # Letters are seen in one place: they belong to the plane of the encoder's first half as well, and all of it.
+    losses["deep letter"] = spelled(heads.deep_letters, deep)[1]
     losses["norm"] = (tokens.norm(dim=-1) - 1).square().mean() + (deep.norm(dim=-1) - 1).square().mean()
     total = sum((WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()), tokens.new_zeros(()))
     total = total + DEEP * sum((WEIGHTS.get(name, 1.0) * loss for name, loss in of_deep.items()), tokens.new_zeros(()))
@@ -165,6 +179,9 @@ def vision_losses(
         numbered = digits[:, 0] != IGNORE
         if numbered.any():
             seen["number"] = float((of_number.argmax(-1) == digits)[numbered].all(1).float().mean())
+        lettered = (letters != IGNORE) & (letters != NO_LETTER)
+        if lettered.any():
+            seen["letter"] = float((of_letters.argmax(-1) == letters)[lettered].float().mean())
         keyed = keys[:, 0] != IGNORE
         if keyed.any():
             seen["key"] = float((of_key.argmax(-1)[:, None] == keys)[keyed].any(1).float().mean())
