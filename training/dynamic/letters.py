@@ -1,7 +1,7 @@
 """Which letter is where: what a cell's text is spelled with, told slot by slot.
 
-Whole words are too much to begin to read with: after 750 steps in which cells were told their word alone, one in fifty was
-read. Letters are seen in one place, and words are made of them.
+Whole words are too much to begin to read with: told nothing else, cells read one word in fifty after 750 steps. Letters
+are seen in one place, and words are made of them.
 """
 
 from __future__ import annotations
