@@ -21,7 +21,7 @@ class Mix:
         often: how often each.
     """
 
-    pages: tuple[float, float] = (0.6, 0.15)
+    pages: tuple[float, float] = (0.8, 0.2)
     documents: float = 0.5
     clutter: tuple[float, float] = (0.85, 0.5)
     sides: tuple[int, ...] = (336, 448, 672)
@@ -47,7 +47,7 @@ PRESETS: dict[str, Preset] = {
         vision_layers=6,
         text_width=256,
         text_layers=4,
-        vision=Stage(steps=3200, batch=12, rate=1.5e-3),
+        vision=Stage(steps=2400, batch=12, rate=2e-3),
         language=Stage(steps=2600, batch=14, rate=1.5e-3, warmup=100),
         joint=Stage(steps=700, batch=12, rate=4e-4),
         fresh=5,
