@@ -132,19 +132,21 @@ def test_what_a_question_needs_is_where_the_picture_says() -> None:
 
 
 def test_pages_to_read_from_are_full_of_words_where_they_say() -> None:
-    """Where something is to be read there is ink beside paper, and text is large at first."""
-    amounts: dict[float, list[int]] = {0.0: [], 1.0: []}
-    for progress, texts in amounts.items():
+    """Where something is to be read there is ink beside paper. At first a letter is as wide as a patch, and where one is."""
+    whole: dict[float, list[float]] = {0.0: [], 1.0: []}
+    for progress, shares in whole.items():
         for seed in range(12):
             page = make_page(np.random.default_rng(seed), progress)
-            texts.append(len(page.shows))
             rows, columns = page.grid.rows, page.grid.columns
             cells = (
                 page.pixels.reshape(rows, 28, columns, 28, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1, 3)
             )
             contrast = np.ptp(cells.astype(int), axis=1).max(-1)
-            assert (contrast[page.shows.any(0)] > 90).all()  # ink beside paper
-    assert np.mean(amounts[1.0]) > 1.5 * np.mean(amounts[0.0])
+            assert (contrast[page.shows.any(0)] > 90).all()
+            halves = page.letters.reshape(-1, 2)  # a patch's two slots side by side
+            lettered = (halves != NO_LETTER).any(1)
+            shares.append(float((halves[:, 0] == halves[:, 1])[lettered].mean()))
+    assert np.mean(whole[0.0]) > 0.9 > 0.6 > np.mean(whole[1.0])
 
 
 @pytest.mark.parametrize(("family", "size"), [("dejavu serif", 40), ("dejavu mono", 24), ("dejavu sans", 12)])

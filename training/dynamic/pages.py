@@ -80,7 +80,7 @@ def make_page(rng: np.random.Generator, progress: float) -> Picture:
 
 
 def _filled(panel: Panel, width: int, height: int, hard: float) -> Panel:
-    """Writes line after line until the band is full. Words and lines begin where a patch does, or up to ``hard`` patches
+    """Writes line after line until the band is full. Words and lines begin where a patch does, or up to ``hard`` of one
     behind."""
     rng, em = panel.rng, panel.em
 
