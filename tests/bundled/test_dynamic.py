@@ -74,11 +74,10 @@ def test_pictures_are_seen_at_their_own_resolution(loaded: tuple[Any, Any], size
     inputs = inputs_of(processor, Image.new("RGB", size, (90, 30, 60)), "Is there a cat?")
     seen = int((inputs["input_ids"] == model.config.image_token_id).sum())
     assert seen == round(size[0] / 28) * round(size[1] / 28)
-    assert foveate.look(model, processor, Image.new("RGB", size, (90, 30, 60))).full_prompt_tokens > seen
 
 
 def items(world: str, folder: Path, count: int) -> list[Item]:
-    return WORLDS[world].generate(folder, count=count, seed=SEED)
+    return WORLDS[world].read(WORLDS[world].write(folder, count, SEED))
 
 
 @pytest.mark.parametrize(("world", "least"), [("scenes", 0.0), ("documents", 0.0)])

@@ -132,7 +132,7 @@ def test_what_a_question_needs_is_where_the_picture_says() -> None:
 
 
 def test_pages_to_read_from_are_full_of_words_where_they_say() -> None:
-    """Where something is to be read there is ink beside paper. At first letters are as wide as patches and lie in one."""
+    """Where something is to be read there is ink beside paper. At first letters fill patches."""
     whole: dict[float, list[float]] = {0.0: [], 1.0: []}
     for progress, shares in whole.items():
         for seed in range(12):
