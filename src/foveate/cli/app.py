@@ -385,6 +385,30 @@ def bench(
     )  # fmt: skip
 
 
+@app.command()
+@command
+def leaderboard(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDERS]",
+            help="What `foveate eval` wrote, or folders of such folders; default benchmarks/results/leaderboard.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page of HTML to sort and choose from, offline too.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: name all that is wrong; status 1 where something is.")
+    ] = False,
+) -> None:
+    """Compare committed results: models, suites, methods and budgets, with groups in place of ranks."""
+    from foveate.cli.leaderboard import Request, run
+
+    run(Request(folders or [], out, page, check))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @command
 def serve(

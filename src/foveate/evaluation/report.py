@@ -19,10 +19,9 @@ from foveate.evaluation.statistics import (
     Difference,
     Estimate,
     bootstrap,
-    combine,
     holm,
     paired_difference,
-    wilson,
+    stratified,
 )
 from foveate.resizing import NAME as RESIZE
 
@@ -472,11 +471,9 @@ def _estimate(
     extras = {name: float(value(totals)) for name, value in metric.extras.items()}
     if bootstrapped:
         return bootstrap(grouped.design(group, metric), tallies), extras
-    scores: dict[str, list[float]] = {stratum.name: [] for stratum in group.strata}
-    for one, _, stratum in grouped.answers.values():
-        scores[stratum].append(one[0])
-    parts = [wilson(round(sum(answers)), len(answers)) for answers in scores.values()]
-    return combine(parts, [stratum.weight for stratum in group.strata]), extras
+    told = [(one[0], stratum) for one, _, stratum in grouped.answers.values()]
+    weights = {stratum.name: stratum.weight for stratum in group.strata}
+    return stratified([score for score, _ in told], [stratum for _, stratum in told], weights), extras
 
 
 def _compare(
