@@ -20,12 +20,13 @@ def test_two_methods_as_the_paired_test_of_scores_has_it():
     rng = np.random.default_rng(0)
     one, two = rng.random(200), rng.random(200) * 0.9
     design = Design(PICTURES)
-    best, other = standings([tallied(one), tallied(two)], design)
+    best, other = standings([tallied(one), tallied(two)], design, level=0.0)
     expected = paired_difference(one, two, design)
     assert (-other.difference.value, -other.difference.high, -other.difference.low) == pytest.approx(
         (expected.value, expected.low, expected.high)
     )
     assert other.p_corrected == expected.p_value and best.p_corrected == 1.0
+    assert standings([tallied(one), tallied(two)], design)[1].group == (2 if expected.p_value < 0.05 else 1)
     assert best.difference.value == best.difference.low == best.difference.high == 0
 
 

@@ -409,6 +409,38 @@ def leaderboard(
     run(Request(folders or [], out, page, check))
 
 
+@app.command()
+@command
+def reproduce(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="Whose table: adafv.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="The model; bundled: that of the package.")
+    ] = "llava-hf/llava-v1.6-vicuna-7b-hf",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated tasks of lmms-eval, of the table; scenes and documents are asked without lmms-eval. "
+            "Default: the table's, with --model bundled scenes,documents."
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated methods of the table, beside all tokens; default all of them.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each task, from the first; default all.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; started again with the same settings, it goes on.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Of lmms-eval, each on a GPU of its own.")] = 1,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run a paper's table again, through lmms-eval, and print it beside the published figures; resumable."""
+    from foveate.cli.reproduce import Request, run
+
+    run(Request(paper, model, tasks, methods, limit, out, batch_size, processes, dtype, as_json))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @command
 def serve(
