@@ -71,7 +71,7 @@ def made(out: Path, suite: Suite, wrong: str, model: str = "org/model"):
     (out / SETTINGS_FILE).write_text(json.dumps(settings))
     rows = answered(suite.items, wrong)
     groups = world_groups(suite.world) if suite.world else plain_groups(suite.items)
-    report = summarise(rows, suite.items, groups, metric=suite.metric, bootstrapped=not suite.metric.binary)
+    report = summarise(rows, suite.items, groups, metric=suite.metric, bootstrapped=suite.world is None)
     return SimpleNamespace(out=out, path=write(out, suite, rows, report, model, "transformers"), report=report)
 
 
@@ -112,7 +112,8 @@ def test_who_spends_more_than_the_budget_is_not_compared():
 
 
 @pytest.mark.parametrize(
-    "metric, answers, wrong", [("yesno", ["yes"], "no"), ("vqa", ["red"] * 2 + ["blue"] * 8, "red")]
+    "metric, answers, wrong",
+    [("exact", ["red"], "no"), ("yesno", ["yes"], "no"), ("vqa", ["red"] * 2 + ["blue"] * 8, "red")],
 )
 def test_other_suites_and_metrics(tmp_path, metric, answers, wrong):
     items = [Question(f"{n // 2}.png", "?", answers if n % 3 else [wrong] * 10, str(n), "ab"[n % 2]) for n in range(40)]

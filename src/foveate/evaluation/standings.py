@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.evaluation.statistics import Design, Estimate, holm, resampled, swaps
+from foveate.evaluation.statistics import Design, Estimate, holm, resampled, swaps, wilson
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Standing:
     Args:
         group: 1 for the best method and all that are not told apart from it; 2 for the best of the rest and all that
             are not told apart from that one; and so on.
-        difference: its figure minus that of the best method, with a 95 % bootstrap interval over pictures; 0 of the
-            best itself.
+        difference: its figure minus that of the best method, with a 95 % bootstrap interval over pictures; where all
+            of these are alike, with Wilson's limit for none of so many pictures on both sides. 0 of the best itself.
         p_corrected: of being as good as the best of its own group, by Holm's correction for all methods that were
             compared with that one; 1 of the best itself.
     """
@@ -55,6 +55,9 @@ def standings(tallies: Sequence[np.ndarray], design: Design, seed: int = 0, leve
     order = np.argsort(-figures, kind="stable")
     gaps = drawn - drawn[:, order[:1]]
     low, high = np.quantile(gaps, [0.025, 0.975], axis=0)
+    # Where two methods' pictures are all alike, resampling them says nothing of how many others there may be.
+    unsure = np.where((low == high) & (np.arange(len(figures)) != order[0]), wilson(0, len(cells)).high, 0.0)
+    low, high = low - unsure, high + unsure
     told: dict[int, tuple[int, float]] = {}
     left, group = [int(place) for place in order], 0
     while left:

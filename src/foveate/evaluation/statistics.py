@@ -6,7 +6,7 @@ Intervals are 95 % throughout. Questions about one picture are not independent, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,21 +93,6 @@ def combine(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -
     below = math.sqrt(sum((weight * (part.value - part.low)) ** 2 for part, weight in used)) / total
     above = math.sqrt(sum((weight * (part.high - part.value)) ** 2 for part, weight in used)) / total
     return Estimate(value, max(0.0, value - below), min(1.0, value + above), sum(part.count for part, _ in used))
-
-
-def stratified(scores: Sequence[float] | np.ndarray, strata: Sequence[str], weights: Mapping[str, float]) -> Estimate:
-    """Weighted mean of the strata's proportions, each with Wilson's interval, see ``combine``.
-
-    Args:
-        scores: (n,) zeros and ones.
-        strata: (n,) the stratum of each.
-        weights: of the strata, those without scores included.
-    """
-    own: dict[str, list[float]] = {name: [] for name in weights}
-    for score, stratum in zip(scores, strata, strict=True):
-        own[stratum].append(float(score))
-    parts = [wilson(round(sum(given)), len(given)) for given in own.values()]
-    return combine(parts, list(weights.values()))
 
 
 def mcnemar(first_only: int, second_only: int) -> float:

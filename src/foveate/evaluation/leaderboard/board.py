@@ -10,10 +10,21 @@ import numpy as np
 
 from foveate.evaluation.blind import NAME as BLIND
 from foveate.evaluation.leaderboard.checked import Measured, Result
-from foveate.evaluation.report import GROUP_A, RIGHT, UNGUESSED, Cell, Group, Report, Run, Stratum
+from foveate.evaluation.report import (
+    GROUP_A,
+    RIGHT,
+    UNGUESSED,
+    Cell,
+    Group,
+    Grouped,
+    Report,
+    Run,
+    Stratum,
+    figure_of,
+)
 from foveate.evaluation.runner import ALL
 from foveate.evaluation.standings import Standing, standings
-from foveate.evaluation.statistics import Design, Estimate, bootstrap, stratified
+from foveate.evaluation.statistics import Design, Estimate
 from foveate.resizing import NAME as RESIZE
 
 ROUNDING = 1.0
@@ -127,6 +138,7 @@ class _Questions:
             for place, item in enumerate(result.items)
             if chosen is None or chosen[place]
         ]
+        self.group = group
         self.places = np.array([place for place, stratum in told if stratum is not None], dtype=int)
         self.strata = [stratum.name for _, stratum in told if stratum is not None]
         self.pictures = [result.items[place].image for place in self.places]
@@ -136,13 +148,12 @@ class _Questions:
         return Design(self.pictures, result.metric.value, self.strata, self.weights)
 
     def estimate(self, result: Result, run: Measured) -> Estimate:
-        """Wilson's interval where the figure is a proportion or a mean of some, else the bootstrap over pictures."""
-        tallies = run.tallies[self.places]
-        if not len(tallies):
-            return Estimate(math.nan, 0.0, 1.0, 0)
-        if result.metric.binary:
-            return stratified(tallies[:, 0], self.strata, self.weights)
-        return bootstrap(self.design(result), tallies)
+        """The figure with its interval, as ``foveate eval`` works it out."""
+        answers = {
+            str(place): (run.tallies[place], picture, stratum)
+            for place, picture, stratum in zip(self.places.tolist(), self.pictures, self.strata, strict=True)
+        }
+        return figure_of(Grouped(answers), self.group, result.metric, bootstrapped=result.world is None)[0]
 
 
 def _report(result: Result) -> Report:

@@ -27,8 +27,8 @@ INTRODUCTION = (
     "Within a group the order means nothing. A method in no group sent more tokens than the budget.",
 )
 NOTES = {
-    "accuracy": "of questions, each counting alike, with Wilson's interval (of other figures than proportions, the "
-    "bootstrap's over pictures)",
+    "accuracy": "of questions, each counting alike; of drawn suites with Wilson's interval, of others with the "
+    "bootstrap's over pictures",
     "to the best": "the difference to the method with the best figure of the table on the same questions, points, with "
     "its bootstrap interval over pictures",
     "mean of kinds": "of a drawn suite, the mean over kinds of questions",
