@@ -260,6 +260,17 @@ def test_both_pages_say_the_same(folder):
     assert all("resize" in table and "no picture" in table and "all tokens" in table for table in tables)
 
 
+def test_parts_of_the_time_have_columns_where_they_were_measured(folder):
+    told = json.loads(folder.path.read_text())
+    told["runs"][1] |= {"encoder_ms": 12.34, "selection_ms": None}
+    folder.path.write_text(compact(told))
+    mine = boards(read_all([folder.path]))
+    text, whole = markdown(mine), page(mine)
+    assert "| ms | encoder, ms | resize in the same time |" in text and "selection, ms |" not in text
+    assert next(line for line in text.splitlines() if "| `cover` |" in line).split(" | ")[-2] == "12.3"
+    assert '<td class="number" data-value="12.34">12.3</td>' in whole
+
+
 def call(*arguments, status=0):
     result = CliRunner().invoke(app, ["leaderboard", *map(str, arguments)])
     assert result.exit_code == status, (result.stdout, result.stderr, result.exception)

@@ -81,6 +81,11 @@ class Board:
     groups: tuple[str, ...]
     tables: tuple[Table, ...]
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Parts of the time that some run tells of."""
+        return tuple(dict.fromkeys(name for run in self.result.runs for name in run.stages))
+
 
 def board(result: Result) -> Board:
     """Works out all tables of a result."""

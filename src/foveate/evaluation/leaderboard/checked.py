@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +37,7 @@ class Measured:
         latency_ms: from picture to answer, milliseconds.
         accuracy: the figure of the main group.
         tallies: (n, k) of every question, see ``Metric.tallies``.
+        stages: milliseconds of parts of the time, by name, where the file tells them.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Measured:
     latency_ms: float
     accuracy: float
     tallies: np.ndarray
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -183,12 +185,20 @@ def _result(path: Path, told: Mapping[str, Any]) -> Result:
         try:
             tallies = decode(run["scores"], metric)
             numbers = {name: float(run[name]) for name in NUMBERS if name != "count"}
-            runs.append(
-                Measured(run["method"], Keep(run["keep"]).value if run["keep"] else 0, tallies=tallies, **numbers)
-            )
+            keep = Keep(run["keep"]).value if run["keep"] else 0
+            runs.append(Measured(run["method"], keep, tallies=tallies, stages=_stages(run), **numbers))
         except (KeyError, TypeError, ValueError):
             continue  # which is told of as a fault of that run
     return Result(path, told, metric, world, items, runs)
+
+
+def _stages(run: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of milliseconds that stand beside the whole."""
+    return {
+        name.removesuffix("_ms"): float(value)
+        for name, value in run.items()
+        if name.endswith("_ms") and name != "latency_ms" and isinstance(value, (int, float))
+    }
 
 
 def _figure_faults(result: Result) -> Iterator[str]:

@@ -39,6 +39,8 @@ NOTES = {
     "tokens": "visual tokens that reached the language model",
     "ms": "from picture to answer, vision tower included, on the machine that is named; questions that were asked as "
     "one batch share its time, so compare within a table only",
+    "encoder, selection, prefill, ms": "of that, medians: the vision tower; choosing and shortening; from there to the "
+    "first token",
     "resize in the same time": "what smaller pictures reach in the milliseconds that the method takes",
 }
 WRITTEN = (
@@ -97,7 +99,17 @@ def _columns(board: Board) -> list[str]:
 
 def _table(board: Board, table: Table) -> list[str]:
     in_time = ["resize in the same time"] if GROUP_A in board.groups else []
-    heads = ["group", "method", "accuracy", "to the best", *_columns(board), "tokens", "ms", *in_time]
+    heads = [
+        "group",
+        "method",
+        "accuracy",
+        "to the best",
+        *_columns(board),
+        "tokens",
+        "ms",
+        *map(_stage, board.stages),
+        *in_time,
+    ]
     lines = [_line(heads), _line(["---:", "---", *["---:"] * (len(heads) - 2)])]
     for line in table.lines:
         if line.run.method == BLIND and not table.resized:
@@ -116,8 +128,17 @@ def _figures(board: Board, line: Line) -> list[str]:
         *others,
         f"{line.run.kept:.0f}",
         f"{line.run.latency_ms:.0f}",
+        *(_milliseconds(line.run.stages.get(name, math.nan)) for name in board.stages),
         percent(line.resize_in_time),
     ]
+
+
+def _stage(name: str) -> str:
+    return f"{name}, ms"
+
+
+def _milliseconds(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1f}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -161,7 +182,8 @@ def page(boards: Sequence[Board]) -> str:
     template = files("foveate.evaluation.leaderboard").joinpath("page.html").read_text(encoding="utf-8")
     columns = list(dict.fromkeys(name for one in boards for name in one.groups[1:]))
     heads = ["model", "suite", "budget", "group", "method", "accuracy", "to the best"]
-    heads += [*map(group_title, columns), "tokens", "ms", "resize in the same time"]
+    stages = list(dict.fromkeys(name for one in boards for name in one.stages))
+    heads += [*map(group_title, columns), "tokens", "ms", *map(_stage, stages), "resize in the same time"]
     texts = ("model", "suite", "method")
     told = {
         "title": TITLE,
@@ -171,7 +193,7 @@ def page(boards: Sequence[Board]) -> str:
             f'<th scope="col" aria-sort="none"{"" if name in texts else _NUMBER}><button>{escape(name)}</button></th>'
             for name in heads
         ),
-        "rows": "\n".join(row for one in boards for table in one.tables for row in _rows(one, table, columns)),
+        "rows": "\n".join(row for one in boards for table in one.tables for row in _rows(one, table, columns, stages)),
         "results": "\n".join(map(_about, boards)),
         "models": _options([one.result.model for one in boards]),
         "suites": _options([one.result.suite for one in boards]),
@@ -189,7 +211,7 @@ def _options(names: Sequence[str]) -> str:
     return "".join(f"<option>{escape(name)}</option>" for name in dict.fromkeys(names))
 
 
-def _rows(board: Board, table: Table, columns: Sequence[str]) -> list[str]:
+def _rows(board: Board, table: Table, columns: Sequence[str], stages: Sequence[str]) -> list[str]:
     result = board.result
     budget = table.keep if isinstance(table.keep, float) else 1 + table.keep  # numbers of tokens after fractions
     known = _sorted(result.model), _sorted(result.suite), _sorted(budget_title(table.keep), budget)
@@ -197,10 +219,11 @@ def _rows(board: Board, table: Table, columns: Sequence[str]) -> list[str]:
     for line in table.lines:
         if line.run.method == BLIND and not table.resized:
             cells = [_sorted("", math.nan), _sorted(RESIZE), _sorted(NOT_RUN, math.nan)]
-            rows.append([*cells, *[_sorted("", math.nan)] * (len(columns) + 4)])
+            rows.append([*cells, *[_sorted("", math.nan)] * (len(columns) + len(stages) + 4)])
         main = line.cells[board.groups[0]]
         others = [line.cells[name].value if name in line.cells else math.nan for name in columns]
         gap = line.standing.difference.value if line.standing else math.nan
+        taken = [line.run.stages.get(name, math.nan) for name in stages]
         rows.append([
             _sorted(_group(line), line.standing.group if line.standing else math.nan),
             _sorted(method_title(line.run.method)),
@@ -209,6 +232,7 @@ def _rows(board: Board, table: Table, columns: Sequence[str]) -> list[str]:
             *(_sorted(percent(value), value) for value in others),
             _sorted(f"{line.run.kept:.0f}", line.run.kept),
             _sorted(f"{line.run.latency_ms:.0f}", line.run.latency_ms),
+            *(_sorted(_milliseconds(value), value) for value in taken),
             _sorted(percent(line.resize_in_time), line.resize_in_time),
         ])  # fmt: skip
     return [f"<tr>{''.join([*known, *cells])}</tr>" for cells in rows]

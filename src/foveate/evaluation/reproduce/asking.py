@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from foveate.evaluation.suites import drawn_suite
 from foveate.evaluation.worlds import WORLDS
 from foveate.images import load_image
 from foveate.inputs import question_prompt
+from foveate.loading import is_folder, load
 from foveate.pruners import Method, get_pruner
 
 PICTURES = 100
@@ -56,22 +57,31 @@ class Settings:
     """How everything is asked.
 
     Args:
-        model: a folder, a hub id or None for the model that ships with the package.
+        model: a folder, a hub id, or the name of a model that ships with the package.
         dtype: see ``foveate.loading.load``.
         limit: questions of each task, from the first; None for all.
         batch: most questions asked at once.
         processes: of lmms-eval, each on a GPU of its own.
     """
 
-    model: str | None
+    model: str
     dtype: str = "auto"
     limit: int | None = None
     batch: int = 1
     processes: int = 1
 
+    @property
+    def ships(self) -> bool:
+        """Whether the model ships with the package: a hub id has an owner before it."""
+        return "/" not in self.model and not is_folder(self.model)
+
 
 class UnfitError(ValueError):
     """The model cannot be pruned as a line of the table wants it."""
+
+
+class FailedError(ValueError):
+    """lmms-eval failed on a line of the table."""
 
 
 class Asking(Protocol):
@@ -84,19 +94,31 @@ class Asking(Protocol):
 
         Raises:
             UnfitError: the model cannot be pruned that way.
-            ValueError: asking failed.
+            FailedError: lmms-eval failed.
         """
 
 
-def plan(names: Sequence[str] | None, paper: Paper, settings: Settings, out: Path) -> list[Asking]:
-    """Who asks the tasks of these names. By default they are the paper's, of the bundled model Foveate's own worlds.
+Load = Callable[[str, str], tuple[Any, Any]]
+"""Loads a model and its processor, by its name and a dtype's."""
+
+
+def plan(
+    names: Sequence[str] | None, paper: Paper, settings: Settings, out: Path, loading: Load | None = None
+) -> list[Asking]:
+    """Who asks the tasks of these names. By default they are the paper's, of a model that ships Foveate's own worlds.
+
+    Args:
+        names: of tasks; None for the default.
+        paper: whose table.
+        settings: how they are asked.
+        out: folder for drawn pictures and what lmms-eval writes.
+        loading: for what is asked here; default ``foveate.loading.load``.
 
     Raises:
         ValueError: an unknown task, or one that needs what is not there.
         ModuleNotFoundError: a task of lmms-eval's, which is not installed.
     """
-    bundled = settings.model in (None, "bundled")
-    names = names or ([*WORLDS] if bundled else [task.name for task in paper.tasks])
+    names = names or ([*WORLDS] if settings.ships else [task.name for task in paper.tasks])
     own = [Task(name, name, FIGURE) for name in names if name in WORLDS]
     drawn = {Figures(world).task: world.name for world in WORLDS.values()}
     others: list[Task] = []
@@ -114,7 +136,7 @@ def plan(names: Sequence[str] | None, paper: Paper, settings: Settings, out: Pat
         raise ValueError(f"two of the tasks are {twice}: leave one out")
     asking: list[Asking] = []
     if own:
-        asking.append(OwnWorlds(own, settings, out))
+        asking.append(OwnWorlds(own, settings, out, loading or (lambda model, dtype: load(model, dtype=dtype))))
     if others:
         asking.append(LmmsEval(others, settings, out, drawn))
     return asking
@@ -124,15 +146,13 @@ class OwnWorlds:
     """Foveate's drawn worlds, asked in this process the way that lmms-eval's model asks: stock ``generate`` under a
     pruner, batches across pictures."""
 
-    def __init__(self, tasks: Sequence[Task], settings: Settings, out: Path) -> None:
-        self.tasks, self.settings, self.out = tasks, settings, out
+    def __init__(self, tasks: Sequence[Task], settings: Settings, out: Path, loading: Load) -> None:
+        self.tasks, self.settings, self.out, self.loading = tasks, settings, out, loading
 
     @functools.cached_property
     def loaded(self) -> tuple[Any, Any]:
         """The model and its processor."""
-        from foveate.loading import load
-
-        return load(self.settings.model, dtype=self.settings.dtype)
+        return self.loading(self.settings.model, self.settings.dtype)
 
     def scores(self, line: Line, tasks: Sequence[Task]) -> dict[str, Score]:
         """See ``Asking``."""
@@ -209,8 +229,6 @@ class LmmsEval:
     def command(self, line: Line, tasks: Sequence[Task], folder: Path) -> list[str]:
         """The command that asks them, which leaves its results in a folder."""
         told: dict[str, Any] = {"pretrained": self.settings.model, "dtype": self.settings.dtype, "method": line.pruner}
-        if self.settings.model in (None, "bundled"):
-            del told["pretrained"]
         if line.pruner != ALL:
             told |= {"keep": line.keep, **line.options, **line.attaching}
         launch = ["-m", LMMS]
@@ -240,7 +258,7 @@ class LmmsEval:
         files = sorted(folder.rglob("*_results.json"), key=lambda path: path.stat().st_mtime)
         if done.returncode or not files:
             last = " ".join(said.split()[-40:])
-            raise ValueError(
+            raise FailedError(
                 f"lmms-eval failed on {line.title} at {line.keep:g} (status {done.returncode}); the whole of it is in "
                 f"{log}, which ends: {last}"
             )
@@ -259,7 +277,7 @@ def _read(told: Mapping[str, Any], task: Task, share: float | None, path: Path) 
     figures = told.get("results", {}).get(task.name, {})
     value = figures.get(f"{task.metric},none")
     if not isinstance(value, (int, float)):
-        raise ValueError(
+        raise FailedError(
             f"{path} has no figure {task.metric} of {task.name}, but: {', '.join(figures) or 'nothing'}. Is lmms-eval "
             "0.7.3 installed, which this was made for?"
         )

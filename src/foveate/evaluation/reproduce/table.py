@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate import __version__
-from foveate.evaluation.reproduce.asking import Asking, Score, Settings, UnfitError
+from foveate.evaluation.reproduce.asking import Asking, FailedError, Score, Settings, UnfitError
 from foveate.evaluation.reproduce.papers import Line, Paper, Task
 from foveate.evaluation.runner import ALL, SETTINGS_FILE, claim
 
@@ -36,12 +36,14 @@ class Reproduced:
         tasks: the columns.
         lines: those that were asked, in the paper's order.
         left_out: why others were not, by title and budget.
+        failed: whether some of these might have been, and were not.
     """
 
     paper: Paper
     tasks: Sequence[Task]
     lines: Sequence[Done]
     left_out: Mapping[str, str]
+    failed: bool = False
 
     def relative(self, done: Done) -> float:
         """The mean over the tasks of a line's part of what all tokens reach, %; NaN without that."""
@@ -78,7 +80,7 @@ class Reproduced:
     def note(self) -> str:
         """What stands below the table."""
         told = f"Measured / published. Published figures are of {self.paper.source}, on {self.paper.model}."
-        average = " The average is over the tasks, in % of what all tokens reach"
+        average = " The average is over the tasks, in % of what all tokens reach (none where that is 0)"
         if not self.comparable:
             average += "; the published one is over other tasks and is left out"
         return f"{told}{average}."
@@ -146,14 +148,16 @@ def reproduce(
         progress: told what is asked now.
 
     Raises:
-        ValueError: an unknown method, a folder of other settings, or asking failed; what was done before is kept.
+        ValueError: an unknown method, a folder of other settings, or the first line, all tokens, could not be asked.
     """
     unknown = [name for name in methods or () if name not in paper.methods]
     if unknown:
         raise ValueError(f"unknown method {unknown[0]!r} of {paper.name}'s table; known: {', '.join(paper.methods)}")
-    recorded = {"paper": paper.name, "model": settings.model or "bundled", "dtype": settings.dtype}
+    recorded = {"paper": paper.name, "model": settings.model, "dtype": settings.dtype}
     claim(out, SETTINGS_FILE, {**recorded, "limit": settings.limit, "foveate": __version__})
-    lines, left_out = [], {}
+    lines: list[Done] = []
+    left_out: dict[str, str] = {}
+    failed = False
     for line in paper.lines:
         if line.method != ALL and methods is not None and line.method not in methods:
             continue
@@ -167,13 +171,16 @@ def reproduce(
                 progress(f"{line.title} at {line.keep:g}: {', '.join(task.name for task in missing)}")
             try:
                 scores = {**scores, **one.scores(line, missing)}
-            except UnfitError as error:
+            except (UnfitError, FailedError) as error:
+                if line.method == ALL:
+                    raise  # nothing is told without it, and what keeps it from being asked keeps the others
+                failed = failed or isinstance(error, FailedError)
                 left_out[f"{line.title} at {line.keep:g}"] = str(error)
                 break
             _write(path, scores)
         else:
             lines.append(Done(line, scores))
-    return Reproduced(paper, [task for one in asking for task in one.tasks], lines, left_out)
+    return Reproduced(paper, [task for one in asking for task in one.tasks], lines, left_out, failed)
 
 
 def _read(path: Path) -> dict[str, Score]:
