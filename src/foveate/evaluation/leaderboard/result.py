@@ -49,7 +49,7 @@ def write(out: Path, suite: Suite, rows: Sequence[Row], report: Report, model: s
     settings = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
     for name in ("suite", "model_name", "foveate"):  # paths of somebody's machine, perhaps; versions stand apart
         settings.pop(name, None)
-    settings["engine"] = engine
+    settings.setdefault("engine", engine)  # vLLM says its version
     device = settings.pop("device", "")
     told = {
         "format": FORMAT,
