@@ -14,6 +14,7 @@ from foveate import INSIDE_METHODS, METHODS, WRAPPERS
 from foveate.cli import app, console
 from foveate.cli.evaluate import parse_methods
 from foveate.coverage import SUPPORTED
+from foveate.evaluation.leaderboard.checked import check
 from tests import checkpoint
 from tests.tiny import ROWS
 
@@ -358,6 +359,8 @@ def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):
     assert (out / "rows.jsonl").read_text() == rows  # nothing was asked again
     assert {(run["method"], run["keep"]) for run in told["runs"]} == {("all", 1.0), ("adafv", 0.25), ("text", 0.25)}
     assert {"accuracy.png", "report.json"} <= {path.name for path in out.iterdir()}
+    _, wrong = check([out / "result.json"])
+    assert [fault.split(": ", 1)[1] for fault in wrong] == ["lacks the run blind at 0: add blind to --methods"]
     assert "seed: 0 then, 1 now" in refused(*options, "--seed", 1)
 
 

@@ -386,6 +386,62 @@ def bench(
     )  # fmt: skip
 
 
+@app.command()
+@command
+def leaderboard(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDERS]",
+            help="What `foveate eval` wrote, or folders of such folders; default benchmarks/results/leaderboard.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page of HTML to sort and choose from, offline too.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: name all that is wrong; status 1 where something is.")
+    ] = False,
+) -> None:
+    """Compare committed results: models, suites, methods and budgets, with groups in place of ranks."""
+    from foveate.cli.leaderboard import Request, run
+
+    run(Request(folders or [], out, page, check))
+
+
+@app.command()
+@command
+def reproduce(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="Whose table: adafv.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="The model; bundled: that of the package.")
+    ] = "llava-hf/llava-v1.6-vicuna-7b-hf",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated tasks of lmms-eval, of the table; scenes and documents are asked without lmms-eval. "
+            "Default: the table's, with --model bundled scenes,documents."
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated methods of the table, beside all tokens; default all of them.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each task, from the first; default all.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; started again with the same settings, it goes on.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Of lmms-eval, each on a GPU of its own.")] = 1,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run a paper's table again, through lmms-eval, and print it beside the published figures; resumable."""
+    from foveate.cli.reproduce import Request, run
+
+    run(Request(paper, model, tasks, methods, limit, out, batch_size, processes, dtype, as_json))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @command
 def serve(

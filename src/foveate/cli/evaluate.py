@@ -23,6 +23,7 @@ from foveate.evaluation.blind import is_blind
 from foveate.evaluation.cropped import Spelled, counterparts, is_cropped, spread
 from foveate.evaluation.drawn import Split, World
 from foveate.evaluation.engines import Engine
+from foveate.evaluation.leaderboard.result import write as write_result
 from foveate.evaluation.processes import Processes, from_environment
 from foveate.evaluation.runner import (
     ALL,
@@ -191,6 +192,7 @@ def run(request: Request) -> None:
     if suite.world is not None:
         plotted, columns = PLOTTED, (*WRITTEN, *suite.world.written)
     files = saving.save(report, out, plotted, columns, title)
+    files.append(write_result(out, suite, rows, report, request.model, request.engine))
     try:
         files.append(write_parquet(rows, suite.items, suite.metric, out / PARQUET_FILE))
     except ModuleNotFoundError as error:

@@ -341,7 +341,7 @@ def summarise(
     cells: list[Cell] = []
     for group in groups:
         figures = {
-            run: _estimate(_grouped(answered, known, group, metric), group, metric, bootstrapped)
+            run: figure_of(_grouped(answered, known, group, metric), group, metric, bootstrapped)
             for run, answered in runs.items()
         }
         whole = figures.get((ALL, "1.0"))
@@ -399,7 +399,7 @@ def _group_a(
         small = runs.get((RESIZE, keep)) if method != RESIZE else None
         failed = whole & {row.item for row in small} - _right(small, known, metric) if small else set()
         group = _these(GROUP_A, (known[item] for item in failed))
-        estimate, extras = _estimate(_grouped(rows, known, group, metric), group, metric, bootstrapped)
+        estimate, extras = figure_of(_grouped(rows, known, group, metric), group, metric, bootstrapped)
         cells.append(Cell(method, rows[0].keep, GROUP_A, estimate, estimate.value, extras))
     return cells
 
@@ -462,9 +462,10 @@ def _grouped(rows: Sequence[Row], known: dict[str, Any], group: Group, metric: M
     return Grouped(found)
 
 
-def _estimate(
+def figure_of(
     grouped: Grouped, group: Group, metric: Metric, bootstrapped: bool
 ) -> tuple[Estimate, Mapping[str, float]]:
+    """A group's figure of a run with its interval, and the metric's further ones; see ``summarise``."""
     if not grouped.answers:
         return Estimate(math.nan, 0.0, 1.0, 0), {}
     tallies = grouped.tallies()
