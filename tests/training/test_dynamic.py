@@ -134,9 +134,9 @@ def test_what_a_question_needs_is_where_the_picture_says() -> None:
 def test_pages_to_read_from_are_full_of_words_where_they_say() -> None:
     """Where something is to be read there is ink beside paper. At first letters fill patches."""
     whole: dict[float, list[float]] = {0.0: [], 1.0: []}
-    for progress, shares in whole.items():
+    for hard, shares in whole.items():
         for seed in range(12):
-            page = make_page(np.random.default_rng(seed), progress)
+            page = make_page(np.random.default_rng(seed), hard)
             rows, columns = page.grid.rows, page.grid.columns
             cells = (
                 page.pixels.reshape(rows, 28, columns, 28, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1, 3)

@@ -46,7 +46,7 @@ def make_picture(seed: int, index: int, mix: Mix, progress: float) -> Picture:
     """Training picture number ``index``."""
     rng = np.random.default_rng([seed, index, 7])
     if rng.random() < _between(mix.pages, progress):
-        return make_page(rng, progress)
+        return make_page(rng)
     clutter = bool(rng.random() < _between(mix.clutter, progress))
     most = int(rng.choice(mix.sides, p=mix.often))
     if rng.random() < mix.documents:

@@ -30,31 +30,29 @@ NUMBERS = 0.3
 """How often a number is written."""
 _EASY = "dejavu mono", 23
 """The font and size of the first pages, pixels: its letters are as wide as a patch."""
-_EASED = 0.4
-"""For so much of stage 1 pages are easier than they will be."""
 
 
-def make_page(rng: np.random.Generator, progress: float) -> Picture:
+def make_page(rng: np.random.Generator, hard: float = 1.0) -> Picture:
     """A page of a few bands, each lettered in its own way.
 
     Args:
         rng: decides everything.
-        progress: how far training is, from 0, where pages are easy, to 1.
+        hard: from 0, where letters lie in patches, to 1, where they are as in documents. Bands differ by half of it.
     """
     width, height = (CELL * int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, 2))
     panels: list[tuple[Panel, int, int]] = []
     bands = int(rng.integers(1, 4))
     tops = [height * band // bands // CELL * CELL for band in range(bands + 1)]
     for top, bottom in pairwise(tops):
-        hard = min(1.0, progress / _EASED * rng.uniform(0.5, 1.5))
+        harder = min(1.0, hard * rng.uniform(0.5, 1.5)) if hard < 1 else 1.0
         family, easy_size = _EASY
-        least, most = (easy_size + (end - easy_size) * hard for end in (SMALL[0], LARGE[1]))
+        least, most = (easy_size + (end - easy_size) * harder for end in (SMALL[0], LARGE[1]))
         size = round(math.exp(rng.uniform(math.log(least), math.log(most))))
-        families = SEEN if rng.random() < hard else (family,)
+        families = SEEN if rng.random() < harder else (family,)
         look = random_look(rng, Sign if rng.random() < 0.3 else Form, families, size)
-        if rng.random() >= hard:
+        if rng.random() >= harder:
             look = replace(look, case="upper")
-        panels.append((_filled(Panel(look, rng), width, bottom - top, hard), 0, top))
+        panels.append((_filled(Panel(look, rng), width, bottom - top, harder), 0, top))
     picture = Image.new("RGB", (width, height))
     draw(picture, panels)
     if rng.random() < 0.25:
