@@ -22,6 +22,7 @@ from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
 from foveate.pruners.base import Method
 from foveate.readable import check_readable
+from foveate.stopwatch import stage
 from foveate.tokens import Selection, TextTokens
 from foveate.turns import Turns
 from foveate.views import PromptView, SeeingStreamer
@@ -133,7 +134,7 @@ class PrunedCall(ABC, Generic[_Method]):
             ids: its prompt, where the caller's code may run beside it (``generate``).
         """
         view = None if ids is None else self.view(arguments, ids, ids)
-        with delivering(Delivery(self.family, cache=cache_in(arguments), view=view)):
+        with delivering(Delivery(self.family, cache=cache_in(arguments), view=view)), stage("prefill"):
             return original(**arguments)
 
     def view(self, arguments: dict[str, Any], ids: Tensor, short_ids: Tensor) -> PromptView:
@@ -264,9 +265,11 @@ class PrunedCall(ABC, Generic[_Method]):
                 return output
 
             if kind == "video":
-                images += self.family.encode_videos(arguments, self._request(features, prompt))
+                with stage("encoder"):
+                    images += self.family.encode_videos(arguments, self._request(features, prompt))
             elif self.options.routed is None:
-                images += self.family.encode(arguments, self._request(features, prompt))
+                with stage("encoder"):
+                    images += self.family.encode(arguments, self._request(features, prompt))
             else:
                 encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.routed.ranks
                 self.views = Views(encode, self.family, arguments, prompt, at_once=at_once)
@@ -283,9 +286,10 @@ class PrunedCall(ABC, Generic[_Method]):
         routed = self.options.routed
         ranks = routed is not None and routed.reads_saliency and not store.known
         saliency = self.pruner.reads_saliency or ranks
-        return self.family.encode(
-            arguments, self._request(self.features["image"], prompt, saliency=saliency, views=store)
-        )
+        with stage("encoder"):
+            return self.family.encode(
+                arguments, self._request(self.features["image"], prompt, saliency=saliency, views=store)
+            )
 
 
 def require_scores_finite(selections: Sequence[Selection]) -> None:
