@@ -15,6 +15,7 @@ from foveate.attention import Recorder
 from foveate.models import family_for
 from foveate.stopwatch import Stage, Stages, Stopwatch
 
+
 def measure(model: Any, run: Callable[[], Any], clock: Callable[[], float], *, ours: bool, repeats: int = 3) -> Stages:
     """Times a way of answering, stage by stage.
 

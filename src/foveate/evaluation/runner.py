@@ -414,14 +414,12 @@ class _OnePicture:
                 [item.question for item in items], method, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
                 logits_processor=[FirstToken(watch)],
             )  # fmt: skip
-        crops, watch.taken["encoder"] = watch.taken["encoder"], 0.0
-        seen.for_crops += crops
+        seen.for_crops += watch.taken["encoder"]  # which is shared out by another rule
+        watch.taken["encoder"] = 0.0
         chosen = [answer.selections[0] for answer in answers]
         own = seen.crops_of(chosen)
         asking = _spent(watch, len(items))
-        spent = replace(
-            asking, latency=asking.latency + self.resizing + seen.taken + own, encoder=seen.encoder + own
-        )
+        spent = replace(asking, latency=asking.latency + self.resizing + seen.taken + own, encoder=seen.encoder + own)
         counted = _count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
         if resize is not None:
             counted = [(kept, engine.counts.patches(self.picture.size)) for kept, _ in counted]
