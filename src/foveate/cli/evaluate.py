@@ -278,8 +278,7 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
     wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
-        if request.source.suite == "documents" and request.model in (None, "bundled"):
-            note("warning: the bundled model has never seen the words of documents: give a --model that reads")
+        warn_of_words(request.source.suite, request.model)
         return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 
@@ -291,6 +290,12 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
             if "foveate was tested" in str(error):
                 raise ValueError(str(error)) from None
             raise
+
+
+def warn_of_words(suite: str, model: str | None) -> None:
+    """Says so where the bundled model is to read."""
+    if suite == "documents" and model in (None, "bundled"):
+        note("warning: the bundled model has never seen the words of documents: give a --model that reads")
 
 
 def _report(
@@ -320,7 +325,8 @@ def split_list(text: str) -> list[str]:
     return parts
 
 
-def _label(keep: float | int) -> str:
+def keep_label(keep: float | int) -> str:
+    """A budget as tables write it."""
     return f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens"
 
 
@@ -351,7 +357,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         spent = *(f"{100 * run.share_encoded:.0f} %" for _ in encoded), f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
         table.add_row(
             reporting.method_title(run.method),
-            _label(run.keep),
+            keep_label(run.keep),
             *spent,
             *(saving.milliseconds(run.milliseconds(name)) for name in report.stages),
             *shown,
@@ -378,7 +384,7 @@ def _paired(report: reporting.Report) -> Table:
         d = pair.difference
         table.add_row(
             reporting.group_title(pair.group),
-            _label(pair.keep),
+            keep_label(pair.keep),
             reporting.method_title(pair.first),
             reporting.method_title(pair.second),
             f"{100 * d.value:+.1f} [dim]{' to '.join(saving.bounds(d.low, d.high, 1, '+'))}[/]",
