@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from foveate import show
+from foveate.colour_scale import scale, told_apart
 from foveate.evaluation.documents import make_sample
 from foveate.evaluation.worlds import WORLDS
 from foveate.tokens import Geometry, Selection
@@ -68,7 +69,7 @@ def across_borders(shown: np.ndarray, clear: np.ndarray, reach: int) -> np.ndarr
     return np.concatenate(lines)
 
 
-def told_apart(image: Image.Image, **options: bool) -> tuple[float, float]:
+def contrasted(image: Image.Image, **options: bool) -> tuple[float, float]:
     """Of all places at the border of a kept patch, the part where a line has enough contrast against the kept pixel
     beside it, and that where one has against the dropped pixel."""
     chosen, clear = scattered(image.size)
@@ -87,24 +88,24 @@ def plain(value: int) -> Image.Image:
 
 @pytest.mark.parametrize("value", [0, 60, 110, 128, 190, 255])
 def test_any_plain_picture(value: int) -> None:
-    assert told_apart(plain(value)) == (1.0, 1.0)
-    assert max(told_apart(plain(value), outline=False)) == 0.0  # which is what the outline is for
+    assert contrasted(plain(value)) == (1.0, 1.0)
+    assert max(contrasted(plain(value), outline=False)) == 0.0  # which is what the outline is for
 
 
 def test_any_colour() -> None:
     for colour in itertools.product((0, 128, 255), repeat=3):
-        assert told_apart(Image.new("RGB", (180, 150), colour)) == (1.0, 1.0), colour
+        assert contrasted(Image.new("RGB", (180, 150), colour)) == (1.0, 1.0), colour
 
 
 def test_a_busy_picture() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    assert told_apart(Image.fromarray(noise)) == (1.0, 1.0)
+    assert contrasted(Image.fromarray(noise)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
 def test_drawn_pictures(world) -> None:
     for index in range(6):
-        assert told_apart(world.draw(3, "test", index).picture) == (1.0, 1.0), index
+        assert contrasted(world.draw(3, "test", index).picture) == (1.0, 1.0), index
 
 
 def test_screens() -> None:
@@ -114,7 +115,7 @@ def test_screens() -> None:
         sample = make_sample("test", 5, index)
         if any("screen" in type(part).__module__ for part in vars(sample.page).get("papers", ())):
             found += 1
-            assert told_apart(sample.picture) == (1.0, 1.0), index
+            assert contrasted(sample.picture) == (1.0, 1.0), index
     assert found >= 3
 
 
@@ -141,19 +142,19 @@ def test_the_outline_surrounds_what_is_kept_and_nothing_else() -> None:
 
 def test_colour_bars_have_no_number_twice() -> None:
     for low, high in ((0.0101, 0.0104), (0.0, 1.0), (3e-9, 3.00001e-9), (-0.2, 0.3), (1234.0, 1234.5)):
-        marks = show.scale(np.array([low, (low + high) / 2, high]))[2]
-        labels = show.told_apart(marks)
+        marks = scale(np.array([low, (low + high) / 2, high]))[2]
+        labels = told_apart(marks)
         assert len(set(labels)) == len(marks) and all(float(a) < float(b) for a, b in itertools.pairwise(labels))
         if len(marks) == 3:  # each is nearer to its own number than to another one
             assert [min(marks, key=lambda mark: abs(mark - float(label))) for label in labels] == marks
 
 
 def test_flat_maps_are_flat() -> None:
-    assert show.scale(np.full(5, 0.3))[2] == [pytest.approx(0.3)]
-    low, high, marks = show.scale(np.array([1.0, 1.01]))
+    assert scale(np.full(5, 0.3))[2] == [pytest.approx(0.3)]
+    low, high, marks = scale(np.array([1.0, 1.01]))
     assert high - low == pytest.approx(0.101) and (low + high) / 2 == pytest.approx(1.005) and len(marks) == 3
-    assert show.scale(np.array([0.2, 0.4]))[:2] == (0.2, 0.4)
-    assert show.scale(np.zeros(3)) == (-0.5, 0.5, [0.0]) == show.scale(np.zeros(0))
+    assert scale(np.array([0.2, 0.4]))[:2] == (0.2, 0.4)
+    assert scale(np.zeros(3)) == (-0.5, 0.5, [0.0]) == scale(np.zeros(0))
     # On the panels: a difference of 2 % takes less than a fifth of the lightness that one of 200 % does.
     spans = []
     for factor in (1.02, 3.0):

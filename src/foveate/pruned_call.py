@@ -129,8 +129,7 @@ class PrunedCall(ABC, Generic[_Method]):
         """The model's own answer to text alone.
 
         Args:
-            original: the model's own function.
-            arguments: the call's.
+            original, arguments: the model's own function, and the call's arguments.
             ids: its prompt, where the caller's code may run beside it (``generate``).
         """
         view = None if ids is None else self.view(arguments, ids, ids)
@@ -264,12 +263,10 @@ class PrunedCall(ABC, Generic[_Method]):
                 self.stock[kind] = features_alone(output)
                 return output
 
-            if kind == "video":
+            if kind == "video" or self.options.routed is None:
+                encode_all = self.family.encode_videos if kind == "video" else self.family.encode
                 with stage("encoder"):
-                    images += self.family.encode_videos(arguments, self._request(features, prompt))
-            elif self.options.routed is None:
-                with stage("encoder"):
-                    images += self.family.encode(arguments, self._request(features, prompt))
+                    images += encode_all(arguments, self._request(features, prompt))
             else:
                 encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.routed.ranks
                 self.views = Views(encode, self.family, arguments, prompt, at_once=at_once)
@@ -286,10 +283,9 @@ class PrunedCall(ABC, Generic[_Method]):
         routed = self.options.routed
         ranks = routed is not None and routed.reads_saliency and not store.known
         saliency = self.pruner.reads_saliency or ranks
+        request = self._request(self.features["image"], prompt, saliency=saliency, views=store)
         with stage("encoder"):
-            return self.family.encode(
-                arguments, self._request(self.features["image"], prompt, saliency=saliency, views=store)
-            )
+            return self.family.encode(arguments, request)
 
 
 def require_scores_finite(selections: Sequence[Selection]) -> None:

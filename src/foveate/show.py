@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from foveate.colour_scale import scale, told_apart
 from foveate.crops import encoded_tokens
 from foveate.painting import DARK, LIGHT, faded, missing, painted, striped
 from foveate.pruners.base import SALIENCY, TEXT_TO_IMAGE
@@ -29,8 +30,6 @@ DISPLAY_SIDE = 720
 MAX_ASPECT = 5.0
 """A longer picture is stretched to this in figures, so that there is something to see."""
 DIM = 0.75
-FLAT = 0.1
-"""A map whose values differ by less than this part of the largest is not stretched over the whole colour scale."""
 MAGMA = "magma"
 NOT_ENCODED = "not encoded"
 
@@ -204,35 +203,6 @@ def _draw_map(
     bar.ax.tick_params(labelsize=6, length=2)
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
-
-
-def scale(values: np.ndarray) -> tuple[float, float, list[float]]:
-    """The ends of a map's colour scale, and what is marked on it.
-
-    Args:
-        values: what the map shows, none of it NaN.
-
-    Returns:
-        The least and the largest value; of values that differ by less than ``FLAT`` of their size, a range that wide
-        around them, so that a map which says nothing looks as if. Marks: the least value, a quarter of the way, and the
-        largest; of equal values one.
-    """
-    least, most = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    size = max(abs(least), abs(most))
-    wide = max(most - least, FLAT * size) or 1.0
-    low = least if wide == most - least else (least + most - wide) / 2
-    if most - least <= 1e-6 * size:  # rounding
-        return low, low + wide, [least]
-    return low, low + wide, [least, least + (most - least) / 4, most]
-
-
-def told_apart(numbers: Sequence[float]) -> list[str]:
-    """Numbers as short as they can be without two of them looking alike."""
-    for digits in range(1, 9):
-        labels = [f"{number:.{digits}g}" for number in numbers]
-        if len(set(labels)) == len(numbers):
-            break
-    return labels
 
 
 def _legend(whole: Figure, stripes: bool) -> None:
