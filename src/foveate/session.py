@@ -24,6 +24,7 @@ from foveate.pixels import resized, warn_fixed
 from foveate.pruners.base import Method
 from foveate.pruners.uniform import Uniform
 from foveate.stateless import run
+from foveate.stopwatch import stage
 from foveate.tokens import Selection
 from foveate.turns import adds_special_tokens
 
@@ -276,7 +277,7 @@ def look(
             warn_fixed(instrumented.family)
 
         def encode(store: ViewStore | None = None) -> Sequence[EncodedImage]:
-            with looking_through(model) as site, torch.no_grad():
+            with looking_through(model) as site, torch.no_grad(), stage("encoder"):
                 request = Request(
                     site.features["image"], keys=True, encoded=True, layout=layout, prompt=prompt, views=store
                 )

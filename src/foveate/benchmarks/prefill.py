@@ -22,7 +22,6 @@ from torch import Tensor
 
 from foveate.benchmarks import baseline, stages
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
-from foveate.benchmarks.stages import Stages
 from foveate.compare import cache_bytes
 from foveate.crops import Crops, encoded_tokens
 from foveate.instrumented import looking_through
@@ -30,6 +29,7 @@ from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Request
 from foveate.models.view_store import Views, ViewStore
 from foveate.pruners import InsidePruner, Method, get_pruner, parse_method
+from foveate.stopwatch import Stages
 from foveate.tokens import Keep
 
 Kind = Literal["stock", "foveate", "bound", "lean-bound", "crops-bound", "baseline", "resize"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from foveate.benchmarks.accuracy import NAMES, Accuracies
 from foveate.benchmarks.accuracy import plot as plot_accuracy
 from foveate.benchmarks.prefill import Report, Result
-from foveate.benchmarks.stages import STAGES, Stage
 from foveate.benchmarks.tap import TapCost
+from foveate.stopwatch import STAGES, Stage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -261,9 +261,19 @@ def tune(
 @app.command()
 @command
 def analyze(
-    out: Annotated[Path | None, typer.Option(help="Folder for the scenes, analysis.json and analysis.png.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="40 scenes: well under five minutes on two cores.")] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="How many scenes; default 300.")] = None,
+    suite: Annotated[str, typer.Option(help="Which drawn pictures: scenes or documents.")] = "scenes",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures, analysis.json, analysis.png and kept.png.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="40 pictures: well under five minutes on two cores.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="How many pictures; default 300.")] = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="Comma-separated names, or all: where the tokens lie that they keep, beside uniform."),
+    ] = "adafv,saliency,text,cover",
+    keep: Annotated[
+        str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per image.")
+    ] = "0.1",
     layer: Annotated[int, typer.Option(help="Which layer of the language model is read, from 0.")] = 2,
     seed: Seed = 0,
     split: Split = "test",
@@ -272,12 +282,15 @@ def analyze(
     as_json: Json = False,
     dtype: Dtype = "auto",
 ) -> None:
-    """Show which scores depend on the place in the prompt, and which find what is asked about, on drawn scenes."""
+    """Show which scores depend on the place in the prompt, which find what is asked about, and where kept tokens lie.
+
+    On drawn pictures, where it is known what lies where.
+    """
     from foveate.cli.analyze import Request, run
     from foveate.evaluation.suites import Source
 
-    source = Source(count=count or (40 if quick else 300), seed=seed, split=split)
-    run(Request(source, layer, out, model, as_json, dtype, batch_size))
+    source = Source(suite, count or (40 if quick else 300), seed, split)
+    run(Request(source, layer, out, model, as_json, dtype, batch_size, methods, keep))
 
 
 @app.command()

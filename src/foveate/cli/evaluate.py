@@ -280,8 +280,7 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
     wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
-        if request.source.suite == "documents" and request.model in (None, "bundled"):
-            note("warning: the bundled model has never seen documents: give --model dynamic, or one that reads")
+        warn_of_words(request.source.suite, request.model)
         return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 
@@ -293,6 +292,12 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
             if "foveate was tested" in str(error):
                 raise ValueError(str(error)) from None
             raise
+
+
+def warn_of_words(suite: str, model: str | None) -> None:
+    """Says so where the bundled model is to read."""
+    if suite == "documents" and model in (None, "bundled"):
+        note("warning: the bundled model has never seen documents: give --model dynamic, or one that reads")
 
 
 def _report(
@@ -322,14 +327,15 @@ def split_list(text: str) -> list[str]:
     return parts
 
 
-def _label(keep: float | int) -> str:
+def keep_label(keep: float | int) -> str:
+    """A budget as tables write it."""
     return f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens"
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
-    """One table: ``tokens`` and ``ms`` are means per question, ``encoded`` the part of the pictures' tokens that the
-    vision tower encoded, ``of all tokens`` the first column's part of what all
-    tokens reach, in %."""
+    """One table: ``tokens`` and ``ms`` are means per question, the stages medians of their ms, ``encoded`` the part of
+    the pictures' tokens that the vision tower encoded, ``of all tokens`` the first column's part of what all tokens
+    reach, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
     table = Table(title=f"{what} [95 % interval]", title_justify="left", box=None, pad_edge=False)
@@ -337,12 +343,13 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
     named = map(reporting.group_title, columns)
     encoded = ["encoded"] if report.cropped else []
     in_time = ["resize, same ms"] if report.resized else []
-    for name in ("method", "keep", *encoded, "tokens", "ms", *named, "of all tokens", *in_time, *extras):
+    stages = [f"{name} ms" for name in report.stages]
+    for name in ("method", "keep", *encoded, "tokens", "ms", *stages, *named, "of all tokens", *in_time, *extras):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
         shown = [
-            f"{100 * c.estimate.value:.1f} [dim]{100 * c.estimate.low:.0f}-{100 * c.estimate.high:.0f}[/]"
+            f"{100 * c.estimate.value:.1f} [dim]{'-'.join(saving.bounds(c.estimate.low, c.estimate.high, 0))}[/]"
             if c.estimate.count
             else ""
             for c in cells
@@ -352,8 +359,9 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         spent = *(f"{100 * run.share_encoded:.0f} %" for _ in encoded), f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
         table.add_row(
             reporting.method_title(run.method),
-            _label(run.keep),
+            keep_label(run.keep),
             *spent,
+            *(saving.milliseconds(run.milliseconds(name)) for name in report.stages),
             *shown,
             f"{100 * cells[0].relative:.1f}",
             *timed,
@@ -361,7 +369,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         )
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()
-    table.add_row("[dim]questions[/]", *[""] * (3 + len(encoded)), *counts, "")
+    table.add_row("[dim]questions[/]", *[""] * (3 + len(encoded) + len(stages)), *counts, "")
     return table
 
 
@@ -378,10 +386,10 @@ def _paired(report: reporting.Report) -> Table:
         d = pair.difference
         table.add_row(
             reporting.group_title(pair.group),
-            _label(pair.keep),
+            keep_label(pair.keep),
             reporting.method_title(pair.first),
             reporting.method_title(pair.second),
-            f"{100 * d.value:+.1f} [dim]{100 * d.low:+.1f} to {100 * d.high:+.1f}[/]",
+            f"{100 * d.value:+.1f} [dim]{' to '.join(saving.bounds(d.low, d.high, 1, '+'))}[/]",
             f"{d.first_only}:{d.second_only}",
             f"{d.p_value:.2g}",
             f"{pair.p_corrected:.2g}",

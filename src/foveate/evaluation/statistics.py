@@ -56,7 +56,7 @@ class Difference:
     count: int
 
 
-def wilson(correct: int, count: int) -> Estimate:
+def wilson(correct: float, count: int) -> Estimate:
     """Proportion with Wilson's score interval (Wilson 1927), which holds for few answers and near 0 and 1 as well.
 
     Raises:
