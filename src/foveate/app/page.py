@@ -32,7 +32,17 @@ SAVE = """(page) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
-COPY = "(text) => navigator.clipboard.writeText(text)"
+COPY = """async (text) => {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {  // there is no clipboard where the page came over plain HTTP from another machine
+    const area = document.body.appendChild(document.createElement("textarea"));
+    area.value = text;
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+}"""
 
 
 def page(explorer: Explorer) -> gr.Blocks:
@@ -90,20 +100,32 @@ class _Side:
             choices,
             value=start.method,
             label="Method",
-            info="Options may stand behind a name: fastv:layer=1",
+            info="Options may stand behind a name, as in fastv:layer=1",
             allow_custom_value=True,
             elem_id=f"{name}-method",
         )
-        self.keep = gr.Slider(1, 100, value=start.percent, step=1, label="Keep, %", elem_id=f"{name}-keep")
+        self.keep = gr.Slider(
+            1,
+            100,
+            value=start.percent,
+            step=1,
+            label="Keep, %",
+            visible=start.method != ALL,
+            buttons=[],
+            elem_id=f"{name}-keep",
+        )
         self.answer = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id=f"{name}-answer")
-        self.figure = gr.HTML(shown.NOTHING, elem_id=f"{name}-figure")
         self.counters = gr.HTML(elem_id=f"{name}-counters")
+        self.figure = gr.HTML(shown.NOTHING, elem_id=f"{name}-figure")
         with gr.Row():
             python_button = gr.Button("Copy as Python", size="sm", elem_id=f"{name}-copy-python")
             curl_button = gr.Button("Copy as curl", size="sm", elem_id=f"{name}-copy-curl")
         with gr.Accordion("The code", open=False):
             self.python = gr.Code(language="python", label="Python", interactive=False, elem_id=f"{name}-python")
             self.curl = gr.Code(language="shell", label="curl, for foveate serve", interactive=False)
+        self.method.change(
+            lambda method: gr.Slider(visible=method != ALL), self.method, self.keep, api_visibility="private"
+        )
         for button, text in ((python_button, self.python), (curl_button, self.curl)):
             button.click(None, text, None, js=COPY)
 
@@ -114,21 +136,26 @@ class _Page:
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
         self.visit = gr.State(None, time_to_live=HOUR)
-        gr.Markdown(
-            f"### Foveate · {escape(explorer.name)}\nAsk about a picture, and see what the question keeps of it."
+        gr.HTML(
+            f'<p class="fv-title"><b>Foveate</b> · {escape(explorer.name)} · ask about a picture, and see what the '
+            "question keeps of it</p>"
         )
         with gr.Row():
             with gr.Column(scale=3):
                 self.files = gr.File(label="Pictures", file_count="multiple", height=130, elem_id="pictures")
             with gr.Column(scale=2):
-                with gr.Row():
-                    self.world = gr.Dropdown(list(WORLDS), label="Or a drawn picture of", elem_id="world")
-                    self.index = gr.Number(0, label="Number", precision=0, minimum=0, maximum=MANY - 1, elem_id="index")
-                self.draw = gr.Button("Draw it", elem_id="draw")
+                with gr.Row(equal_height=True):
+                    self.world = gr.Dropdown(
+                        list(WORLDS), label="Or a drawn picture of", min_width=130, elem_id="world"
+                    )
+                    self.index = gr.Number(
+                        0, label="Number", precision=0, minimum=0, maximum=MANY - 1, min_width=80, elem_id="index"
+                    )
+                    self.draw = gr.Button("Draw it", min_width=80, elem_id="draw")
+                self.asked = gr.Dropdown(
+                    [], label="Questions about it, with their answers", visible=False, interactive=True, elem_id="asked"
+                )
         self.about = gr.HTML(elem_id="about")
-        self.asked = gr.Dropdown(
-            [], label="Questions about it, with their answers", visible=False, interactive=True, elem_id="asked"
-        )
         with gr.Row(equal_height=True):
             self.question = gr.Textbox(
                 label="Question", placeholder="What is written on the sign?", scale=5, max_lines=4, elem_id="question"
@@ -150,19 +177,31 @@ class _Page:
         everything = [self.visit, self.message, *(one for side in self.sides for one in _outputs(side))]
         taken = [self.about, self.asked, self.question, *everything]
         heavy: dict[str, Any] = {"concurrency_id": "model", "show_progress": "minimal", "api_visibility": "private"}
+        still = {**heavy, "show_progress": "hidden"}
+        answers = [side.answer for side in self.sides]
         gr.on(
             [self.files.upload, self.files.clear, self.files.delete],
             self._take_files,
             [self.visit, self.files, *typed],
             taken,
+            show_progress_on=self.about,
             **heavy,
         )
-        self.draw.click(self._take_drawn, [self.visit, self.world, self.index, *typed], taken, **heavy)
+        self.draw.click(
+            self._take_drawn, [self.visit, self.world, self.index, *typed], taken, show_progress_on=self.about, **heavy
+        )
         self.asked.input(lambda asked: asked, self.asked, self.question, api_visibility="private")
         changes = [self.question.change, *(one.change for side in self.sides for one in (side.method, side.keep))]
         # While somebody types or drags, only the last state is of interest.
-        gr.on(changes, self._redraw, [self.visit, *typed], everything, trigger_mode="always_last", **heavy)
-        gr.on([self.ask.click, self.question.submit], self._ask, [self.visit, *typed], everything, **heavy)
+        gr.on(changes, self._redraw, [self.visit, *typed], everything, trigger_mode="always_last", **still)
+        gr.on(
+            [self.ask.click, self.question.submit],
+            self._ask,
+            [self.visit, *typed],
+            everything,
+            show_progress_on=answers,
+            **heavy,
+        )
         given = self.export.click(self._export, self.visit, [self.exported, self.message], **heavy)
         given.then(None, self.exported, None, js=SAVE)
 

@@ -41,10 +41,10 @@ def counters(visit: Visit, shown: Shown) -> dict[str, str]:
 
 
 def counters_html(visit: Visit, shown: Shown) -> str:
-    """The same as a table."""
+    """The same as HTML."""
     rows = counters(visit, shown)
-    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-    return f'<table class="fv-counters">{cells}</table>' if rows else ""
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in rows.items())
+    return f'<dl class="fv-counters">{cells}</dl>' if rows else ""
 
 
 def figures_html(visit: Visit, shown: Shown) -> str:

@@ -14,7 +14,7 @@ from foveate.app.snippets import Source
 from foveate.evaluation.worlds import get_world
 from foveate.images import load_image
 
-START = (Side(), Side("adafv", 10.0))
+START = (Side(percent=10.0), Side(method="adafv", percent=10.0))
 """What stands on the two sides at first."""
 MANY = 10_000
 """Drawn pictures to choose from, per world."""

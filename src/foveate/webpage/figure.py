@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.looking_ahead import Pointing
-from foveate.painting import faded
+from foveate.painting import faded, painted
 from foveate.show import DIM, DISPLAY_SIDE, MAP_TITLES, MAX_ASPECT
 from foveate.tokens import Selection
 from foveate.webpage.outline import outline
@@ -50,7 +50,7 @@ def figure(picture: Image.Image, selection: Selection, pointing: Pointing | None
     layers = []
     for number, (name, views) in enumerate(_views(selection)):
         among = np.isin(view, views)
-        path = "".join(outline(boxes[kept & (view == one)]) for one in views)
+        path = outline(np.nan_to_num(painted(selection, kept, picture.size, shown.size, views)) > 0)
         image = _data_uri(faded(shown, picture.size, selection, views, DIM))
         told = f"{int((kept & among).sum())} of {int(among.sum())} patches kept"
         layers.append(

@@ -1,43 +1,27 @@
-"""The line around patches that stay."""
+"""The line around what stays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import numpy as np
 
-Edge = tuple[tuple[int, int], tuple[int, int]]
 
-
-def outline(boxes: np.ndarray) -> str:
-    """The outer edges of boxes as an SVG path: what two of them share is no edge.
+def outline(clear: np.ndarray) -> str:
+    """The edges of an area as an SVG path, (0, 0) being its upper left corner.
 
     Args:
-        boxes: (K, 4) int, (x0, y0, x1, y1) of one view's grid, so that neighbours share whole edges.
+        clear: (height, width) bool.
     """
-    seen: dict[Edge, int] = {}
-    for x0, y0, x1, y1 in boxes.tolist():
-        corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
-        for one, other in zip(corners, (*corners[1:], corners[0]), strict=True):
-            edge = (min(one, other), max(one, other))
-            seen[edge] = seen.get(edge, 0) + 1
-    return "".join(_lines(edge for edge, times in seen.items() if times == 1))
+    around = np.pad(clear, 1)
+    level = "".join(f"M{begin} {at}H{end}" for at, begin, end in _runs(around[1:, 1:-1] != around[:-1, 1:-1]))
+    upright = "".join(f"M{at} {begin}V{end}" for at, begin, end in _runs((around[1:-1, 1:] != around[1:-1, :-1]).T))
+    return level + upright
 
 
-def _lines(edges: Iterable[Edge]) -> Iterable[str]:
-    """Edges that follow each other in a straight line as one."""
-    straight: dict[tuple[bool, int], list[tuple[int, int]]] = {}
-    for (x0, y0), (x1, y1) in edges:
-        if y0 == y1:
-            straight.setdefault((True, y0), []).append((x0, x1))
-        else:
-            straight.setdefault((False, x0), []).append((y0, y1))
-    for (level, at), parts in straight.items():
-        parts.sort()
-        begin, end = parts[0]
-        for start, stop in [*parts[1:], (-1, -1)]:
-            if start == end:
-                end = stop
-                continue
-            yield f"M{begin} {at}H{end}" if level else f"M{at} {begin}V{end}"
-            begin, end = start, stop
+def _runs(edges: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Of every line of (lines, length) bool: its number, and where each run of True begins and ends."""
+    steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    begins, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
+    for (line, begin), (_, end) in zip(begins.tolist(), ends.tolist(), strict=True):
+        yield line, begin, end
