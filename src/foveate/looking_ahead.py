@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 UNSPACED = 0x2E80
 """From this code point on scripts stand mostly without spaces: there a token counts as a word."""
+UNFINISHED = "\ufffd"
+"""What stands for a character of which only some bytes are there."""
+LONGEST = 8
+"""Tokens that may have to be read together, for a character or for the space before one."""
 BLOCK = 256
 """Tokens of the question that are looked at at once: a long one makes no table of its own length."""
 
@@ -99,26 +103,30 @@ def words_of(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[str, ...], list[
     """
     words: list[str] = []
     belongs: list[int] = []
-    before = ""
+    before: list[int] = []
+    run: list[int] = []
+    ends = ""
     for place, token in enumerate(ids):
-        # Decoded behind its neighbour, a token shows whether a space stands before it.
-        behind = [ids[place - 1]] if place else []
-        piece = tokenizer.decode([*behind, token])[len(tokenizer.decode(behind)) if behind else 0 :]
-        if not words or not _goes_on(before, piece):
+        run.append(token)
+        # Decoded behind its neighbours, a token shows whether a space stands before it.
+        piece = tokenizer.decode([*before, *run])[len(tokenizer.decode(before)) if before else 0 :]
+        unfinished = not piece.strip() or UNFINISHED in piece
+        if unfinished and len(run) < LONGEST and place < len(ids) - 1:
+            continue
+        if not words or not _goes_on(ends, piece):
             words.append("")
         words[-1] += piece.strip()
-        belongs.append(len(words) - 1)
-        before = piece or before
+        belongs += [len(words) - 1] * len(run)
+        before, run, ends = run, [], piece or ends
     return tuple(words), belongs
 
 
-def _goes_on(before: str, piece: str) -> bool:
+def _goes_on(ends: str, begins: str) -> bool:
     """Whether a piece belongs to the word that the one before it ends with."""
-    if not piece or "\ufffd" in before + piece:  # part of a character
+    if not begins.strip():
         return True
-    ends, begins = before[-1:], piece[0]
-    joined = ends.isalnum() and begins.isalnum()
-    return joined and ord(begins) < UNSPACED and ord(ends) < UNSPACED
+    last, first = ends[-1:], begins[0]
+    return last.isalnum() and first.isalnum() and max(ord(last), ord(first)) < UNSPACED
 
 
 def _pointing(words: tuple[str, ...], belongs: Tensor, text: Tensor, visual: Tensor, there: Tensor) -> Pointing:

@@ -110,7 +110,7 @@ class _Side:
             value=start.percent,
             step=1,
             label="Keep, %",
-            visible=start.method != ALL,
+            elem_classes=_unless_all(start.method),
             buttons=[],
             elem_id=f"{name}-keep",
         )
@@ -124,7 +124,7 @@ class _Side:
             self.python = gr.Code(language="python", label="Python", interactive=False, elem_id=f"{name}-python")
             self.curl = gr.Code(language="shell", label="curl, for foveate serve", interactive=False)
         self.method.change(
-            lambda method: gr.Slider(visible=method != ALL), self.method, self.keep, api_visibility="private"
+            lambda method: gr.Slider(elem_classes=_unless_all(method)), self.method, self.keep, api_visibility="private"
         )
         for button, text in ((python_button, self.python), (curl_button, self.curl)):
             button.click(None, text, None, js=COPY)
@@ -142,12 +142,10 @@ class _Page:
         )
         with gr.Row():
             with gr.Column(scale=3):
-                self.files = gr.File(label="Pictures", file_count="multiple", height=130, elem_id="pictures")
+                self.files = gr.File(label="Pictures", file_count="multiple", height=150, elem_id="pictures")
             with gr.Column(scale=2):
                 with gr.Row(equal_height=True):
-                    self.world = gr.Dropdown(
-                        list(WORLDS), label="Or a drawn picture of", min_width=130, elem_id="world"
-                    )
+                    self.world = gr.Dropdown(list(WORLDS), label="Or draw", min_width=130, elem_id="world")
                     self.index = gr.Number(
                         0, label="Number", precision=0, minimum=0, maximum=MANY - 1, min_width=80, elem_id="index"
                     )
@@ -270,6 +268,11 @@ class _Page:
 
 def _outputs(side: _Side) -> list[Any]:
     return [side.answer, side.figure, side.counters, side.python, side.curl]
+
+
+def _unless_all(method: str) -> list[str]:
+    """Classes of a slider, which is of no use where all is kept; its place is left, for the sides to be level."""
+    return ["fv-unseen"] if method == ALL else []
 
 
 def _message(text: str) -> str:

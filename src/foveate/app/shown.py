@@ -27,7 +27,7 @@ def counters(visit: Visit, shown: Shown) -> dict[str, str]:
             encoded = sum(one.total if one.encoded is None else int(one.encoded.sum()) for one in chosen.selections)
             found["patch tokens encoded"] = f"{encoded:,}"
     if told is not None and told.done:
-        found["visual tokens in the prompt"] = f"{told.visual_tokens:,}"
+        found["visual tokens sent"] = f"{told.visual_tokens:,}"
         found["prompt, tokens"] = f"{told.prompt_tokens:,}"
     found["encoder, ms (once)"] = f"{visit.looked.encode_ms:,.0f}"
     if told is not None and told.prefill_ms is not None:
@@ -36,7 +36,7 @@ def counters(visit: Visit, shown: Shown) -> dict[str, str]:
             found["KV cache, MiB"] = f"{told.cache_mib:,.2f}"
         found["answer, tokens"] = f"{told.tokens:,}"
         if told.tokens > 1:
-            found["ms per token after the first"] = f"{(told.total_ms - told.prefill_ms) / (told.tokens - 1):,.1f}"
+            found["ms per next token"] = f"{(told.total_ms - told.prefill_ms) / (told.tokens - 1):,.1f}"
     return found
 
 
