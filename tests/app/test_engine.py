@@ -12,7 +12,11 @@ from PIL import Image
 
 import foveate
 from foveate.app.engine import ALL, Explorer, Side
+from foveate.webpage import figure
 from tests import checkpoint
+from tests.models import test_siglip_sessions
+from tests.models.test_qwen_vl import whole_processor as whole_processor
+from tests.tiny import ROWS
 
 QUESTION = "What color is the card of the cat?"
 
@@ -148,3 +152,24 @@ def test_a_sides_budget():
     assert Side("adafv", 7).pruner() == foveate.AdaFV(keep=0.07)
     assert Side("fastv:layer=1", 100).pruner().keep == 1.0
     assert (Side().title, Side("adafv", 7.0).title) == ("all tokens", "adafv, 7 %")
+
+
+FAMILIES = {**test_siglip_sessions.PROCESSORS, "llava-clip": checkpoint.llava_processor, "qwen2_5_vl": None}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(name, whole_processor):
+    """Tiles, pan and scan, centre squares, places in three dimensions: what is chosen is kept, and can be drawn."""
+    model, made = ROWS[name].make("sdpa"), FAMILIES[name]
+    explorer = Explorer(model, made() if made else whole_processor, max_new_tokens=4)
+    looked = explorer.look([picture(1), picture(2)])
+    side = Side("adafv", 30)
+    chosen = explorer.choose(looked, "is there a cat", side)
+    *_, last = explorer.ask(looked, "is there a cat", side)
+    (expected,) = looked.session.ask_many(["is there a cat"], side.pruner(), max_new_tokens=4, do_sample=False)
+    assert last.text == expected.text and last.cache_mib > 0
+    for before, after, one in zip(chosen.selections, last.chosen.selections, expected.selections, strict=True):
+        assert before.indices.tolist() == after.indices.tolist() == one.indices.tolist()
+    for image, selection, pointing in zip(looked.pictures, chosen.selections, chosen.pointings, strict=True):
+        assert set("is there a cat".split()) <= set(pointing.words)
+        assert f"{len(selection)} of {selection.total} patch tokens kept" in figure(image, selection, pointing)
