@@ -66,6 +66,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(timeout=30)
+    assert "share" not in log.read_text().lower()  # of a tunnel Gradio would tell, also of one that it could not open
 
 
 @pytest.fixture(scope="session")

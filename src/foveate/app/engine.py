@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from transformers import StoppingCriteriaList
 
 from foveate.app.streaming import Chosen, Stop, Streamer, Told
@@ -103,6 +104,12 @@ class Explorer:
         self.max_new_tokens = max_new_tokens
         self.dtype = dtype
         self.lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Looks and answers once: what visitors are told is not to be the price of a beginning."""
+        looked = self.look([new_image("RGB", (336, 336), "grey")])
+        with self.lock:
+            looked.session.ask("?", max_new_tokens=1, **GREEDY)
 
     def look(self, pictures: Sequence[Image]) -> Looked:
         """Runs the vision tower.

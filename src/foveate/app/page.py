@@ -114,7 +114,7 @@ class _Side:
             buttons=[],
             elem_id=f"{name}-keep",
         )
-        self.answer = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id=f"{name}-answer")
+        self.answer = gr.Textbox(label="Answer", lines=1, max_lines=20, interactive=False, elem_id=f"{name}-answer")
         self.counters = gr.HTML(elem_id=f"{name}-counters")
         self.figure = gr.HTML(shown.NOTHING, elem_id=f"{name}-figure")
         with gr.Row():
@@ -143,6 +143,7 @@ class _Page:
         with gr.Row():
             with gr.Column(scale=3):
                 self.files = gr.File(label="Pictures", file_count="multiple", height=150, elem_id="pictures")
+                self.about = gr.HTML(elem_id="about")
             with gr.Column(scale=2):
                 with gr.Row(equal_height=True):
                     self.world = gr.Dropdown(list(WORLDS), label="Or draw", min_width=130, elem_id="world")
@@ -153,7 +154,6 @@ class _Page:
                 self.asked = gr.Dropdown(
                     [], label="Questions about it, with their answers", visible=False, interactive=True, elem_id="asked"
                 )
-        self.about = gr.HTML(elem_id="about")
         with gr.Row(equal_height=True):
             self.question = gr.Textbox(
                 label="Question", placeholder="What is written on the sign?", scale=5, max_lines=4, elem_id="question"

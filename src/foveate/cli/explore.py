@@ -52,6 +52,8 @@ def run(request: Request) -> None:
         max_new_tokens=request.max_new_tokens,
         dtype=request.dtype,
     )
+    with working("warming up"):
+        explorer.warm()
     if request.host not in LOOPBACK:
         note(f"warning: listening on {request.host}: whoever reaches this machine can use the model")
     if request.share:

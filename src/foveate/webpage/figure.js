@@ -59,14 +59,18 @@
     if (state.map !== null) {
       const values = state.data.scores[state.map];
       const known = values.filter((value) => value !== null);
-      const low = Math.min(...known), high = Math.max(...known);
+      const low = known.reduce((one, other) => Math.min(one, other), Infinity);
+      const high = known.reduce((one, other) => Math.max(one, other), -Infinity);
+      // Values that hardly differ are not stretched over all colours.
+      const wide = Math.max(high - low, 0.1 * Math.max(Math.abs(low), Math.abs(high))) || 1;
+      const least = wide > high - low ? (low + high - wide) / 2 : low;
       const views = viewsOf(figure, state);
       // Views lie over each other: the finer ones, which come later, on top.
       values.forEach((value, n) => {
         if (value === null || !views.has(state.data.view[n])) return;
         const rect = document.createElementNS(svg, "rect");
         place(rect, state, n);
-        rect.setAttribute("fill", colour(high > low ? (value - low) / (high - low) : 0));
+        rect.setAttribute("fill", colour((value - least) / wide));
         map.append(rect);
       });
     }

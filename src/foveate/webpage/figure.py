@@ -62,7 +62,7 @@ def figure(picture: Image.Image, selection: Selection, pointing: Pointing | None
     heading = f'<div class="fv-label">{escape(label)}</div>' if label else ""
     return (
         f'<div class="fv-figure" data-fv="{data}">{heading}<div class="fv-bar"></div>'
-        f'<svg viewBox="0 0 {shown.width} {shown.height}" role="img" tabindex="0" '
+        f'<svg viewBox="0 0 {shown.width} {shown.height}" role="img" '
         f'aria-label="{escape(f"{label} {_views_told(selection)}".strip())}">{"".join(layers)}'
         f'<g class="fv-map"></g><rect class="fv-here" hidden/></svg>'
         f'<div class="fv-told">{_views_told(selection)}.{LEGEND}</div><div class="fv-patch" aria-live="polite"></div>'
