@@ -24,7 +24,7 @@ ALL = "all tokens"
 """What stands in a method's place where nothing is pruned."""
 LONGEST = 50_000
 """Letters of a question that is not even looked at."""
-GREEDY = {"do_sample": False, "num_beams": 1}
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Explorer:
             return Chosen(selections, point(looked.session, question, selections))
 
     def ask(self, looked: Looked, question: str, side: Side) -> Iterator[Told]:
-        """The answer as it comes; the last one is done. Who closes the iterator stops the model.
+        """The answer as it comes; the last one is done. Who is slower than the model misses steps between; who closes
+        the iterator stops it.
 
         Raises:
             ValueError, TypeError: as ``Session.ask``; a question that is too long for the model.
@@ -153,7 +154,7 @@ class Explorer:
         worker.start()
         try:
             while True:
-                told = streamer.told.get()
+                told = streamer.newest()
                 if isinstance(told, BaseException):
                     raise told
                 yield told
@@ -184,16 +185,16 @@ class Explorer:
                 finally:
                     watch.remove()
                 pointings = point(looked.session, question, answer.selections)
-            streamer.told.put(
-                replace(
-                    streamer.so_far,
-                    text=answer.text,
-                    done=True,
-                    visual_tokens=answer.visual_tokens,
-                    prompt_tokens=answer.prompt_tokens,
-                    chosen=Chosen(answer.selections, pointings),
+                streamer.told.put(
+                    replace(
+                        streamer.so_far,
+                        text=answer.text,
+                        done=True,
+                        visual_tokens=answer.visual_tokens,
+                        prompt_tokens=answer.prompt_tokens,
+                        chosen=Chosen(answer.selections, pointings),
+                    )
                 )
-            )
         except BaseException as error:  # raised where it is waited for
             streamer.told.put(error)
 

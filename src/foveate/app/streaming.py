@@ -81,6 +81,14 @@ class Streamer(TextStreamer):
         """The clock runs."""
         self.began = time.perf_counter()
 
+    def newest(self) -> Told | BaseException:
+        """Waits for something to be told, and gives the last of it: a page that draws slower than the model writes does
+        not fall behind."""
+        told = self.told.get()
+        while not self.told.empty():
+            told = self.told.get()
+        return told
+
     def see_cache(self, module: Any, inputs: Any, output: Any) -> None:
         """A forward hook: measures the first cache that there is."""
         cache = getattr(output, "past_key_values", None)
