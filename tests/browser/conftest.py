@@ -28,7 +28,7 @@ SWITCHES = (
     "--no-first-run",
     "--window-size=1400,1500",
 )
-PATIENCE = 90.0
+PATIENCE = 240.0
 """Seconds that anything may take on a busy machine."""
 
 
