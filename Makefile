@@ -5,6 +5,7 @@ LOWEST  ?= .venv-lowest
 NEWEST  ?= .venv-newest
 LMMS    ?= .venv-lmms
 VLLM    ?= .venv-vllm
+APP     ?= .venv-app
 PEERS   ?= .peers
 WORKERS ?= auto
 
@@ -30,7 +31,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest test-newest test-peers test-lmms test-vllm lint format train eval clean
+.PHONY: help venv demo test test-lowest test-newest test-peers test-lmms test-vllm test-app browser lint format train \
+	eval clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -121,6 +123,29 @@ $(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt 
 	$(load_torchvision)
 	@touch $@
 
+test-app: export OMP_NUM_THREADS ?= 1
+test-app: $(APP)/.foveate-installed browser  ## Run the explorer in a headless Chromium, in an environment of its own
+	$(APP)/bin/python -m pytest tests/browser $(ARGS)
+
+# Gradio wants an older Pillow than the rest is tested with. All else is what $(VENV) has, which this environment sees.
+$(APP)/.foveate-installed: pyproject.toml constraints.txt constraints-app.txt $(STAMP)
+	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	$(call constrain,constraints-app.txt) > $(@D)/constraints.txt
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(install) -c $(@D)/constraints.txt -e '.[app]' selenium
+	@touch $@
+
+# Of a distribution, since what drives a browser must be of its version.
+BROWSER := chromium chromium-driver
+browser:
+	@if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then exit 0; \
+	elif command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing $(BROWSER)" && apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends --yes $(BROWSER) > /dev/null; \
+	else echo "make test-app needs the programs chromium and chromedriver: on Debian, as root," \
+		"apt-get install $(BROWSER)" >&2; exit 1; fi
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -137,5 +162,5 @@ eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled mode
 	$(BIN)/foveate eval --suite scenes $(ARGS)
 
 clean:  ## Remove what the targets made, the environment included
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(LMMS) $(VLLM) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(LMMS) $(VLLM) $(APP) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -472,3 +473,24 @@ def test_all_of_one_method():
     assert told["options"]["share"] == 0.8 and "floor" in told["text"]
     assert "did you mean 'cdpruner'?" in refused("methods", "cdprune")
     assert "did you mean 'words'" in refused("eval", "--methods", "cdpruner:word=max")
+
+
+def test_ask_writes_a_page(folder, photo, tmp_path):
+    out = tmp_path / "page.html"
+    result = ask(folder, photo, QUESTION, "--html", out, "--keep", 0.25, "--json")
+    told = json.loads(result.stdout)
+    page = out.read_text(encoding="utf-8")
+    assert told["html"] == str(out)
+    assert f'<div class="answer">{told["answer"]}</div>' in page and "adafv, keep 0.25" in page
+    assert f"{told['images'][0]['kept']} of {told['images'][0]['total']} patch tokens kept" in page
+    ask(folder, photo, QUESTION, "--html", out, "--keep", 0.25, "--compare", "--repeats", 1)
+    page = out.read_text(encoding="utf-8")
+    assert page.count('<div class="answer">') == 2 and page.count('class="fv-figure"') == 1
+    assert "<th>KV cache, MiB</th>" in page and "pointed at most by" in page
+    assert "suffix .html" in refused("ask", photo, QUESTION, "--html", tmp_path / "page.png")
+
+
+def test_the_explorer_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "foveate.app.page", raising=False)
+    assert "the explorer needs gradio: pip install 'foveate[app]'" in refused("app")

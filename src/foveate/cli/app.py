@@ -104,6 +104,9 @@ def ask(
     show: Annotated[
         Path | None, typer.Option(help="Write a picture of what was kept, with the maps it was chosen from.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to explore it patch by patch: one file, opens offline.")
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Answer with all tokens as well, and measure both.")
     ] = False,
@@ -118,8 +121,30 @@ def ask(
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
-    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops
+    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops, html
     run(Request(images, question, model, method, keep, show, compare, as_json, *given))
+
+
+@app.command("app")
+@command
+def explore(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 answers other machines too.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: the first that is free from 7860 on.")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Open a tunnel of Gradio's, for anybody who has the address.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 64,
+    dtype: Dtype = "auto",
+    pixels: AskPixels = None,
+    crops: Crops = None,
+) -> None:
+    """Open a page in the browser: ask about pictures, and see what is kept, patch by patch."""
+    from foveate.cli.explore import Request, run
+
+    run(Request(model, host, port, share, max_new_tokens, dtype, pixels, crops))
 
 
 @app.command("eval")

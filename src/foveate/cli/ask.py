@@ -10,19 +10,22 @@ from typing import Any
 from PIL.Image import Image
 from rich.table import Table
 
-from foveate import show
+from foveate import show, webpage
 from foveate.asking_again import AskAgain
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
-from foveate.compare import Comparison, compare
+from foveate.compare import Comparison, Side, compare
 from foveate.crops import Crops, encoded_tokens
 from foveate.images import load_image
 from foveate.inputs import question_prompt
+from foveate.looking_ahead import point
 from foveate.models import family_for
 from foveate.pixels import Pixels, resized, warn_fixed
 from foveate.pruners import Method, get_pruner
 from foveate.pruners.registry import AUTO
 from foveate.session import Session, look
 from foveate.tokens import Selection
+
+ENCODED = "tokens encoded"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Request:
     margin: float | None = None
     pixels: str | None = None
     crops: str | None = None
+    html: Path | None = None
 
     @property
     def unsure(self) -> float:
@@ -87,13 +91,19 @@ def run(request: Request) -> None:
                 crops=request.crops,
                 progress=progress,
             )
+        if request.html is not None:  # comparing keeps nothing that the question's words could be held against
+            session = look(model, processor, seen, crops=request.crops)
+            _write_page(request, session, pictures, compared.selections, compared.kept.answer, compared)
         _finish(request, pictures, seen, compared.selections, _of_comparison(compared), compared)
     else:
         with working("looking"):
             session = look(
                 model, processor, pictures, pixels=None if pixels is None else pixels.value, crops=request.crops
             )
-        _finish(request, pictures, session.pictures, *_answer(session, request, pruner), None)
+        selections, told = _answer(session, request, pruner)
+        if request.html is not None:
+            _write_page(request, session, pictures, selections, told["answer"], None)
+        _finish(request, pictures, session.pictures, selections, told, None)
 
 
 def _answer(
@@ -111,6 +121,49 @@ def _answer(
     if answer.margin is not None:
         told |= {"asked_again": answer.asked_again, "margin": answer.margin, "tokens_spent": answer.tokens_spent}
     return answer.selections, told
+
+
+def _write_page(
+    request: Request,
+    session: Session,
+    pictures: Sequence[Image],
+    selections: Sequence[Selection],
+    answer: str,
+    compared: Comparison | None,
+) -> None:
+    assert request.html is not None
+    with working("writing"):
+        pointings = point(session, request.question, selections)
+        columns = []
+        if compared is not None:
+            columns.append(webpage.Column("all tokens", answer=compared.full.answer, figures=_figures(compared.full)))
+        columns.append(
+            webpage.Column(
+                f"{_method(request)}, keep {request.keep}",
+                selections,
+                answer,
+                pointings,
+                {} if compared is None else _figures(compared.kept),
+            )
+        )
+        page = webpage.document(request.question, pictures, columns, model=request.model or "bundled")
+        webpage.save(request.html, page)
+
+
+def _rows(side: Side) -> list[tuple[str, Any, str]]:
+    """What was counted and measured of one side: its name, the number, how it is written."""
+    return [
+        (ENCODED, side.encoded_tokens, "d"),
+        ("visual tokens", side.visual_tokens, "d"),
+        ("prompt, tokens", side.prompt_tokens, "d"),
+        ("KV cache, MiB", side.kv_cache_mib, ".2f"),
+        ("prefill, ms", side.prefill_ms, ".1f"),
+        ("total, ms", side.total_ms, ".1f"),
+    ]
+
+
+def _figures(side: Side) -> dict[str, str]:
+    return {name: format(value, form) for name, value, form in _rows(side)}
 
 
 def _of_comparison(compared: Comparison) -> dict[str, Any]:
@@ -164,6 +217,8 @@ def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
         note("--crops 1 encodes a single crop of each image; all encodes all of them")
     if request.show is not None:
         show.check_path(request.show)
+    if request.html is not None:
+        webpage.check_path(request.html)
     return pruner, [load_image(path) for path in request.images]
 
 
@@ -221,7 +276,8 @@ def _finish(
             head["pixels"] = Pixels.parse(request.pixels).value
             for told, small in zip(images, seen, strict=True):
                 told |= {"seen_width": small.width, "seen_height": small.height}
-        shown = {"show": str(request.show)} if request.show else {}
+        written = {"show": request.show, "html": request.html}
+        shown = {name: str(path) for name, path in written.items() if path}
         print_json({**head, **result, "images": images, **shown})
         return
     if request.pixels is not None:
@@ -246,8 +302,9 @@ def _finish(
                 f"{again}: margin {result['margin']:.2f}, {than} {request.unsure:g}; {result['tokens_spent']} visual "
                 "tokens in all"
             )
-    if request.show is not None:
-        note(f"what was kept: {request.show}")
+    for path in (request.show, request.html):
+        if path is not None:
+            note(f"what was kept: {path}")
 
 
 def _crops(request: Request, selections: Sequence[Selection]) -> list[str]:
@@ -276,13 +333,8 @@ def _table(compared: Comparison) -> Table:
         table.add_column(name, justify="left" if not name else "right")
     full, kept = compared.full, compared.kept
     table.add_row("answer", full.answer or "(empty)", kept.answer or "(empty)", "")
-    for name, one, two, form in (
-        *([("tokens encoded", full.encoded_tokens, kept.encoded_tokens, "d")] if compared.crops else []),
-        ("visual tokens", full.visual_tokens, kept.visual_tokens, "d"),
-        ("prompt, tokens", full.prompt_tokens, kept.prompt_tokens, "d"),
-        ("KV cache, MiB", full.kv_cache_mib, kept.kv_cache_mib, ".2f"),
-        ("prefill, ms", full.prefill_ms, kept.prefill_ms, ".1f"),
-        ("total, ms", full.total_ms, kept.total_ms, ".1f"),
-    ):
+    for (name, one, form), (_, two, _) in zip(_rows(full), _rows(kept), strict=True):
+        if name == ENCODED and not compared.crops:
+            continue
         table.add_row(name, format(one, form), format(two, form), f"{one / two:.2f}x" if two else "")
     return table
