@@ -51,7 +51,7 @@ def figure(picture: Image.Image, selection: Selection, pointing: Pointing | None
     for number, (name, views) in enumerate(_views(selection)):
         among = np.isin(view, views)
         path = outline(np.nan_to_num(painted(selection, kept, picture.size, shown.size, views)) > 0)
-        image = _data_uri(faded(shown, picture.size, selection, views, DIM))
+        image = _data_uri(faded(shown, picture.size, selection, views, DIM, outline=False))
         told = f"{int((kept & among).sum())} of {int(among.sum())} patches kept"
         layers.append(
             f'<g class="fv-layer" data-name="{escape(name)}" data-views="{json.dumps(views)}" data-told="{told}"'
