@@ -350,7 +350,7 @@ def test_eval_of_documents(folder, tmp_path):
 
 def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):
     out = tmp_path / "out"
-    options = ["eval", "--model", folder, "--count", 2, "--methods", "adafv,text", "--keep", "1,0.25", "--out", out]
+    options = ["eval", "--model", folder, "--count", 2, "--methods", "adafv,text", "--keep", "1.0,25%", "--out", out]
     table = call(*options)
     assert "by kind" in table.stdout and "small in clutter" in table.stdout and "McNemar" in table.stdout
     rows = (out / "rows.jsonl").read_text()
@@ -430,8 +430,8 @@ def test_eval_quick_asks_less(monkeypatch):
     ):
         call("eval", *options)
     assert [(one.source.count, one.keep) for one in asked] == [
-        (300, "1,0.25,0.1,0.05"), (80, "1,0.1"), (80, "0.3"), (5, "1,0.1"), (400, "1,0.1"),
-        (300, "1,0.25,0.1,0.05"), (80, "1,0.1"),
+        (300, "1.0,0.25,0.1,0.05"), (80, "1.0,0.1"), (80, "0.3"), (5, "1.0,0.1"), (400, "1.0,0.1"),
+        (300, "1.0,0.25,0.1,0.05"), (80, "1.0,0.1"),
     ]  # fmt: skip
 
 

@@ -444,7 +444,7 @@ def call(*arguments: Any, status: int = 0) -> Any:
 def test_the_command_measures_a_running_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server = Server(slower_when_more_is_kept)
     monkeypatch.setattr(serve, "connect", lambda url: client_of(server))
-    options = ("--serve", "--url", "http://made.up", "--keep", "1,0.1", "--concurrency", "1,2", "--rate", 50)
+    options = ("--serve", "--url", "http://made.up", "--keep", "1.0,0.1", "--concurrency", "1,2", "--rate", 50)
     options += ("--requests", 4, "--repeats", 1, "--max-new-tokens", TOKENS, "--out", tmp_path)
     found = json.loads(call(*options, "--json").stdout)
     assert [(one["pictures"], one["loop"], one["load"], one["keep"]) for one in found["results"]] == [

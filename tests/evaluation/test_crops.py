@@ -316,7 +316,7 @@ def suite(pictures: Path) -> Path:
 
 def test_the_command(folder: str, suite: Path, tmp_path: Path) -> None:
     asked = ["eval", "--suite", suite, "--model", folder, "--out", tmp_path / "out", "--max-new-tokens", 2]
-    options = ["--methods", "cover,crops:amount=all:adafv", "--keep", "1,0.2", "--crops", "1,0.5,0,0.5:by=random"]
+    options = ["--methods", "cover,crops:amount=all:adafv", "--keep", "1.0,0.2", "--crops", "1,0.5,0,0.5:by=random"]
     told = json.loads(call(*asked, *options, "--json").stdout, parse_constant=not_json)
     shares = {run["method"]: run["encoded"] / run["total"] for run in told["runs"]}
     assert set(shares) == {

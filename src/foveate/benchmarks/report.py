@@ -12,6 +12,7 @@ from foveate.benchmarks.accuracy import plot as plot_accuracy
 from foveate.benchmarks.prefill import Report, Result
 from foveate.benchmarks.stages import STAGES, Stage
 from foveate.benchmarks.tap import TapCost
+from foveate.keep import Keep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def results_table(report: Report, accuracies: Accuracies | None = None) -> Table
     for one in report.results:
         row = [
             _title(one),
-            f"{one.keep:g}",
+            str(Keep(one.keep)),
             f"{one.prompt_tokens}",
             f"{one.ttft_ms:.1f}",
             "" if one.over_bound is None else f"{one.over_bound:.3f}",
@@ -88,7 +89,7 @@ def stages_table(report: Report) -> Table:
     ]
     rows = [
         [
-            _title(one), f"{one.keep:g}", *(f"{one.stages.of(stage):.1f}" for stage in STAGES),
+            _title(one), str(Keep(one.keep)), *(f"{one.stages.of(stage):.1f}" for stage in STAGES),
             f"{one.stages.total_ms:.1f}", f"{100 * one.stages.encoder_share:.0f}",
         ]
         for one in report.results
@@ -186,7 +187,7 @@ def plot_stages(report: Report, title: str) -> Figure:
         lengths = [parts.of(stage) for _, parts in timed]
         axes.barh(range(len(timed)), lengths, left=ends, label=stage, color=STAGE_COLOURS[stage], height=0.7)
         ends = [end + length for end, length in zip(ends, lengths, strict=True)]
-    axes.set_yticks(range(len(timed)), [f"{_title(one)}, {one.keep:g}" for one, _ in timed])
+    axes.set_yticks(range(len(timed)), [f"{_title(one)}, {Keep(one.keep)}" for one, _ in timed])
     axes.invert_yaxis()
     axes.set_xlabel(f"ms, {report.new_tokens} new token{'s' * (report.new_tokens > 1)}")
     axes.grid(axis="x", alpha=0.25)

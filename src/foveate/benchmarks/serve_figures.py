@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.benchmarks.prefill import Target
 from foveate.benchmarks.report import finish
 from foveate.benchmarks.serve import Arm, Block, Load
+from foveate.keep import Keep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -282,8 +283,8 @@ def errors_table(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def label(keep: float | int) -> str:
-    """A budget for people: a fraction, or tokens."""
-    return f"{keep} tokens" if isinstance(keep, int) else f"{keep:g}"
+    """A budget for people."""
+    return str(Keep(keep))
 
 
 def _text(value: float | None, form: str) -> str:

@@ -36,6 +36,8 @@ QuestionColumn = Annotated[str, typer.Option("--question-column", help="Field or
 AnswersColumn = Annotated[str, typer.Option("--answers-column", help="Field or column of the answer or answers.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of a data set that has several.")]
 Suffix = Annotated[str, typer.Option("--suffix", help="Text put after every question; \\n is a line break.")]
+KEEP = "10% or 0.1: a part of each image's tokens. 64t or 64: tokens per image. 100% or 1.0: all."
+INSIDE_KEEP = "Of fastv, pyramiddrop and sparsevlm, which prune inside the LLM, it is the mean over all of its layers."
 PIXELS = "0.25 scales each picture's number of pixels, 200000 is the most it may have, auto looks at it first"
 AskPixels = Annotated[
     str | None, typer.Option("--pixels", help=f"Resize pictures before the model sees them: {PIXELS}.")
@@ -88,10 +90,7 @@ def ask(
     method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
     keep: Annotated[
         str,
-        typer.Option(
-            help="0.1: a fraction of each image's tokens. 64: tokens per image. 1.0: all. auto: as many as needed, for "
-            "cover, saliency and text."
-        ),
+        typer.Option(help=f"{KEEP} auto: as many as needed, for cover, saliency and text. {INSIDE_KEEP}"),
     ] = "0.1",
     again: Annotated[
         str | None, typer.Option(help="A larger budget, to ask again with where the answer is unsure; default: never.")
@@ -145,8 +144,8 @@ def evaluate(
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated budgets: fractions, or tokens per image. 1 is all tokens, always run. Default "
-            "1,0.25,0.1,0.05, with --quick 0.1."
+            help=f"Comma-separated budgets. {KEEP} All tokens are always run. Default 1.0,0.25,0.1,0.05, with --quick "
+            f"0.1. {INSIDE_KEEP}"
         ),
     ] = None,
     quick: Annotated[
@@ -203,7 +202,7 @@ def evaluate(
     columns = Columns(image_column, question_column, answers_column, id_column, group_column)
     if count is None and (quick or suite in WORLDS):
         count = (80 if quick else 300) if suite in WORLDS else 400
-    keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
+    keep = keep or ("1.0,0.1" if quick else "1.0,0.25,0.1,0.05")
     source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
     given = analysis, engine, vllm_options or [], pixels, crops
     run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
@@ -325,7 +324,7 @@ def bench(
     ] = "adafv",
     keep: Annotated[
         str | None,
-        typer.Option(help="Comma-separated budgets, fractions or tokens; default 1,0.5,0.25,0.1,0.05."),
+        typer.Option(help=f"Comma-separated budgets. {KEEP} Default 1.0,0.5,0.25,0.1,0.05. {INSIDE_KEEP}"),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at once.")] = 1,
     image: Annotated[
@@ -391,8 +390,8 @@ def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or bundled.")],
     method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
-    keep: Annotated[str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image.")] = "0.1",
-    max_keep: Annotated[str, typer.Option(help="The most a request may ask for.")] = "1.0",
+    keep: Annotated[str, typer.Option(help=f"{KEEP} A request may ask for less or more.")] = "0.1",
+    max_keep: Annotated[str, typer.Option(help="The most a request may ask for, likewise.")] = "1.0",
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated further methods that a request may ask for.")
     ] = None,

@@ -92,31 +92,40 @@ def command(function: _F) -> _F:
     return wrapped  # type: ignore[return-value]
 
 
-def parse_keep(text: str, *, one_is_all: bool = False) -> float | int:
-    """``"0.1"`` is a fraction of an image's tokens, ``"64"`` a number of tokens; ``"1.0"`` is all of them.
-
-    Args:
-        text: as typed.
-        one_is_all: whether ``"1"`` means all tokens (in a list of fractions) and not one token.
+def parse_keep(text: str, option: str = "--keep") -> float | int:
+    """A budget as typed: ``Keep.read`` says how.
 
     Raises:
-        ValueError: no number, or one that is no budget.
+        ValueError: none, or a bare 1.
     """
-    from foveate.tokens import Keep
+    from foveate.keep import Keep
 
-    try:
-        value: float | int = int(text)
-    except ValueError:
-        try:
-            value = float(text)
-        except ValueError:
-            auto = (
-                "; as many as needed keeps the method auto:cover, its --keep being the most" if text == "auto" else ""
-            )
-            raise ValueError(
-                f"--keep {text!r} is no number: give a fraction such as 0.1, or a number of tokens such as 64{auto}"
-            ) from None
-    return Keep(1.0 if one_is_all and value == 1 else value).value
+    if text.strip() == "auto":
+        raise ValueError(
+            f"{option} auto: here a budget is given; as many tokens as needed keeps the method auto:cover, whose "
+            f"{option} is the most"
+        )
+    return Keep.read(text, option).value
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a comma-separated list. Raises ValueError where there is none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ValueError(f"{text!r} names nothing")
+    return parts
+
+
+def parse_keeps(text: str) -> list[float | int]:
+    """The budgets of a comma-separated list, for what measures several beside all tokens.
+
+    Raises:
+        ValueError: as for ``parse_keep``; or a single token, which the tables could not tell from 1.0.
+    """
+    keeps = [parse_keep(part) for part in split_list(text)]
+    if any(keep == 1 and isinstance(keep, int) for keep in keeps):
+        raise ValueError("--keep 1t: a single token is not measured beside all of them; give 2t or more")
+    return keeps
 
 
 @contextmanager

@@ -12,7 +12,17 @@ from typing import Any, cast
 from rich.table import Table
 
 from foveate.asking_again import is_spelled
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
+from foveate.cli.console import (
+    load_model,
+    note,
+    parse_keeps,
+    print_json,
+    progress_bar,
+    split_list,
+    stdout,
+    warn_when_busy,
+    working,
+)
 from foveate.cli.tables import print_table
 from foveate.crops import Crops
 from foveate.evaluation import report as reporting
@@ -38,6 +48,7 @@ from foveate.evaluation.runner import (
 from foveate.evaluation.suites import Source, Suite, check_split
 from foveate.evaluation.worlds import get_world
 from foveate.images import size_of
+from foveate.keep import Keep
 from foveate.pixels import Pixels
 from foveate.pruners import METHODS, get_pruner, known_methods
 from foveate.resizing import NAME as RESIZE
@@ -161,7 +172,7 @@ def run(request: Request) -> None:
     """
     processes = from_environment()
     pixels = None if request.pixels is None else Pixels.parse(request.pixels)
-    keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
+    keeps = parse_keeps(request.keep)
     methods = _runnable(request, _spread(request, keeps), processes)
     for name in methods:
         again = is_spelled(Spelled.read(name).method if is_cropped(name) else name)
@@ -313,15 +324,8 @@ def _report(
     return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
 
 
-def split_list(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise ValueError(f"{text!r} names nothing")
-    return parts
-
-
 def _label(keep: float | int) -> str:
-    return f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens"
+    return str(Keep(keep))
 
 
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:

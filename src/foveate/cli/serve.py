@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.cli.console import parse_keep
-from foveate.cli.evaluate import split_list
+from foveate.cli.console import parse_keep, split_list
 from foveate.pixels import Pixels
 
 
@@ -45,7 +44,7 @@ def run(request: Request) -> None:
     pruning: dict[str, Any] = {
         "method": request.method,
         "keep": parse_keep(request.keep),
-        "max_keep": parse_keep(request.max_keep),
+        "max_keep": parse_keep(request.max_keep, "--max-keep"),
         "methods": split_list(request.methods) if request.methods else [],
         "feature_cache_mib": request.feature_cache,
         "image_cache_mib": request.image_cache,

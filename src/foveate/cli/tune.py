@@ -18,6 +18,7 @@ from foveate.evaluation import tuning
 from foveate.evaluation.processes import from_environment
 from foveate.evaluation.runner import Row, Transformers, evaluate
 from foveate.evaluation.suites import Source
+from foveate.keep import Keep
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def run(request: Request) -> None:
     longest = answer_tokens(source, request.max_new_tokens)
 
     def ask(method: str, keep: float, asked: Sequence[Any], stage: str) -> list[Row]:
-        with progress_bar(f"{stage}: {method}, keep {keep:g}") as progress:
+        with progress_bar(f"{stage}: {method}, keep {Keep(keep)}") as progress:
             return evaluate(
                 engine, asked, [method], [keep], out / stage, folder=suite.folder, settings=settings,
                 max_new_tokens=longest, batch=request.batch_size, by_picture=any(map(is_spelled, methods)),
@@ -85,7 +86,7 @@ def run(request: Request) -> None:
 
 
 def _screening(found: tuning.Tuning) -> Table:
-    title = f"screening at keep {tuning.SCREENED:g}" if found.plain else "screening"
+    title = f"screening at keep {Keep(tuning.SCREENED)}" if found.plain else "screening"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("method", header_style="bold")
     table.add_column("of all tokens", justify="right", header_style="bold")
@@ -103,7 +104,7 @@ def _trials(found: tuning.Tuning) -> Table:
     for trial in sorted(found.trials, key=lambda trial: (trial.dial, -trial.keep, -trial.kept)):
         table.add_row(
             trial.method,
-            f"{trial.keep:g}",
+            str(Keep(trial.keep)),
             f"{trial.kept:.0f}",
             f"{trial.latency_ms:.0f}",
             f"{100 * trial.relative:.1f} %",
@@ -115,7 +116,7 @@ def _trials(found: tuning.Tuning) -> Table:
 
 
 def _named(trial: tuning.Trial) -> str:
-    return f"{trial.method} at keep {trial.keep:g}"
+    return f"{trial.method} at keep {Keep(trial.keep)}"
 
 
 def _verdict(found: tuning.Tuning) -> str:
@@ -124,16 +125,16 @@ def _verdict(found: tuning.Tuning) -> str:
     asking = Spelled.read(best.method) if best is not None and is_spelled(best.method) else None
     if best is not None and asking is not None and asking.measure == "least":
         return (
-            f"--method {asking.method} --keep {asking.first:g} --again {float(best.keep)} --margin {asking.margin:g} "
-            f"spends the fewest tokens of all that were shown to hold {held}: {best.kept:.0f} per question"
+            f"--method {asking.method} --keep {Keep(asking.first)} --again {Keep(best.keep)} "
+            f"--margin {asking.margin:g} spends the fewest tokens of all that were shown to hold {held}: {best.kept:.0f} per question"
         )
     if best is not None and not found.plain:
         return (
-            f"--method {best.method} --keep {best.keep:g} spends the fewest tokens of all that were shown to hold "
+            f"--method {best.method} --keep {Keep(best.keep)} spends the fewest tokens of all that were shown to hold "
             f"{held}: {best.kept:.0f} per question"
         )
     if best is not None:
-        return f"--method {best.method} --keep {best.keep:g} is the smallest budget shown to hold {held}"
+        return f"--method {best.method} --keep {Keep(best.keep)} is the smallest budget shown to hold {held}"
     if found.best_bound < found.target:
         return (
             f"nothing can be shown to hold {held} with {found.questions} questions: even without a single loss the "

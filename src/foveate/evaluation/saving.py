@@ -11,6 +11,7 @@ from foveate.evaluation.plots import plot
 from foveate.evaluation.plots_of_crops import over_crops
 from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
+from foveate.keep import Keep
 
 
 def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
@@ -48,7 +49,9 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         relative = "" if run.method == ALL else f"{100 * cells[0].relative:.1f}"
         spent = [*(f"{100 * run.share_encoded:.0f}" for _ in encoded), f"{run.kept:.0f}"]
         timed = [percent(report.resized_in_time_of(run, groups[0])) for _ in in_time]
-        lines.append(_line([name, f"{run.keep:g}", *spent, *shown, *more, relative, *timed, f"{run.latency_ms:.0f}"]))
+        lines.append(
+            _line([name, str(Keep(run.keep)), *spent, *shown, *more, relative, *timed, f"{run.latency_ms:.0f}"])
+        )
     if not report.pairs:
         return "\n".join(lines) + "\n"
     heads = ["group", "keep", "first", "second", "difference", "won : lost", "p", "p, Holm"]
@@ -66,7 +69,7 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         won = f"{one.first_only} : {one.second_only}"
         lines.append(
             _line([
-                group_title(pair.group), f"{pair.keep:g}", _code(pair.first), _code(pair.second), difference,
+                group_title(pair.group), str(Keep(pair.keep)), _code(pair.first), _code(pair.second), difference,
                 won, f"{one.p_value:.2g}", f"{pair.p_corrected:.2g}",
             ])
         )  # fmt: skip

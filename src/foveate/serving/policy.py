@@ -85,8 +85,9 @@ class Policy:
     def __post_init__(self) -> None:
         if isinstance(self.methods, str):
             raise TypeError(f"methods must be a list of names, got {self.methods!r}")
-        object.__setattr__(self, "keep", Keep(self.keep).value)
-        object.__setattr__(self, "max_keep", Keep(self.max_keep).value)
+        for name in ("keep", "max_keep"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (Keep.read(value, name) if isinstance(value, str) else Keep(value)).value)
         crops = Crops.of(self.crops)
         object.__setattr__(self, "crops", None if crops is None else str(crops))
         object.__setattr__(self, "pixels", self.allowed_pixels(self.pixels, LARGEST).value)
@@ -172,7 +173,7 @@ class Policy:
         if method not in self.names:
             raise ValueError(f"method {method!r} is not served here; known: {', '.join(self.names)}")
         try:
-            keep = Keep(request.get("keep", self.keep))
+            keep = Keep.read(request["keep"]) if "keep" in request else Keep(self.keep)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. This server allows {self.range}") from None
         self.require_allowed(keep)
