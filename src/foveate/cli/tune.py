@@ -126,7 +126,8 @@ def _verdict(found: tuning.Tuning) -> str:
     if best is not None and asking is not None and asking.measure == "least":
         return (
             f"--method {asking.method} --keep {Keep(asking.first)} --again {Keep(best.keep)} "
-            f"--margin {asking.margin:g} spends the fewest tokens of all that were shown to hold {held}: {best.kept:.0f} per question"
+            f"--margin {asking.margin:g} spends the fewest tokens of all that were shown to hold {held}: {best.kept:.0f} "
+            "per question"
         )
     if best is not None and not found.plain:
         return (
