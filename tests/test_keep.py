@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -83,6 +85,12 @@ def test_requests_to_a_server() -> None:
     assert Policy(keep=1).wish({}).keep.value == 1  # its own default, typed in Python
     with pytest.raises(ValueError, match=r"keep 1 may mean all tokens or a single one.*allows 0 < keep <= 0.5"):
         policy.wish({"keep": 1})
+    for one in (Policy(keep=1), Policy(keep=1.0), Policy(keep=0.1, max_keep=64)):
+        given_ = json.loads(json.dumps(one.as_dict()))
+        again = Policy.of(SimpleNamespace(foveate=given_))
+        assert again == one and again is not None and type(again.keep) is type(one.keep)
+    with pytest.raises(ValueError, match="keep 1 may mean"):  # as typed behind vLLM's --hf-overrides
+        Policy.of(SimpleNamespace(foveate={"method": "adafv", "keep": 1}))
     with pytest.raises(ValueError, match="more than this server allows"):
         policy.wish({"keep": "100%"})
 

@@ -102,10 +102,8 @@ class Keep:
         return "1t" if isinstance(self.value, int) and self.value == 1 else self.value
 
     def __str__(self) -> str:
-        """For people, as ``read`` takes it: ``"10%"``, ``"64t"``."""
-        if isinstance(self.value, int):
-            return f"{self.value}t"
-        return f"{(Decimal(repr(self.value)) * 100).normalize():f}%"
+        """For people: see ``keep_label``."""
+        return keep_label(self.value)
 
     def budget(self, tokens: int) -> int:
         """Tokens kept out of ``tokens``: ``max(1, ceil(keep * tokens))`` or the int, never above ``tokens``.
@@ -137,3 +135,10 @@ def _number(text: str) -> float | int | None:
         except ValueError:
             continue
     return None
+
+
+def keep_label(keep: float | int) -> str:
+    """A budget for people, as ``Keep.read`` takes it: ``"10%"``, ``"64t"``."""
+    if isinstance(keep, int):
+        return f"{keep}t"
+    return f"{(Decimal(repr(float(keep))) * 100).normalize():f}%"

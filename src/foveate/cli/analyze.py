@@ -10,6 +10,7 @@ from rich.table import Table
 
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout
 from foveate.cli.evaluate import open_suite
+from foveate.cli.settling import check_source
 from foveate.cli.tables import print_table
 from foveate.evaluation import analysis
 from foveate.evaluation.processes import ALONE
@@ -37,6 +38,7 @@ def run(request: Request) -> None:
         ValueError: bad input, or an output folder made with other settings.
     """
     out = request.out or Path("build") / "analyze" / request.source.slug()
+    check_source(request.model, request.dtype)
     suite = open_suite(request.source, out, ALONE)
     model, processor = load_model(request.model, request.dtype)
     with progress_bar("reading scores") as progress:

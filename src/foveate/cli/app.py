@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli.console import command
+from foveate.cli.group import Commands
 
 app = typer.Typer(
     name="foveate",
+    cls=Commands,
     help="Vision-language models look where the question points: training-free visual token pruning.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -22,7 +24,7 @@ Model = Annotated[
     str | None, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="Default: the model that ships with Foveate.")
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, of an error too.")]
 Split = Annotated[str, typer.Option("--split", help="test, or style: artwork or fonts never trained on.")]
 Seed = Annotated[int, typer.Option("--seed", help="Which pictures are drawn.")]
 Metric = Annotated[
@@ -34,10 +36,34 @@ Metric = Annotated[
 ImageColumn = Annotated[str, typer.Option("--image-column", help="Field or column of the picture.")]
 QuestionColumn = Annotated[str, typer.Option("--question-column", help="Field or column of the question.")]
 AnswersColumn = Annotated[str, typer.Option("--answers-column", help="Field or column of the answer or answers.")]
-Config = Annotated[str | None, typer.Option("--config", help="Configuration of a data set that has several.")]
+DatasetConfig = Annotated[
+    str | None, typer.Option("--dataset-config", metavar="NAME", help="Configuration of a data set that has several.")
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="A YAML or JSON file that says method, keep, options, crops, pixels, positions ...; what is typed goes "
+        "before it.",
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        show_default="adafv",
+        help="Which tokens stay; `foveate methods` lists them and their options, which may stand behind the name: "
+        "cover:power=4.",
+    ),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; may be repeated."),
+]
 Suffix = Annotated[str, typer.Option("--suffix", help="Text put after every question; \\n is a line break.")]
 KEEP = "10% or 0.1: a part of each image's tokens. 64t or 64: tokens per image. 100% or 1.0: all."
-INSIDE_KEEP = "Of fastv, pyramiddrop and sparsevlm, which prune inside the LLM, it is the mean over all of its layers."
+INSIDE_KEEP = "Of fastv, pyramiddrop and sparsevlm, which prune inside the LLM, it is the mean over all its layers."
 PIXELS = "0.25 scales each picture's number of pixels, 200000 is the most it may have, auto looks at it first"
 AskPixels = Annotated[
     str | None, typer.Option("--pixels", help=f"Resize pictures before the model sees them: {PIXELS}.")
@@ -84,14 +110,21 @@ def _options(
 @command
 def ask(
     images_and_question: Annotated[
-        list[str], typer.Argument(metavar='IMAGE... "QUESTION"', help="Image files, then the question.")
+        list[str],
+        typer.Argument(
+            metavar='IMAGE... "QUESTION"', help="Image files, then the question; - for one of them is standard input."
+        ),
     ],
     model: Model = None,
-    method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
+    method: Method = None,
+    option: MethodOption = None,
     keep: Annotated[
-        str,
-        typer.Option(help=f"{KEEP} auto: as many as needed, for cover, saliency and text. {INSIDE_KEEP}"),
-    ] = "0.1",
+        str | None,
+        typer.Option(
+            show_default="0.1", help=f"{KEEP} auto: as many as needed, for cover, saliency and text. {INSIDE_KEEP}"
+        ),
+    ] = None,
+    config: Config = None,
     again: Annotated[
         str | None, typer.Option(help="A larger budget, to ask again with where the answer is unsure; default: never.")
     ] = None,
@@ -109,15 +142,28 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Timings behind each median of --compare.")] = 3,
     dtype: Dtype = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     pixels: AskPixels = None,
     crops: Crops = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="compact: the shortened prompt's places are numbered anew. original: every kept token has its own "
+            "place. Default: the family's."
+        ),
+    ] = None,
+    newlines: Annotated[
+        str | None,
+        typer.Option(show_default="drop", help="LLaVA-NeXT's newline tokens: drop, or rows: those of rows that stay."),
+    ] = None,
 ) -> None:
     """Ask a question about image files, with part of their visual tokens."""
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
     given = max_new_tokens, repeats, dtype, again, margin, pixels, crops
-    run(Request(images, question, model, method, keep, show, compare, as_json, *given))
+    more = config, option or [], device, positions, newlines
+    run(Request(images, question, model, method, keep, show, compare, as_json, *given, *more))
 
 
 @app.command("eval")
@@ -148,6 +194,7 @@ def evaluate(
             f"0.1. {INSIDE_KEEP}"
         ),
     ] = None,
+    config: Config = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="80 pictures, or 400 questions: under five minutes on two cores.")
     ] = False,
@@ -167,7 +214,7 @@ def evaluate(
     group_column: Annotated[
         str | None, typer.Option(help="Field or column by which accuracy is broken down as well.")
     ] = None,
-    config: Config = None,
+    dataset_config: DatasetConfig = None,
     suffix: Suffix = "",
     batch_size: BatchSize = 16,
     max_new_tokens: AnswerTokens = None,
@@ -202,9 +249,10 @@ def evaluate(
     columns = Columns(image_column, question_column, answers_column, id_column, group_column)
     if count is None and (quick or suite in WORLDS):
         count = (80 if quick else 300) if suite in WORLDS else 400
-    keep = keep or ("1.0,0.1" if quick else "1.0,0.25,0.1,0.05")
-    source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    given = analysis, engine, vllm_options or [], pixels, crops
+    if keep is None and config is None:
+        keep = "1.0,0.1" if quick else "1.0,0.25,0.1,0.05"
+    source = Source(suite, count, seed, split, metric, columns, dataset_config, suffix.replace("\\n", "\n"))
+    given = analysis, engine, vllm_options or [], pixels, crops, config
     run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 
@@ -233,7 +281,7 @@ def tune(
     image_column: ImageColumn = "image",
     question_column: QuestionColumn = "question",
     answers_column: AnswersColumn = "answers",
-    config: Config = None,
+    dataset_config: DatasetConfig = None,
     suffix: Suffix = "",
     batch_size: BatchSize = 16,
     max_new_tokens: AnswerTokens = None,
@@ -252,7 +300,7 @@ def tune(
     if count is None and (quick or data in WORLDS):
         count = (120 if quick else 300) if data in WORLDS else 400
     columns = Columns(image_column, question_column, answers_column)
-    source = Source(data, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
+    source = Source(data, count, seed, split, metric, columns, dataset_config, suffix.replace("\\n", "\n"))
     run(Request(source, target, methods, confidence, out, model, as_json, dtype, batch_size, max_new_tokens))
 
 
@@ -389,14 +437,22 @@ def bench(
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or bundled.")],
-    method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
-    keep: Annotated[str, typer.Option(help=f"{KEEP} A request may ask for less or more.")] = "0.1",
+    method: Method = None,
+    keep: Annotated[
+        str | None, typer.Option(show_default="0.1", help=f"{KEEP} A request may ask for less or more.")
+    ] = None,
     max_keep: Annotated[str, typer.Option(help="The most a request may ask for, likewise.")] = "1.0",
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated further methods that a request may ask for.")
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the method; may be repeated.")
+    option: MethodOption = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A YAML or JSON file that says method, keep, options, crops and pixels; what is typed goes before it. "
+            "vLLM's own --config stands behind --.",
+        ),
     ] = None,
     feature_cache: Annotated[
         int, typer.Option(min=0, help="Memory for encoded images awaiting further questions, MiB.")
@@ -420,7 +476,8 @@ def serve(
     from foveate.cli.serve import Request, run
 
     rest = list(context.args)
-    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache, crops, pixels))
+    caches = feature_cache, image_cache
+    run(Request(model, rest, method, keep, max_keep, methods, option or [], *caches, crops, pixels, config))
 
 
 @app.command()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
+import math
 import os
 import sys
 import textwrap
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 QUIET = 60.0
@@ -28,8 +31,11 @@ WIDTH = 80
 
 
 def stdout() -> Console:
-    """For what was asked for. In a pipe or file lines are as long as they need to be, so that no table is cut."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    """For what was asked for. On a terminal, and where COLUMNS says so, tables fit; in another pipe or file lines are
+    as long as they need to be, so that each row is one."""
+    columns = os.environ.get("COLUMNS", "")
+    given = int(columns) if columns.isdecimal() and int(columns) > 0 else 240
+    return Console(highlight=False, width=None if sys.stdout.isatty() else given)
 
 
 def print_wrapped(text: str, first: str = "", following: str | None = None) -> None:
@@ -65,29 +71,76 @@ def warn_when_busy() -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One object on stdout and nothing else."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """One object on stdout and nothing else: JSON in any locale, with whatever bytes a file's name has.
+
+    Where stdout cannot take a character, or would write one that is no text, it is written as an escape; what is no
+    number is null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError:  # not a number, or infinite
+        text = json.dumps(_finite(value), ensure_ascii=False, indent=2)
+    try:
+        plain = codecs.lookup(sys.stdout.encoding or "").name == "utf-8" and text.encode() is not None
+    except (LookupError, UnicodeEncodeError):
+        plain = False
+    if not plain:
+        text = json.dumps(json.loads(text), indent=2)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_error(message: str, kind: str, status: int) -> None:
+    """What ``--json`` prints of an error; the line for people goes to stderr beside it."""
+    print_json({"error": {"message": message, "kind": kind, "status": status}})
+
+
+def told(error: BaseException) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def command(function: _F) -> _F:
-    """Turns what bad input raises into one line on stderr and status 2; FOVEATE_TRACEBACK=1 shows where it arose."""
+    """Turns what bad input raises into one line on stderr and status 2; FOVEATE_TRACEBACK=1 shows where it arose.
+
+    With ``--json`` an error is an object on stdout as well, one that is Foveate's own fault too.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def tell(error: BaseException, status: int) -> None:
+            if kwargs.get("as_json"):
+                print_error(told(error), type(error).__name__, status)
+
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
                 return function(*args, **kwargs)
-            except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-                # A TypeError with no message of ours is a bug, and bugs keep their traceback.
-                if os.environ.get("FOVEATE_TRACEBACK") or (isinstance(error, TypeError) and not _is_ours(error)):
-                    raise
-                message = " ".join(str(error).split()) or type(error).__name__
-                stderr().print(f"foveate: error: {message}", style="red", markup=False, soft_wrap=True)
-                raise typer.Exit(BAD_INPUT) from None
+            except (typer.Exit, typer.Abort):
+                raise
             except KeyboardInterrupt:
                 stderr().print("foveate: stopped", markup=False)
+                tell(KeyboardInterrupt("stopped"), INTERRUPTED)
                 raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                expected = isinstance(error, (ValueError, TypeError, OSError, ModuleNotFoundError))
+                # A TypeError with no message of ours is a bug, and bugs keep their traceback.
+                if not expected or (isinstance(error, TypeError) and not _is_ours(error)):
+                    tell(error, FAILED)
+                    raise
+                tell(error, BAD_INPUT)
+                if os.environ.get("FOVEATE_TRACEBACK"):
+                    raise
+                stderr().print(f"foveate: error: {told(error)}", style="red", markup=False, soft_wrap=True)
+                raise typer.Exit(BAD_INPUT) from None
 
     return wrapped  # type: ignore[return-value]
 
@@ -160,7 +213,7 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def load_model(source: str | None, dtype: str) -> tuple[Any, Any]:
+def load_model(source: str | None, dtype: str, device: str | None = None) -> tuple[Any, Any]:
     """``foveate.loading.load`` behind a spinner, with transformers' own chatter off."""
     with working("importing torch and transformers"):
         from transformers.utils import logging
@@ -171,8 +224,8 @@ def load_model(source: str | None, dtype: str) -> tuple[Any, Any]:
     if local or not stderr().is_terminal:
         logging.disable_progress_bar()
         with working(f"loading {source or 'the bundled model'}"):
-            return loading.load(source, dtype=dtype)
-    return loading.load(source, dtype=dtype)  # a download shows its own bars
+            return loading.load(source, dtype=dtype, device=device)
+    return loading.load(source, dtype=dtype, device=device)  # a download shows its own bars
 
 
 def _show_warning(

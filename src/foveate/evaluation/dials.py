@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from foveate.asking_again import NAME as ASK_AGAIN
+from foveate.keep import keep_label
 from foveate.pruners.registry import AUTO
 from foveate.tokens import Keep
 
@@ -72,7 +73,7 @@ def dials_of(method: str) -> list[Dial]:
         probed = margins[0] if "margin" in own else SCREENED_MARGIN
         return [
             Dial(
-                f"{spell(first=first)}, then {Keep(then)}",
+                f"{spell(first=first)}, then {keep_label(then)}",
                 tuple((spell(first=first, margin=margin), then) for margin in margins),
                 (spell(first=first, margin=probed), then),
                 plain=False,
