@@ -128,7 +128,7 @@ class Config:
         others = [f"{name}={value}" for name, value in self.options.items() if name not in own]
         spelled = ":".join([*([AUTO] if wraps else []), first, *mine, *rest, *others])
         if get_pruner(spelled, **({} if self.keep == AUTO else {"keep": self.keep})) != self.pruner:
-            raise ValueError(f"options {dict(self.options)} cannot stand behind the name {self.method}: write them there")
+            raise ValueError(f"options {dict(self.options)} cannot stand behind {self.method}: write them there")
         return spelled
 
     def as_dict(self) -> dict[str, Any]:
@@ -195,8 +195,10 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> Config:
         found = _json(text) if path.suffix.lower() == ".json" else _yaml(text)
         return from_config({} if found is None else found, **(changes or {}))
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") if type(error) in (ValueError, TypeError) else ValueError(
-            f"{path}: {' '.join(str(error).split())}"
+        raise (
+            type(error)(f"{path}: {error}")
+            if type(error) in (ValueError, TypeError)
+            else ValueError(f"{path}: {' '.join(str(error).split())}")
         ) from None
 
 
@@ -240,7 +242,7 @@ def _unknown(name: str, method: str) -> str:
     except (TypeError, ValueError):
         options = ()
     if name in options:
-        return f"unknown key {name!r}: an option of {method} stands under options, as in {{'options': {{{name!r}: ...}}}}"
+        return f"unknown key {name!r}: an option of {method} stands under options: {{'options': {{{name!r}: ...}}}}"
     near = _meant(name, KEYS) or _meant(name, options, f" among the options of {method}")
     return f"unknown key {name!r}{near}; known: {', '.join(KEYS)}"
 
