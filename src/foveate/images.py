@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -48,6 +49,25 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise FileNotFoundError(f"no such image file: {name}")
     if file.stat().st_size == 0:
         raise ValueError(f"{name} is empty (0 bytes): copy or download it again")
+    return _decoded(file, name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Reads a picture from a file's bytes, as ``load_image`` does.
+
+    Args:
+        data: what the file holds.
+        name: for messages.
+
+    Raises:
+        ValueError: as for ``load_image``.
+    """
+    if not data:
+        raise ValueError(f"{name} is empty (0 bytes): nothing came")
+    return _decoded(io.BytesIO(data), name)
+
+
+def _decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit, checked below

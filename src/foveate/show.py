@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,8 @@ def save(
 
 def check_path(path: str | os.PathLike[str]) -> None:
     """Raises what ``save`` would raise for this path, before there is anything to save."""
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("figures need matplotlib: pip install 'foveate[cli]'")
     target = Path(path)
     known = ("png", "jpg", "jpeg", "webp", "pdf", "svg")
     if target.suffix.lower().lstrip(".") not in known:

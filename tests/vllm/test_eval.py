@@ -62,7 +62,17 @@ def _child(pipe: Any, folder: Path) -> None:
 
     vllm_engine.Vllm.start = start
     engine.close = lambda: started.append("closed")
-    words = ["eval", "--engine", "vllm", "--methods", ",".join(METHODS), "--keep", "1,0.25,16", "--count", str(COUNT)]
+    words = [
+        "eval",
+        "--engine",
+        "vllm",
+        "--methods",
+        ",".join(METHODS),
+        "--keep",
+        "1.0,0.25,16t",
+        "--count",
+        str(COUNT),
+    ]
     words += ["--json", "--out", str(folder / "command"), "--", *OPTIONS]
     told = CliRunner().invoke(app, words)
     pipe.send(([vars(row) for row in rows], before, after, started, told.exit_code, told.stdout, told.stderr))

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout
-from foveate.cli.evaluate import keep_label, open_suite, parse_methods, split_list, warn_of_words
+from foveate.cli.console import load_model, note, parse_keeps, print_json, progress_bar, stdout
+from foveate.cli.evaluate import open_suite, parse_methods, warn_of_words
+from foveate.cli.settling import check_source
 from foveate.cli.tables import print_table
 from foveate.evaluation import analysis
 from foveate.evaluation.kept import BASE, CROPS, EVERY, UNIFORM, Kept, Lying
@@ -20,6 +21,7 @@ from foveate.evaluation.runner import factory
 from foveate.evaluation.statistics import Estimate
 from foveate.evaluation.suites import Source
 from foveate.evaluation.worlds import WORLDS
+from foveate.keep import keep_label
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ def run(request: Request) -> None:
             f"{', '.join(WORLDS)}"
         )
     names = list(dict.fromkeys([UNIFORM, *parse_methods(request.methods)]))
-    keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
+    keeps = parse_keeps(request.keep)
     kept = Kept({name: factory(name) for name in names}, keeps)
     out = request.out or Path("build") / "analyze" / request.source.slug()
+    check_source(request.model, request.dtype)
     suite = open_suite(request.source, out, ALONE)
     warn_of_words(request.source.suite, request.model)
     model, processor = load_model(request.model, request.dtype)

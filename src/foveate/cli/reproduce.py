@@ -9,8 +9,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from foveate.cli.console import load_model, note, print_json, stdout
-from foveate.cli.evaluate import split_list
+from foveate.cli.console import load_model, note, print_json, split_list, stdout
 from foveate.cli.tables import print_table
 from foveate.evaluation.leaderboard.result import public_name
 from foveate.evaluation.reproduce.asking import Settings, plan

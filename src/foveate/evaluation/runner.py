@@ -165,6 +165,15 @@ def budgets_of(make: Factory, budgets: Sequence[float | int]) -> list[float | in
     return [value for value in budgets if limit or repr(value) != "1.0"]
 
 
+def sizes_of(items: Sequence[Item], folder: Path) -> list[tuple[int, int]]:
+    """The different sizes, (width, height), of the items' pictures, of which only the heads are read.
+
+    Raises:
+        FileNotFoundError, ValueError: as for ``foveate.images.size_of``.
+    """
+    return sorted({size_of(folder / item.image) for item in items})
+
+
 def evaluate(
     engine: Engine,
     items: Sequence[Item],
@@ -236,8 +245,10 @@ def evaluate(
         for value in own[:1]:
             made = [factories[name](value, picture) for picture in (0, 1)]
             engine.require(name, made)
-            for value in own if isinstance(made[0], Resize) else ():
-                engine.require_sizes(Resize(value), sorted({size_of(folder / item.image) for item in items}))
+            if isinstance(made[0], Resize):
+                sizes = sizes_of(items, folder)
+                for one in own:
+                    engine.require_sizes(Resize(one), sizes)
             by_picture = by_picture or any(
                 isinstance(_held(one)[0], AskAgain) for one in made if not isinstance(one, (Resize, Blind))
             )

@@ -11,6 +11,7 @@ from foveate.evaluation.plots import plot
 from foveate.evaluation.plots_of_crops import over_crops
 from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
+from foveate.keep import keep_label
 
 
 def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
@@ -24,11 +25,11 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
     groups = [name for name in groups if name in report.groups]
     extras = list(report.metric.extras)
     encoded = ["encoded, %"] if report.cropped else []
-    in_time = ["resize in the same time"] if report.resized else []
+    in_time = ["resize, same ms"] if report.resized else []
     stages = report.stages
     figures = [*(group_title(name) for name in groups), *extras, "of all tokens", *in_time, "ms"]
     figures += [f"{name} ms" for name in stages]
-    heads = ["method", "keep", *encoded, "tokens", *figures]
+    heads = ["method", "keep", *encoded, "visual tokens", *figures]
     lines = [f"# {title}", ""] if title else []
     told = f"; {', '.join(stages)}: medians" if stages else ""
     lines += [f"Accuracy in %, with 95 % intervals; tokens and milliseconds per question{told}.", ""]
@@ -52,10 +53,10 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         spent = [*(f"{100 * run.share_encoded:.0f}" for _ in encoded), f"{run.kept:.0f}"]
         timed = [percent(report.resized_in_time_of(run, groups[0])) for _ in in_time]
         took = [f"{run.latency_ms:.0f}", *(milliseconds(run.milliseconds(stage)) for stage in stages)]
-        lines.append(_line([name, f"{run.keep:g}", *spent, *shown, *more, relative, *timed, *took]))
+        lines.append(_line([name, keep_label(run.keep), *spent, *shown, *more, relative, *timed, *took]))
     if not report.pairs:
         return "\n".join(lines) + "\n"
-    heads = ["group", "keep", "first", "second", "difference", "won : lost", "p", "p, Holm"]
+    heads = ["group", "keep", "first", "second", "difference", "won:lost", "p", "p, Holm"]
     lines += [
         "",
         "Paired on the same questions, points; Holm's correction over the comparisons of the first method.",
@@ -67,10 +68,10 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
             continue  # the others stand in report.json
         one = pair.difference
         difference = f"{100 * one.value:+.1f} [{', '.join(bounds(one.low, one.high, 1, '+'))}]"
-        won = f"{one.first_only} : {one.second_only}"
+        won = f"{one.first_only}:{one.second_only}"
         lines.append(
             _line([
-                group_title(pair.group), f"{pair.keep:g}", _code(pair.first), _code(pair.second), difference,
+                group_title(pair.group), keep_label(pair.keep), _code(pair.first), _code(pair.second), difference,
                 won, f"{one.p_value:.2g}", f"{pair.p_corrected:.2g}",
             ])
         )  # fmt: skip

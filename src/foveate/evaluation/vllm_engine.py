@@ -171,7 +171,7 @@ class Vllm:
         requests = []
         for text, picture, pruner in prompts:
             ids = self.processor.tokenizer(text, add_special_tokens=adds_special_tokens(self.processor, text))
-            asks: dict[str, Any] = {"keep": pruner.keep}
+            asks: dict[str, Any] = {"keep": Keep(pruner.keep).written}
             if not _is_all(pruner):
                 asks["method"] = self._names.get(_whatever_its_budget(pruner), pruner.name)
             requests.append(
