@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,3 +72,59 @@ def test_five_lines(
     prompt = known["inputs"]["input_ids"]
     assert torch.equal(known["output"][:, : prompt.shape[1]], prompt) and known["output"].shape[1] > prompt.shape[1]
     assert str(selection) in capsys.readouterr().out
+
+
+def gained(row: str) -> list[float]:
+    """The figures of a row of the table of what is gained: of all tokens first, empty cells left out."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What is gained", 1)[1]
+    (line,) = [one for one in text.splitlines() if one.startswith(f"| {row} |")]
+    return [float(found[1]) for cell in line.split("|")[2:6] if (found := re.search(r"([\d.]+)", cell))]
+
+
+def results(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))[
+        "results"
+    ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("row", "figure", "unit", "digits"),
+    [
+        ("time to the first token", "over_stock", 1.0, 2),
+        ("KV cache of a prompt", "cache_bytes", 2**20, 0),
+        ("peak memory beyond the weights", "peak_bytes", 2**20, 0),
+    ],
+)
+def test_what_is_gained_is_what_was_measured(row: str, figure: str, unit: float, digits: int) -> None:
+    runs = results("h100/llava-next-7b.json")
+    (stock,) = [one for one in runs if one["kind"] == "stock"]
+    pruned = {
+        one["keep"]: one for one in runs if (one["kind"], one["method"], one["crops"]) == ("foveate", "adafv", "")
+    }
+    whole = stock["ttft_ms"] if figure == "over_stock" else stock[figure] / unit
+    first, *others = gained(row)
+    assert first == pytest.approx(whole, abs=0.5)
+    assert others == pytest.approx([pruned[k][figure] / unit for k in (0.25, 0.1, 0.05)], abs=0.5 * 10**-digits)
+
+
+def test_requests_served_are_what_was_measured() -> None:
+    fresh = {one["keep"]: one for one in results("serve-llava-next-7b-4.json") if one["pictures"] == "fresh"}
+    expected = [round(fresh[1.0]["rate"], 2), *(round(fresh[keep]["gain"], 1) for keep in (0.25, 0.1, 0.05))]
+    assert gained("requests/s of a vLLM server") == pytest.approx(expected)
+    (four,) = [
+        one for one in results("h100/llava-next-7b-batch-4.json")
+        if (one["kind"], one["keep"], one["crops"]) == ("foveate", 0.1, "")
+    ]  # fmt: skip
+    assert gained("the same, four prompts at once")[1] == round(four["over_stock"], 2)
+
+
+@pytest.mark.parametrize("row", ["accuracy, `cover`", "accuracy, `adafv` (the default)"])
+def test_accuracies_are_those_of_the_results(row: str) -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("<!-- numbers:start -->")[1]
+    page = page.split("<!-- numbers:end -->")[0]
+    method = row.split("`")[1]
+    wanted = [("all tokens", "1"), *((f"`{method}`", keep) for keep in ("0.25", "0.1", "0.05"))]
+    lines = [[cell.strip() for cell in line.split("|")[1:]] for line in page.splitlines() if line.startswith("|")]
+    found = {(cells[0], cells[1]): float(cells[3].split()[0]) for cells in lines if cells[3][:1].isdigit()}
+    assert gained(row) == [found[one] for one in wanted]
