@@ -6,6 +6,7 @@ NEWEST  ?= .venv-newest
 LMMS    ?= .venv-lmms
 VLLM    ?= .venv-vllm
 APP     ?= .venv-app
+DOCS    ?= .venv-docs
 PEERS   ?= .peers
 WORKERS ?= auto
 
@@ -31,8 +32,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest test-newest test-peers test-lmms test-vllm test-app browser lint format train \
-	eval clean
+.PHONY: help venv demo test test-lowest test-newest test-peers test-lmms test-vllm test-app browser lint format docs build \
+	train eval clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -159,6 +160,23 @@ format: $(STAMP)  ## Bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS)/.foveate-installed  ## Build the documentation's site into build/site; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build $(ARGS)
+	@echo "open build/site/index.html, or: $(DOCS)/bin/python -m mkdocs serve"
+
+build: $(DOCS)/.foveate-installed  ## Build and check the source distribution and the wheel, into dist
+	rm -rf dist
+	$(DOCS)/bin/python -m build
+	$(DOCS)/bin/python -m twine check --strict dist/*
+	@! tar -xzOf dist/foveate-*.tar.gz --wildcards '*/PKG-INFO' | grep -nE '\]\([^h#]' \
+		|| { echo "a package index shows these links of the README, which lead nowhere there" >&2; exit 1; }
+
+# What the extras docs and release of pyproject.toml name; Foveate and torch are not needed for it.
+$(DOCS)/.foveate-installed: constraints-docs.txt
+	$(make_venv)
+	$(install) -c constraints-docs.txt mkdocs-material 'mkdocstrings[python]' latex2mathml ruff build twine
+	@touch $@
+
 train: $(STAMP)  ## Train the bundled model again (ARGS="--help" for the presets)
 	$(BIN)/python -m training $(ARGS)
 
@@ -166,5 +184,5 @@ eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled mode
 	$(BIN)/foveate eval --suite scenes $(ARGS)
 
 clean:  ## Remove what the targets made, the environment included
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(LMMS) $(VLLM) $(APP) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(LMMS) $(VLLM) $(APP) $(DOCS) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -287,8 +287,8 @@ def options(
 
     Args:
         method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
-        method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats,
-            chat_template, crops, pixels: see ``Policy``.
+        method, keep, max_keep, methods, crops, pixels: see ``Policy``.
+        feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats, chat_template: likewise.
 
     Raises:
         TypeError, ValueError: see ``Policy``.
