@@ -16,7 +16,6 @@ CONFIG_KEY = "foveate"
 """The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
 FROM_REQUEST = ("keep", "method", "crops", "pixels")
 
-
 AS_IT_IS = Pixels(1.0)
 """No resizing."""
 
