@@ -386,7 +386,7 @@ def test_eval_of_a_jsonl_with_a_metric(folder, asked, tmp_path):
     options = ["eval", "--suite", asked, "--metric", "yesno", "--group-column", "kind", "--model", folder]
     options += ["--methods", "adafv,saliency", "--keep", "0.25,7", "--max-new-tokens", 2, "--out", tmp_path / "out"]
     result = call(*options)
-    assert "F1 of yes in %" in result.stdout and "precision" in result.stdout and "p (swaps)" in result.stdout
+    assert "F1 of yes in %" in result.stdout and "precision" in result.stdout and "(swaps)" in result.stdout
     told = json.loads(call(*options, "--json").stdout)
     assert {run["keep"] for run in told["runs"]} == {1.0, 0.25, 7} and told["metric"] == "yesno"
     assert {cell["group"] for cell in told["accuracy"]} == {"all", "a", "b"}
@@ -482,7 +482,7 @@ def test_ask_writes_a_page(folder, photo, tmp_path):
     told = json.loads(result.stdout)
     page = out.read_text(encoding="utf-8")
     assert told["html"] == str(out)
-    assert f'<div class="answer">{told["answer"]}</div>' in page and "adafv, keep 0.25" in page
+    assert f'<div class="answer">{told["answer"]}</div>' in page and "adafv, keep 25%" in page
     assert f"{told['images'][0]['kept']} of {told['images'][0]['total']} patch tokens kept" in page
     ask(folder, photo, QUESTION, "--html", out, "--keep", 0.25, "--compare", "--repeats", 1)
     page = out.read_text(encoding="utf-8")

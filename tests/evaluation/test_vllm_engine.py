@@ -83,8 +83,8 @@ def test_tokens_are_counted_as_with_transformers(items: tuple[Path, list[Questio
     made = engine(lambda keep: {1.0: 336, 0.25: 80, 16: 16}[keep])
     asker = made.asker(items[0], True)
     # Nothing said yet how many patches there are: one short question does.
-    answers, milliseconds = asker.ask(items[1], foveate.AdaFV(keep=0.25), 8)
-    assert answers == [("yes", 80, 320, None)] * 2 and milliseconds > 0
+    answers, spent = asker.ask(items[1], foveate.AdaFV(keep=0.25), 8)
+    assert answers == [("yes", 80, 320, None)] * 2 and spent.latency > 0
     assert made.llm.asked == [
         ({"keep": 0.25, "method": "adafv"}, 8), ({"keep": 0.25, "method": "adafv"}, 8), ({"keep": 1.0}, 1)
     ]  # fmt: skip
