@@ -1,4 +1,5 @@
-"""What drawn worlds share: a world draws pictures with questions, and both become files, the same way for every world.
+"""What drawn worlds share: a world draws pictures (or clips) with questions, and both become files, the same way for
+every world.
 
 Needs numpy and Pillow only. Which worlds there are stands in ``foveate.evaluation.worlds``.
 """
@@ -32,6 +33,7 @@ class Item:
         size: "small" or "large", of what is asked about; "none" when it is not in the picture.
         clutter: whether the picture is cluttered.
         boxes: [x0, y0, x1, y1] of what is asked about, pixels of the image file; empty when it is nowhere.
+        times: of clips, [start, end) of every box, seconds from the clip's start; of pictures empty, and not written.
     """
 
     image: str
@@ -41,6 +43,7 @@ class Item:
     size: str
     clutter: bool
     boxes: list[list[int]]
+    times: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,22 @@ class Asked:
     kind: str
     size: str
     boxes: list[list[int]]
+    times: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn picture (RGB) with its questions. ``rng`` goes on to decide how the picture is encoded as a file."""
+    """A drawn picture (RGB) with its questions. ``rng`` goes on to decide how the picture is encoded as a file.
+
+    A clip has ``frames``, of which ``picture`` is the first, and ``rate`` of them in a second.
+    """
 
     picture: Image.Image
     questions: tuple[Asked, ...]
     clutter: bool
     rng: np.random.Generator
+    frames: tuple[Image.Image, ...] = ()
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class World:
         halves: kinds of which each answer named counts as a kind of its own, at its share of the weight.
         sized: kinds that tell small from large.
         written: kinds that the written report shows besides the figures every world has.
+        filmed: whether its pictures are clips, and its boxes have times.
     """
 
     name: str
@@ -85,6 +95,7 @@ class World:
     halves: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     sized: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
+    filmed: bool = False
 
     @property
     def questions_file(self) -> str:
@@ -139,7 +150,7 @@ class World:
             drawing = self.draw(seed, split, index)
             out.mkdir(parents=True, exist_ok=True)
             image = _save(drawing, out, f"{split}-{seed}-{index:05d}")
-            lines += [json.dumps(asdict(_item(asked, drawing, image))) for asked in drawing.questions]
+            lines += [json.dumps(self._entry(_item(asked, drawing, image))) for asked in drawing.questions]
             if progress is not None:
                 progress(index + 1)
         path = out / self.questions_file
@@ -165,6 +176,15 @@ class World:
             raise ValueError(f"{path}: no questions in it")
         return items
 
+    def _names(self) -> list[str]:
+        """Names of the fields of a line."""
+        return [one.name for one in fields(Item) if self.filmed or one.name != "times"]
+
+    def _entry(self, item: Item) -> dict[str, Any]:
+        """An item as a line of JSON."""
+        told = asdict(item)
+        return {name: told[name] for name in self._names()}
+
     def _parse(self, line: str) -> Item:
         try:
             entry: Any = json.loads(line)
@@ -172,7 +192,7 @@ class World:
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(entry, dict):
             raise ValueError("not a JSON object")
-        names = [one.name for one in fields(Item)]
+        names = self._names()
         if set(entry) != set(names):
             missing = [name for name in names if name not in entry]
             unknown = [name for name in entry if name not in names]
@@ -190,6 +210,8 @@ class World:
             raise ValueError("answers must be a list of at least one text")
         if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
             raise ValueError("boxes must be a list of [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
+        if self.filmed and not _are_times(entry["times"], len(boxes)):
+            raise ValueError(f"times must be {len(boxes)} of [start, end] in seconds, one per box, with start < end")
         return Item(**entry)
 
 
@@ -205,6 +227,8 @@ def _check_integers(*named: tuple[str, Any, int]) -> None:
 
 
 def _save(drawing: Drawing, out: Path, stem: str) -> str:
+    if drawing.frames:
+        return _save_clip(drawing, out, f"{stem}.apng")
     if drawing.rng.random() < 0.5:
         name = f"{stem}.jpg"
         drawing.picture.save(out / name, quality=int(drawing.rng.integers(80, 96)))
@@ -214,10 +238,19 @@ def _save(drawing: Drawing, out: Path, stem: str) -> str:
     return name
 
 
+def _save_clip(drawing: Drawing, out: Path, name: str) -> str:
+    """An animated PNG: it loses nothing, Pillow reads it, and so does what reads videos."""
+    first, *others = drawing.frames
+    first.save(
+        out / name, format="png", save_all=True, append_images=others, duration=1000 / drawing.rate, loop=0,
+        disposal=0, blend=0,
+    )  # fmt: skip
+    return name
+
+
 def _item(asked: Asked, drawing: Drawing, image: str) -> Item:
-    return Item(
-        image, asked.text, list(asked.answers), asked.kind, asked.size, drawing.clutter, [*map(list, asked.boxes)]
-    )
+    about = asked.text, list(asked.answers), asked.kind, asked.size, drawing.clutter
+    return Item(image, *about, [*map(list, asked.boxes)], [*map(list, asked.times)])
 
 
 def _is_box(box: Any) -> bool:
@@ -226,3 +259,17 @@ def _is_box(box: Any) -> bool:
     if not all(isinstance(edge, (int, float)) and not isinstance(edge, bool) for edge in box):
         return False
     return bool(0 <= box[0] < box[2] and 0 <= box[1] < box[3])
+
+
+def _are_times(times: Any, boxes: int) -> bool:
+    """Whether these are the times of so many boxes."""
+    if not isinstance(times, list) or len(times) != boxes:
+        return False
+    for one in times:
+        if not isinstance(one, list) or len(one) != 2:
+            return False
+        if not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in one):
+            return False
+        if not 0 <= one[0] < one[1]:
+            return False
+    return True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from foveate.evaluation.clips import CLIPS
 from foveate.evaluation.documents import DOCUMENTS
 from foveate.evaluation.drawn import World
 from foveate.evaluation.scenes import SCENES
 
-WORLDS: dict[str, World] = {world.name: world for world in (SCENES, DOCUMENTS)}
+WORLDS: dict[str, World] = {world.name: world for world in (SCENES, DOCUMENTS, CLIPS)}
 
 
 def get_world(name: str) -> World:
