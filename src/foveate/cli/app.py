@@ -83,7 +83,7 @@ def _options(
 @command
 def ask(
     images_and_question: Annotated[
-        list[str], typer.Argument(metavar='IMAGE... "QUESTION"', help="Image files, then the question.")
+        list[str], typer.Argument(metavar='IMAGE... "QUESTION"', help="Image files, or a video, then the question.")
     ],
     model: Model = None,
     method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
@@ -102,7 +102,11 @@ def ask(
         typer.Option(help="With --again: unsure is an answer in which two tokens' probabilities are nearer; 0.5."),
     ] = None,
     show: Annotated[
-        Path | None, typer.Option(help="Write a picture of what was kept, with the maps it was chosen from.")
+        Path | None,
+        typer.Option(
+            help="Write a picture of what was kept, with the maps it was chosen from; of a video a contact sheet, or "
+            "as .gif, .webp, .apng the film."
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Answer with all tokens as well, and measure both.")
@@ -113,12 +117,16 @@ def ask(
     dtype: Dtype = "auto",
     pixels: AskPixels = None,
     crops: Crops = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a video: see so many frames, evenly spread.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Of a video: see so many frames a second; default 2, in all 4 to 64.")
+    ] = None,
 ) -> None:
-    """Ask a question about image files, with part of their visual tokens."""
+    """Ask a question about image files or a video, with part of their visual tokens."""
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
-    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops
+    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops, frames, fps
     run(Request(images, question, model, method, keep, show, compare, as_json, *given))
 
 
@@ -433,7 +441,7 @@ def scenes(
     seed: Seed = 0,
     split: Split = "test",
     world: Annotated[
-        str, typer.Option(help="scenes: things to see, or documents: words and numbers to read.")
+        str, typer.Option(help="scenes: things to see, documents: words and numbers to read, or clips: what happens.")
     ] = "scenes",
     lmms_task: Annotated[
         bool, typer.Option("--lmms-task", help="Write files that make the folder an --include_path of lmms-eval.")

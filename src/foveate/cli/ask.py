@@ -1,4 +1,7 @@
-"""``foveate ask``: one question about image files, perhaps beside the unpruned model, perhaps with a picture."""
+"""``foveate ask``: one question about image files, perhaps beside the unpruned model, perhaps with a picture.
+
+What is asked about a video goes on in ``foveate.cli.watch``.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from foveate.pruners import Method, get_pruner
 from foveate.pruners.registry import AUTO
 from foveate.session import Session, look
 from foveate.tokens import Selection
+from foveate.videos import is_video
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,18 @@ class Request:
     margin: float | None = None
     pixels: str | None = None
     crops: str | None = None
+    frames: int | None = None
+    fps: float | None = None
 
     @property
     def unsure(self) -> float:
         """The margin below which is asked again."""
         return 0.5 if self.margin is None else self.margin
+
+    @property
+    def filmed(self) -> bool:
+        """Whether it is about a video: by a file's name, or because some of its frames are asked for."""
+        return self.frames is not None or self.fps is not None or any(map(is_video, self.images))
 
 
 def run(request: Request) -> None:
@@ -58,7 +69,15 @@ def run(request: Request) -> None:
     Raises:
         ValueError, FileNotFoundError: bad input, each with what to do.
     """
-    pruner, pictures = _check(request)
+    pruner = _check(request)
+    if request.filmed:
+        from foveate.cli import watch
+
+        watch.run(request, pruner)
+        return
+    if request.show is not None:
+        show.check_path(request.show)
+    pictures = [load_image(path) for path in request.images]
     pixels = None if request.pixels is None else Pixels.parse(request.pixels)
     if request.compare:
         warn_when_busy()
@@ -138,7 +157,7 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
+def _check(request: Request) -> Method | AskAgain:
     if not request.images:
         raise ValueError('give at least one image and then the question: foveate ask photo.jpg "What is this?"')
     if not request.question.strip():
@@ -147,7 +166,7 @@ def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
         raise ValueError(
             f"the last argument is the question, and {request.question} is a file: add the question after it"
         )
-    pruner: Method | AskAgain = get_pruner(request.method, keep=_keep(request))
+    pruner: Method | AskAgain = get_pruner(request.method, keep=keep_of(request))
     if request.again is None and request.margin is not None:
         raise ValueError("--margin says when to ask again: give the second budget with --again")
     if request.again is not None:
@@ -162,17 +181,15 @@ def _check(request: Request) -> tuple[Method | AskAgain, list[Image]]:
     Crops.of(request.crops)
     if request.crops == "1":
         note("--crops 1 encodes a single crop of each image; all encodes all of them")
-    if request.show is not None:
-        show.check_path(request.show)
-    return pruner, [load_image(path) for path in request.images]
+    return pruner
 
 
-def _keep(request: Request) -> float | int | str:
+def keep_of(request: Request) -> float | int | str:
     """The budget, or ``"auto"``."""
     return AUTO if request.keep == AUTO else parse_keep(request.keep)
 
 
-def _method(request: Request) -> str:
+def method_of(request: Request) -> str:
     """The method's name, which says so where the budget makes it another one."""
     wraps = request.keep == AUTO and request.method.split(":")[0] != AUTO
     return f"{AUTO}:{request.method}" if wraps else request.method
@@ -194,7 +211,7 @@ def _finish(
                 selections,
                 question=request.question,
                 answer=result["answer"],
-                method=_method(request),
+                method=method_of(request),
             )
     if request.as_json:
         images = [
@@ -213,8 +230,8 @@ def _finish(
         head = {
             "question": request.question,
             "model": request.model or "bundled",
-            "method": _method(request),
-            "keep": _keep(request),
+            "method": method_of(request),
+            "keep": keep_of(request),
             **({} if request.crops is None else {"crops": request.crops}),
         }
         if request.pixels is not None:
@@ -239,7 +256,7 @@ def _finish(
         kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
         encoded = "".join(f", {told}" for told in _crops(request, selections))
         prompt = f"prompt of {result['prompt_tokens']} tokens"
-        note(f"{kept} of {total} visual tokens kept by {_method(request)}{encoded}, {prompt}")
+        note(f"{kept} of {total} visual tokens kept by {method_of(request)}{encoded}, {prompt}")
         if request.again is not None:
             again, than = ("asked again", "below") if result["asked_again"] else ("not asked again", "not below")
             note(
