@@ -28,6 +28,8 @@ class Request:
     as_json: bool
     dtype: str
     batch_size: int
+    methods: str = "adafv,saliency,text,cover"
+    keep: str = "0.1"
 
 
 def run(request: Request) -> None:
@@ -36,6 +38,14 @@ def run(request: Request) -> None:
     Raises:
         ValueError: bad input, or an output folder made with other settings.
     """
+    if request.source.world is not None and request.source.world.filmed:
+        from foveate.cli import recall
+
+        given = request.out, request.model, request.as_json, request.dtype, request.batch_size
+        recall.run(request.source, request.methods, request.keep, *given)
+        return
+    if request.source.suite != "scenes":
+        raise ValueError(f"scenes and clips are analysed, not {request.source.suite}")
     out = request.out or Path("build") / "analyze" / request.source.slug()
     suite = open_suite(request.source, out, ALONE)
     model, processor = load_model(request.model, request.dtype)

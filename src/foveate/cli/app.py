@@ -269,9 +269,16 @@ def tune(
 @app.command()
 @command
 def analyze(
+    suite: Annotated[str, typer.Option(help="Which drawn pictures: scenes or clips.")] = "scenes",
     out: Annotated[Path | None, typer.Option(help="Folder for the scenes, analysis.json and analysis.png.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="40 scenes: well under five minutes on two cores.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="How many scenes; default 300.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Of clips: comma-separated names, or all: which part of what is asked about they keep.")
+    ] = "adafv,saliency,text,cover",
+    keep: Annotated[
+        str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per clip.")
+    ] = "0.1",
     layer: Annotated[int, typer.Option(help="Which layer of the language model is read, from 0.")] = 2,
     seed: Seed = 0,
     split: Split = "test",
@@ -284,8 +291,8 @@ def analyze(
     from foveate.cli.analyze import Request, run
     from foveate.evaluation.suites import Source
 
-    source = Source(count=count or (40 if quick else 300), seed=seed, split=split)
-    run(Request(source, layer, out, model, as_json, dtype, batch_size))
+    source = Source(suite, count or (40 if quick else 300), seed=seed, split=split)
+    run(Request(source, layer, out, model, as_json, dtype, batch_size, methods, keep))
 
 
 @app.command()

@@ -148,6 +148,15 @@ def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
     return suite
 
 
+def require_pictures(source: Source) -> None:
+    """Raises ValueError where a suite is of clips, about which nothing is answered yet."""
+    if source.world is not None and source.world.filmed:
+        raise ValueError(
+            f"answers about the {source.suite} are not measured yet, no model that ships has learned from any: `foveate "
+            f"analyze --suite {source.suite}` measures which part of what is asked about is kept"
+        )
+
+
 def answer_tokens(source: Source, wanted: int | None) -> int:
     """The longest answer in tokens: as asked for, else by the suite."""
     return wanted or (8 if source.world else 32)
@@ -159,6 +168,7 @@ def run(request: Request) -> None:
     Raises:
         ValueError: bad input, or an output folder made with other settings.
     """
+    require_pictures(request.source)
     processes = from_environment()
     pixels = None if request.pixels is None else Pixels.parse(request.pixels)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]

@@ -33,7 +33,6 @@ class Item:
         size: "small" or "large", of what is asked about; "none" when it is not in the picture.
         clutter: whether the picture is cluttered.
         boxes: [x0, y0, x1, y1] of what is asked about, pixels of the image file; empty when it is nowhere.
-        times: of clips, [start, end) of every box, seconds from the clip's start; of pictures empty, and not written.
     """
 
     image: str
@@ -43,12 +42,22 @@ class Item:
     size: str
     clutter: bool
     boxes: list[list[int]]
-    times: list[list[float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FilmedItem(Item):
+    """One question about one clip.
+
+    Attributes:
+        times: [start, end) of every box, seconds from the clip's start.
+    """
+
+    times: list[list[float]]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a drawn picture; the fields are those of ``Item``."""
+    """A question about a drawn picture; the fields are those of ``Item``, and of ``FilmedItem`` about a clip."""
 
     text: str
     answers: tuple[str, ...]
@@ -150,7 +159,7 @@ class World:
             drawing = self.draw(seed, split, index)
             out.mkdir(parents=True, exist_ok=True)
             image = _save(drawing, out, f"{split}-{seed}-{index:05d}")
-            lines += [json.dumps(self._entry(_item(asked, drawing, image))) for asked in drawing.questions]
+            lines += [json.dumps(asdict(_item(asked, drawing, image))) for asked in drawing.questions]
             if progress is not None:
                 progress(index + 1)
         path = out / self.questions_file
@@ -176,14 +185,9 @@ class World:
             raise ValueError(f"{path}: no questions in it")
         return items
 
-    def _names(self) -> list[str]:
-        """Names of the fields of a line."""
-        return [one.name for one in fields(Item) if self.filmed or one.name != "times"]
-
-    def _entry(self, item: Item) -> dict[str, Any]:
-        """An item as a line of JSON."""
-        told = asdict(item)
-        return {name: told[name] for name in self._names()}
+    @property
+    def _kind(self) -> type[Item]:
+        return FilmedItem if self.filmed else Item
 
     def _parse(self, line: str) -> Item:
         try:
@@ -192,7 +196,7 @@ class World:
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(entry, dict):
             raise ValueError("not a JSON object")
-        names = self._names()
+        names = [one.name for one in fields(self._kind)]
         if set(entry) != set(names):
             missing = [name for name in names if name not in entry]
             unknown = [name for name in entry if name not in names]
@@ -212,7 +216,7 @@ class World:
             raise ValueError("boxes must be a list of [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
         if self.filmed and not _are_times(entry["times"], len(boxes)):
             raise ValueError(f"times must be {len(boxes)} of [start, end] in seconds, one per box, with start < end")
-        return Item(**entry)
+        return self._kind(**entry)
 
 
 def _check_split(split: str) -> None:
@@ -249,8 +253,8 @@ def _save_clip(drawing: Drawing, out: Path, name: str) -> str:
 
 
 def _item(asked: Asked, drawing: Drawing, image: str) -> Item:
-    about = asked.text, list(asked.answers), asked.kind, asked.size, drawing.clutter
-    return Item(image, *about, [*map(list, asked.boxes)], [*map(list, asked.times)])
+    about = asked.text, list(asked.answers), asked.kind, asked.size, drawing.clutter, [*map(list, asked.boxes)]
+    return FilmedItem(image, *about, [*map(list, asked.times)]) if drawing.frames else Item(image, *about)
 
 
 def _is_box(box: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from foveate.evaluation.clips.composing import Actor, Play, Spell
 from foveate.evaluation.scenes.world import CLASSES, NUMBER_WORDS, with_article
 
-KINDS = ("presence", "what", "when", "where", "color", "often")
+KINDS = ("shown", "what", "when", "where", "color", "often")
 
 _ONCE = 1.0
 """Seconds after something began in which its beginning can be seen."""
@@ -42,10 +42,10 @@ class Question:
 
 
 def ask(play: Play, rng: np.random.Generator) -> list[Question]:
-    """Ask about a play. As many presence questions are answered yes as no."""
+    """Ask about a play. As many questions of what is shown are answered yes as no."""
     by_part = {part: [actor for actor in play.actors if actor.part == part] for part in
                ("still", "visitor", "mover", "turner", "blinker")}  # fmt: skip
-    askers = (_presence(play, rng), _appearing(play, by_part["visitor"], rng), _moving(by_part["mover"], rng))
+    askers = (_shown(play, rng), _appearing(play, by_part["visitor"], rng), _moving(by_part["mover"], rng))
     asked = [question for asker in askers for question in asker]
     asked += [_turning(actor, rng) for actor in by_part["turner"]]
     return asked + [_blinking(actor, rng) for actor in by_part["blinker"]]
@@ -65,16 +65,16 @@ def _beginning(actor: Actor) -> tuple[tuple[Actor, Spell], ...]:
     return ((actor, (start, min(start + _ONCE, end))),)
 
 
-def _presence(play: Play, rng: np.random.Generator) -> Iterator[Question]:
+def _shown(play: Play, rng: np.random.Generator) -> Iterator[Question]:
     """Of something that does something, where there is any, and of something that does not come."""
     if not play.actors:
         return
     forms = ("Is there {} in the video?", "Do you see {}?", "Is there {}?")
     actor = play.actors[0] if rng.random() < 0.5 else play.actors[rng.integers(len(play.actors))]
-    yield Question(_pick(rng, *forms).format(with_article(actor.name)), ("yes",), "presence", _whole(actor))
+    yield Question(_pick(rng, *forms).format(with_article(actor.name)), ("yes",), "shown", _whole(actor))
     absent = [name for name in CLASSES if name not in {one.name for one in play.actors}]
     name = absent[rng.integers(len(absent))]
-    yield Question(_pick(rng, *forms).format(with_article(name)), ("no",), "presence", ())
+    yield Question(_pick(rng, *forms).format(with_article(name)), ("no",), "shown", ())
 
 
 def _appearing(play: Play, visitors: list[Actor], rng: np.random.Generator) -> Iterator[Question]:

@@ -66,7 +66,7 @@ CLIPS = World(
     KINDS,
     core=("what", "when", "where", "color", "often"),
     drawn=_drawn,
-    halves={"presence": ("yes", "no")},
+    halves={"shown": ("yes", "no")},
     sized=("what", "when", "where", "color", "often"),
     filmed=True,
 )
