@@ -40,7 +40,7 @@ class Decoded:
                     starts.append(packet.pts)
                     lengths.append(packet.duration or 0)
             if not starts:
-                raise ValueError(f"{name} holds a video stream without a single frame: copy or download it again")
+                raise ValueError(f"{name} holds no frames: copy or download it again")
             self._rate = _rate(stream)
             if any(start is None for start in starts):  # a bare stream, without a container that tells times
                 self._first, self._unit = None, None
@@ -56,7 +56,8 @@ class Decoded:
             last = lengths[order[-1]] or (median(gaps) if gaps else 0)
             self.duration = (starts[order[-1]] + last - self._first) * self._unit or 1 / (self._rate or 25)
             promised = _promised(container, stream)
-        if promised and self.duration < _SHORT * promised:
+        # Some count from 0, and some from the first frame.
+        if max(self.duration, self.duration + self._first * self._unit) < _SHORT * promised:
             warnings.warn(
                 f"{name} ends after {self.duration:.1f} of the {promised:.1f} s that it announces: it is truncated, "
                 "and what there is of it is used",
@@ -96,7 +97,10 @@ class Decoded:
                                      "pictures")  # fmt: skip
                 stream = streams[0]
                 if stream.codec_context is None:
-                    raise ValueError(f"{name} is coded in a way that this FFmpeg cannot read: convert it to H.264")
+                    raise ValueError(
+                        f"{name} is truncated, or coded in a way that this FFmpeg cannot read: copy or download it "
+                        "again, or convert it to H.264"
+                    )
                 if stream.width * stream.height > MAX_PIXELS:
                     raise ValueError(
                         f"{name} has frames of {stream.width}x{stream.height} pixels, more than the {MAX_PIXELS} that "
@@ -104,6 +108,8 @@ class Decoded:
                     )
                 yield container, stream
         except av.FFmpegError as error:
+            if isinstance(error, av.error.EOFError):
+                raise ValueError(f"{name} holds no frames: copy or download it again") from None
             if isinstance(error, av.error.InvalidDataError):
                 raise ValueError(
                     f"{name} is no video that FFmpeg can read, or truncated or damaged ({error.strerror}): copy or "
