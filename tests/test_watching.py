@@ -1,4 +1,4 @@
-"""Sessions about videos: as separate calls, with the families' own processors where torchvision is, else with Pillow."""
+"""Sessions about videos answer as separate calls do, with the families' own processors or with Pillow's."""
 
 from __future__ import annotations
 
@@ -44,10 +44,15 @@ def video(frames: int = 5, size: tuple[int, int] = (90, 60)) -> Video:
     return Video(pictures, tuple(0.5 * number for number in range(frames)), frames / 2)
 
 
-def dynamic() -> tuple[Any, Any]:
-    """A tiny model of the shape of the dynamic one, and its processor, which needs no torchvision."""
+def dynamic(most: int = SIZE["longest_edge"]) -> tuple[Any, Any]:
+    """A tiny model of the shape of the dynamic one, and its processor, which needs no torchvision.
+
+    Args:
+        most: pixels of all of a video's frames.
+    """
     pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    return ROWS["qwen3_vl"].make("sdpa"), qwen3_vl(OPTIONS, tokenizer(MARKS, NAMED), TEMPLATE)
+    videos = {**OPTIONS, "size": {**SIZE, "longest_edge": most}}
+    return ROWS["qwen3_vl"].make("sdpa"), qwen3_vl(OPTIONS, tokenizer(MARKS, NAMED), TEMPLATE, videos)
 
 
 def inputs_of(model: Any, processor: Any, prompt: str, film: Video) -> dict[str, Any]:
@@ -114,7 +119,9 @@ def test_pillows_videos_refuse_what_they_do_not_do() -> None:
         PillowVideos(**OPTIONS)([whole], do_sample_frames=True)
     with pytest.raises(ValueError, match=r"RGB frames of 8 bits, got \(64, 64, 3\) of float32"):
         PillowVideos(**OPTIONS)([whole.astype(np.float32)])
-    first, turned = (PillowVideos(**OPTIONS)([one])["pixel_values_videos"] for one in (whole, whole.transpose(0, 3, 1, 2)))
+    first, turned = (
+        PillowVideos(**OPTIONS)([one])["pixel_values_videos"] for one in (whole, whole.transpose(0, 3, 1, 2))
+    )
     assert torch.equal(first, turned)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,7 +54,7 @@ class Decoded:
                 return
             order = sorted(range(len(starts)), key=lambda number: starts[number])
             self._first, self._unit = starts[order[0]], float(stream.time_base)
-            gaps = [starts[b] - starts[a] for a, b in zip(order, order[1:], strict=False)]
+            gaps = [starts[b] - starts[a] for a, b in pairwise(order)]
             last = lengths[order[-1]] or (median(gaps) if gaps else 0)
             self.duration = (starts[order[-1]] + last - self._first) * self._unit or 1 / (self._rate or 25)
             promised = _promised(container, stream)
@@ -65,7 +67,7 @@ class Decoded:
             )
 
     def shown(self) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
-        """Its frames in the order in which they are shown: when each begins, seconds, and what makes a picture of it."""
+        """Its frames as they are shown one after the other: when each begins, seconds, and what makes a picture of it."""
         with self._opened() as (container, stream):
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
@@ -75,7 +77,7 @@ class Decoded:
                     raise ValueError(f"{self.name} does not say when frame {number} is shown: convert it to MP4 again")
                 else:
                     start = (frame.pts - self._first) * self._unit
-                yield start, lambda frame=frame: self._picture(frame)
+                yield start, partial(self._picture, frame)
 
     def _picture(self, frame: Any) -> Image.Image:
         if frame.is_corrupt:

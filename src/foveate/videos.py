@@ -1,4 +1,4 @@
-"""Video files as users have them, turned into what a processor expects: some upright RGB frames and when they are shown.
+"""Video files as users have them, turned into what a processor expects: upright RGB frames and when they are shown.
 
 Animated pictures (APNG, GIF, WebP) are read with Pillow; other files need PyAV, which comes with the extra ``video``.
 A video is sampled by time and not by the number of a frame, so that one whose frames are not equally long is seen as it
@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,12 @@ class _Animation:
         with Image.open(self.file) as opened:
             for length, frame in zip(self.lengths, ImageSequence.Iterator(opened), strict=True):
                 picture = to_rgb(frame.copy(), self.name)
-                yield start, lambda picture=picture: picture
+                yield start, partial(_itself, picture)
                 start += length
+
+
+def _itself(picture: Image.Image) -> Image.Image:
+    return picture
 
 
 def _length(frame: Image.Image) -> float:

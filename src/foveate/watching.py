@@ -154,7 +154,7 @@ def _processed(processor: Any, model: Any, prompts: Sequence[str], video: Video)
         if getattr(processor, "video_processor", None) is not None or find_spec("torchvision") is not None:
             raise
         raise ModuleNotFoundError(
-            f"{type(processor).__name__} reads videos with torchvision, which is not installed: pip install torchvision "
-            "(from where the installed torch came, so that the two go together)",
+            f"{type(processor).__name__} reads videos with torchvision, which is not installed: pip install "
+            "torchvision (from where the installed torch came, so that the two go together)",
             name="torchvision",
         ) from error

@@ -56,4 +56,9 @@ def qwen3_vl(
 
     # Transformers tells processors by their class's name.
     Pictures.__name__ = Pictures.__qualname__ = "Qwen3VLProcessor"
-    return Pictures(Qwen2VLImageProcessorPil(**images), tokenizer, PillowVideos(**(images if videos is None else videos)), chat_template=template)
+    return Pictures(
+        Qwen2VLImageProcessorPil(**images),
+        tokenizer,
+        PillowVideos(**(images if videos is None else videos)),
+        chat_template=template,
+    )

@@ -1,4 +1,4 @@
-"""Videos for a bundled Qwen3-VL, by Pillow: what its stock video processor does by torchvision, but for the resizing."""
+"""Videos for a bundled Qwen3-VL, by Pillow: what its stock video processor does by torchvision, except resizing."""
 
 from __future__ import annotations
 

@@ -276,9 +276,7 @@ def analyze(
     methods: Annotated[
         str, typer.Option(help="Of clips: comma-separated names, or all: which part of what is asked about they keep.")
     ] = "adafv,saliency,text,cover",
-    keep: Annotated[
-        str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per clip.")
-    ] = "0.1",
+    keep: Annotated[str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per clip.")] = "0.1",
     layer: Annotated[int, typer.Option(help="Which layer of the language model is read, from 0.")] = 2,
     seed: Seed = 0,
     split: Split = "test",

@@ -152,8 +152,8 @@ def require_pictures(source: Source) -> None:
     """Raises ValueError where a suite is of clips, about which nothing is answered yet."""
     if source.world is not None and source.world.filmed:
         raise ValueError(
-            f"answers about the {source.suite} are not measured yet, no model that ships has learned from any: `foveate "
-            f"analyze --suite {source.suite}` measures which part of what is asked about is kept"
+            f"answers about the {source.suite} are not measured yet, no model that ships has learned from any: "
+            f"`foveate analyze --suite {source.suite}` measures which part of what is asked about is kept"
         )
 
 

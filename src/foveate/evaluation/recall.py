@@ -76,8 +76,8 @@ class Recall:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         note = (
-            "recall: the part of the tokens of what is asked about that stays; a token is its own where its centre lies "
-            "in one of the thing's boxes at a time of a frame that the token is made of. moments: of the moments with "
+            "recall: the part of the tokens of what is asked about that stays; a token is its own where its centre "
+            "lies in one of the thing's boxes at a time of a frame that the token is made of. moments: of the moments with "
             "such tokens, the part that keeps one. 95 % bootstrap intervals over clips."
         )
         return {**asdict(self), "note": note}
@@ -202,7 +202,8 @@ def summarise(found: Sequence[Found], unseen: int) -> Recall:
             if members:
                 design = Design([one.clip for one in members])
                 recall, moments = (
-                    bootstrap(design, tallied([getattr(one, name) for one in members])) for name in ("recall", "moments")
+                    bootstrap(design, tallied([getattr(one, name) for one in members]))
+                    for name in ("recall", "moments")
                 )
                 kept = float(np.mean([one.kept for one in members]))
                 figures.append(Figure(own[0].method, own[0].keep, group, kept, recall, moments))
@@ -217,5 +218,3 @@ def save(recall: Recall, out: Path) -> Path:
     whole = json.dumps(recall.as_dict(), indent=2)
     path.write_text(whole + "\n", encoding="utf-8")
     return path
-
-

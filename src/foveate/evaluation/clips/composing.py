@@ -1,8 +1,8 @@
 """What happens in a clip: a stage in units and seconds, and actors on it, before anything is drawn.
 
-The camera and the background stand still. Sizes are those of the scenes: an actor is small (36 to 52 units) or large (75
-to 110), on a stage of about 224 x 168 units. Two actors share no place, not even at different times, so that a place and
-a time say who is there.
+The camera and the background stand still. Sizes are those of the scenes: an actor is small (36 to 52 units) or large
+(75 to 110), on a stage of about 224 x 168 units. Two actors share no place, not even at different times, so that a
+place says who is there.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Play:
 
 
 def compose(rng: np.random.Generator, clutter: bool) -> Play:
-    """A play: one or two things happen among a few things if sparse, up to four among as many as find a place if not."""
+    """A play: one or two things happen among a few if sparse, up to four among as many as find a place if cluttered."""
     stages, weights = zip(*STAGES, strict=True)
     width, height = stages[rng.choice(len(stages), p=weights)]
     seconds = int(rng.integers(SECONDS[0], SECONDS[1] + 1))
