@@ -67,7 +67,7 @@ class Decoded:
             )
 
     def shown(self) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
-        """Its frames as they are shown one after the other: when each begins, seconds, and what makes a picture of it."""
+        """Its frames in the order of their times: when each begins, seconds, and what makes a picture of it."""
         with self._opened() as (container, stream):
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):

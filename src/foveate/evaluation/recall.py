@@ -77,8 +77,8 @@ class Recall:
         """For JSON."""
         note = (
             "recall: the part of the tokens of what is asked about that stays; a token is its own where its centre "
-            "lies in one of the thing's boxes at a time of a frame that the token is made of. moments: of the moments with "
-            "such tokens, the part that keeps one. 95 % bootstrap intervals over clips."
+            "lies in one of the thing's boxes at a time of a frame that the token is made of. moments: of the moments "
+            "with such tokens, the part that keeps one. 95 % bootstrap intervals over clips."
         )
         return {**asdict(self), "note": note}
 
