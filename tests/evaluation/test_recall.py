@@ -116,9 +116,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_refused() -> None:
     assert "the bundled model takes pictures only: give --model dynamic" in refused("analyze", "--suite", "clips")
-    for name in ("eval", "tune"):
-        source = ["--suite", "clips"] if name == "eval" else ["clips"]
-        assert "foveate analyze --suite clips` measures" in refused(name, *source, "--count", 2)
+    assert "budgets are tuned on pictures" in refused("tune", "clips", "--count", 2)
     assert "scenes and clips are analysed, not documents" in refused("analyze", "--suite", "documents", "--count", 1)
     with pytest.raises(ValueError, match="no question to ask"):
         recall.measure(None, None, [], Path(), {}, [0.1])

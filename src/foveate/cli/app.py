@@ -139,7 +139,9 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="What runs the model: transformers or vllm.")] = "transformers",
     suite: Annotated[
         str,
-        typer.Option(help="scenes, documents, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
+        typer.Option(
+            help="scenes, documents, clips, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."
+        ),
     ] = "scenes",
     methods: Annotated[
         str | None,

@@ -148,13 +148,25 @@ def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
     return suite
 
 
-def require_pictures(source: Source) -> None:
-    """Raises ValueError where a suite is of clips, about which nothing is answered yet."""
-    if source.world is not None and source.world.filmed:
-        raise ValueError(
-            f"answers about the {source.suite} are not measured yet, no model that ships has learned from any: "
-            f"`foveate analyze --suite {source.suite}` measures which part of what is asked about is kept"
-        )
+def is_filmed(source: Source) -> bool:
+    """Whether a suite is of clips."""
+    return source.world is not None and source.world.filmed
+
+
+def require_videos(model: str | None) -> None:
+    """Raises ValueError where the model is the one that takes no videos."""
+    if model in (None, "bundled"):
+        raise ValueError("the bundled model takes pictures only: give --model dynamic, or another that takes videos")
+
+
+def _require_clips(request: Request) -> None:
+    """Raises ValueError where clips are asked about in a way that is for pictures."""
+    require_videos(request.model)
+    if request.engine != "transformers":
+        raise ValueError("clips are answered through transformers: leave --engine out")
+    for name, given in (("--pixels", request.pixels), ("--crops", request.crops)):
+        if given is not None:
+            raise ValueError(f"{name} is for pictures, and these are clips: leave it out")
 
 
 def answer_tokens(source: Source, wanted: int | None) -> int:
@@ -168,7 +180,8 @@ def run(request: Request) -> None:
     Raises:
         ValueError: bad input, or an output folder made with other settings.
     """
-    require_pictures(request.source)
+    if is_filmed(request.source):
+        _require_clips(request)
     processes = from_environment()
     pixels = None if request.pixels is None else Pixels.parse(request.pixels)
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
@@ -288,6 +301,14 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
     wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
+        if is_filmed(request.source):
+            from foveate.evaluation.filmed import Filmed
+
+            if request.model == "dynamic":
+                note(
+                    "warning: the dynamic model has never seen clips: `foveate analyze --suite clips` needs no answers"
+                )
+            return Filmed(*load_model(request.model, request.dtype))
         if request.source.suite == "documents" and request.model in (None, "bundled"):
             note("warning: the bundled model has never seen documents: give --model dynamic, or one that reads")
         return Transformers(*load_model(request.model, request.dtype), wanted)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout
-from foveate.cli.evaluate import open_suite, parse_methods, split_list
+from foveate.cli.evaluate import open_suite, parse_methods, require_videos, split_list
 from foveate.cli.tables import print_table
 from foveate.evaluation import recall
 from foveate.evaluation.processes import ALONE
@@ -29,8 +29,7 @@ def run(
     Raises:
         ValueError: bad input, a model that takes no videos, or an output folder made with other settings.
     """
-    if model in (None, "bundled"):
-        raise ValueError("the bundled model takes pictures only: give --model dynamic, or another that takes videos")
+    require_videos(model)
     names = list(dict.fromkeys([*parse_methods(methods), UNIFORM]))
     keeps = [parse_keep(text, one_is_all=True) for text in split_list(keep)]
     out = out or Path("build") / "analyze" / source.slug()

@@ -8,6 +8,7 @@ from foveate import show_video
 from foveate.asking_again import AskAgain
 from foveate.cli.ask import Request, keep_of, method_of, unknown_words
 from foveate.cli.console import load_model, note, print_json, stdout, working
+from foveate.cli.evaluate import require_videos
 from foveate.pruners import Method
 from foveate.tokens import Selection
 from foveate.videos import Video, load_video
@@ -29,11 +30,7 @@ def run(request: Request, pruner: Method | AskAgain) -> None:
     for name, given in (("--compare", request.compare), ("--pixels", request.pixels), ("--crops", request.crops)):
         if given:
             raise ValueError(f"{name} is for pictures: leave it out")
-    if request.model in (None, "bundled"):
-        raise ValueError(
-            "the bundled model takes pictures only: give --model dynamic, or another model that takes videos (`foveate "
-            "models`)"
-        )
+    require_videos(request.model)
     if request.show is not None:
         show_video.check_path(request.show)
     with working("reading the video"):

@@ -401,7 +401,7 @@ class _OnePicture:
         asking = _now(engine.model) - start - (seen.encoding - before)
         chosen = [answer.selections[0] for answer in answers]
         seconds = self.resizing + seen.seconds + seen.for_crops(chosen) + asking / len(items)
-        counted = _count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
+        counted = count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
         if resize is not None:
             counted = [(kept, engine.counts.patches(self.picture.size)) for kept, _ in counted]
         encoded = _count_encoded(chosen) if resize is None else [kept for kept, _ in counted]
@@ -537,7 +537,7 @@ def count_kept(pruner: Method) -> list[tuple[int, int]]:
     return [(len(selection), selection.total) for selection in pruner.selections]
 
 
-def _count_passes(asking: AskAgain, answers: Sequence[Answer]) -> list[tuple[int, int]]:
+def count_passes(asking: AskAgain, answers: Sequence[Answer]) -> list[tuple[int, int]]:
     """The same of questions that were asked again where unsure: what both passes kept together."""
     first = count_kept(asking.first)
     again = iter(count_kept(asking.then) if any(answer.asked_again for answer in answers) else [])

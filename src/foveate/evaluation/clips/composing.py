@@ -110,8 +110,8 @@ def compose(rng: np.random.Generator, clutter: bool) -> Play:
     stages, weights = zip(*STAGES, strict=True)
     width, height = stages[rng.choice(len(stages), p=weights)]
     seconds = int(rng.integers(SECONDS[0], SECONDS[1] + 1))
-    parts: list[Part] = list(rng.permutation(["visitor", "mover", "turner", "blinker", "visitor"]))
-    parts = parts[: int(rng.integers(3, 5) if clutter else rng.integers(1, 3))]
+    busy: tuple[Part, ...] = ("visitor", "mover", "turner", "blinker", "visitor")
+    parts = [busy[i] for i in rng.permutation(len(busy))][: int(rng.integers(3, 5) if clutter else rng.integers(1, 3))]
     parts += ["still"] * int(rng.integers(4, 9) if clutter else rng.integers(1, 3))
     names = [CLASSES[i] for i in rng.choice(len(CLASSES), len(parts), replace=False)]
     actors: list[Actor] = []
