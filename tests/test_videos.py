@@ -31,10 +31,9 @@ def animation(path: Path, lengths: list[int], **options: Any) -> Path:
     return path
 
 
-def film(
-    path: Path, starts: list[float], codec: str = "ffv1", pixels: str = "bgr0", *, values: list[int] | None = None
-) -> Path:
-    """A video file whose frames are shown from some seconds on."""
+def film(path: Path, starts: list[float], codec: str = "ffv1", pixels: str = "bgr0", noise: float = 0.0) -> Path:
+    """A video file whose frames, noisy or not, are shown from some seconds on."""
+    random = np.random.default_rng(0)
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30)
@@ -42,8 +41,10 @@ def film(
         stream.pix_fmt = pixels
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         container.start_encoding()
-        for start, value in zip(starts, values or GREYS * 20, strict=False):
-            frame = av.VideoFrame.from_image(grey(value)).reformat(format=pixels)
+        for start, value in zip(starts, GREYS * 20, strict=False):
+            picture = np.asarray(grey(value)) + random.normal(0, noise, (*SIZE[::-1], 3))
+            frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
+            frame = frame.reformat(format=pixels)
             frame.pts, frame.time_base = round(1000 * start), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -191,7 +192,21 @@ def test_what_is_no_video_is_told(tmp_path: Path, case: str) -> None:
 
 def test_a_file_that_breaks_off_is_told(tmp_path: Path) -> None:
     path = cut(film(tmp_path / "a.mkv", [number / 10 for number in range(40)]), 0.6)
-    with pytest.warns(UserWarning, match=r"ends after \d\.\d of the \d\.\d s that it announces: it is truncated"):
+    with pytest.warns(
+        UserWarning, match=r"ends after \d\.\d of the \d\.\d s that it announces: it is truncated or damaged"
+    ):
+        load_video(path)
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    """Some bytes of its middle are others."""
+    path = film(tmp_path / "a.mp4", [number / 4 for number in range(40)], "mpeg4", "yuv420p", noise=40.0)
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat")
+    for place in range(begin + 2000, begin + 4000, 7):
+        data[place] ^= 0x55
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.mp4 is .*damaged"):
         load_video(path)
 
 

@@ -61,8 +61,8 @@ class Decoded:
         # Some count from 0, and some from the first frame.
         if max(self.duration, self.duration + self._first * self._unit) < _SHORT * promised:
             warnings.warn(
-                f"{name} ends after {self.duration:.1f} of the {promised:.1f} s that it announces: it is truncated, "
-                "and what there is of it is used",
+                f"{name} ends after {self.duration:.1f} of the {promised:.1f} s that it announces: it is truncated or "
+                "damaged, and what there is of it is used",
                 stacklevel=4,
             )
 
