@@ -5,6 +5,8 @@ LOWEST  ?= .venv-lowest
 NEWEST  ?= .venv-newest
 LMMS    ?= .venv-lmms
 VLLM    ?= .venv-vllm
+APP     ?= .venv-app
+DOCS    ?= .venv-docs
 PEERS   ?= .peers
 WORKERS ?= auto
 
@@ -30,7 +32,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest test-newest test-peers test-lmms test-vllm lint format train eval clean
+.PHONY: help venv demo test test-lowest test-newest test-peers test-lmms test-vllm test-app browser lint format docs build \
+	train eval clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -121,6 +124,33 @@ $(VLLM)/.foveate-installed: pyproject.toml constraints.txt constraints-vllm.txt 
 	$(load_torchvision)
 	@touch $@
 
+test-app: export OMP_NUM_THREADS ?= 1
+test-app: $(APP)/.foveate-installed browser  ## Run the explorer in a headless Chromium, in an environment of its own
+	@if command -v chromium > /dev/null; then set -x; $(APP)/bin/python -m pytest tests/browser $(ARGS); \
+	else echo "NOT TESTED: the explorer in a browser, for want of one" >&2; fi
+
+# Gradio wants an older Pillow than the rest is tested with. All else is what $(VENV) has, which this environment sees.
+$(APP)/.foveate-installed: pyproject.toml constraints.txt constraints-app.txt $(STAMP)
+	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	$(call constrain,constraints-app.txt) > $(@D)/constraints.txt
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(install) -c $(@D)/constraints.txt -e '.[app]' selenium
+	@touch $@
+
+# Of a distribution, since what drives a browser must be of its version.
+BROWSER := chromium chromium-driver
+# What to do where none can be installed: fail, or skip and say so.
+WITHOUT_BROWSER ?= fail
+browser:
+	@if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then exit 0; \
+	elif command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ] && echo "installing $(BROWSER)" && \
+		apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends --yes $(BROWSER) > /dev/null; \
+	then exit 0; \
+	else echo "make test-app needs the programs chromium and chromedriver: on Debian, as root," \
+		"apt-get install $(BROWSER)" >&2; test $(WITHOUT_BROWSER) = skip; fi
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -130,6 +160,23 @@ format: $(STAMP)  ## Bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS)/.foveate-installed  ## Build the documentation's site into build/site; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build $(ARGS)
+	@echo "open build/site/index.html, or: $(DOCS)/bin/python -m mkdocs serve"
+
+build: $(DOCS)/.foveate-installed  ## Build and check the source distribution and the wheel, into dist
+	rm -rf dist
+	$(DOCS)/bin/python -m build
+	$(DOCS)/bin/python -m twine check --strict dist/*
+	@! tar -xzOf dist/foveate-*.tar.gz --wildcards '*/PKG-INFO' | grep -nE '\]\([^h#]' \
+		|| { echo "a package index shows these links of the README, which lead nowhere there" >&2; exit 1; }
+
+# What the extras docs and release of pyproject.toml name; Foveate and torch are not needed for it.
+$(DOCS)/.foveate-installed: constraints-docs.txt
+	$(make_venv)
+	$(install) -c constraints-docs.txt mkdocs-material 'mkdocstrings[python]' latex2mathml ruff build twine
+	@touch $@
+
 train: $(STAMP)  ## Train the bundled model again (ARGS="--help" for the presets)
 	$(BIN)/python -m training $(ARGS)
 
@@ -137,5 +184,5 @@ eval: $(STAMP)  ## Measure the methods on the scenes suite with the bundled mode
 	$(BIN)/foveate eval --suite scenes $(ARGS)
 
 clean:  ## Remove what the targets made, the environment included
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(LMMS) $(VLLM) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(LMMS) $(VLLM) $(APP) $(DOCS) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,12 +75,12 @@ done
 wait
 
 bench selection 45 --selection --methods all
-shape llava-next-7b 75 llava-next-7b --methods adafv,cover --keep 1,0.25,0.1,0.05 --crops 0.5
-shape internvl-8b-12-tiles 60 internvl-8b --image 1344x1792 --methods adafv,cover --keep 1,0.1 --crops 0.5,0.25
-shape llava-next-7b-batch-4 60 llava-next-7b --batch-size 4 --methods adafv --keep 1,0.1 --crops 0.5
-shape qwen2.5-vl-7b 60 qwen2.5-vl-7b --methods adafv,cover --keep 1,0.1
+shape llava-next-7b 75 llava-next-7b --methods adafv,cover --keep 1.0,0.25,0.1,0.05 --crops 0.5
+shape internvl-8b-12-tiles 60 internvl-8b --image 1344x1792 --methods adafv,cover --keep 1.0,0.1 --crops 0.5,0.25
+shape llava-next-7b-batch-4 60 llava-next-7b --batch-size 4 --methods adafv --keep 1.0,0.1 --crops 0.5
+shape qwen2.5-vl-7b 60 qwen2.5-vl-7b --methods adafv,cover --keep 1.0,0.1
 bench bundled 45 --quick --methods adafv,cover --crops 0.5
-shape llava-1.5-7b 45 llava-1.5-7b --methods adafv,cover --keep 1,0.25,0.1,0.05
+shape llava-1.5-7b 45 llava-1.5-7b --methods adafv,cover --keep 1.0,0.25,0.1,0.05
 if [ ${#SHAPE_OPTIONS[@]} -eq 0 ]; then bench tap 60 --tap; else bench tap 90 --tap --quick --shape llava-next-7b; fi
 
 for log in "$PARTS"/*.log; do

@@ -61,8 +61,9 @@ def test_bad_input(clip: Path, tmp_path: Path) -> None:
     model = ["--model", "dynamic"]
     assert "the bundled model takes pictures only: give --model dynamic" in refused("ask", clip, QUESTION)
     assert "one video is asked about at a time" in refused("ask", clip, clip, QUESTION, *model)
-    for option in (["--compare"], ["--crops", "0.5"], ["--pixels", "0.5"]):
+    for option in (["--compare"], ["--crops", "0.5"], ["--pixels", "0.5"], ["--html", tmp_path / "a.html"]):
         assert f"{option[0]} is for pictures: leave it out" in refused("ask", clip, QUESTION, *model, *option)
+    assert "read from a file, not from standard input" in refused("ask", "-", QUESTION, *model, "--frames", 3)
     assert "no such video file" in refused("ask", tmp_path / "none.mp4", QUESTION, *model)
     assert "not both" in refused("ask", clip, QUESTION, *model, "--frames", 3, "--fps", 1)
     assert "a contact sheet" in refused("ask", clip, QUESTION, *model, "--show", tmp_path / "a.svg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from foveate import INSIDE_METHODS, METHODS, WRAPPERS
 from foveate.cli import app, console
 from foveate.cli.evaluate import parse_methods
 from foveate.coverage import SUPPORTED
+from foveate.evaluation.leaderboard.checked import check
 from tests import checkpoint
 from tests.tiny import ROWS
 
@@ -40,7 +42,8 @@ def call(*arguments, status=0):
 
 def refused(*arguments) -> str:
     result = call(*arguments, status=2)
-    assert result.stdout == "" and "Traceback" not in result.stderr
+    told = json.loads(result.stdout)["error"]["message"] if "--json" in arguments else result.stdout
+    assert bool(told) is ("--json" in arguments) and "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("foveate: error: ")]
     assert len(errors) == 1
     return errors[0]
@@ -101,7 +104,7 @@ def test_compare_answers_are_the_stock_model_s_and_the_pruned_one_s(folder, phot
 
 def test_compare_prints_a_table(folder, photo, tmp_path):
     result = ask(folder, photo, QUESTION, "--compare", "--repeats", 1, "--show", tmp_path / "kept.png")
-    for row in ("answer", "visual tokens", "prompt, tokens", "KV cache, MiB", "prefill, ms", "total, ms"):
+    for row in ("answer", "visual tokens", "prompt, tokens", "KV cache, MiB", "first token, ms", "answer, ms"):
         assert row in result.stdout
     assert str(tmp_path / "kept.png") in result.stderr.replace("\n", "")
 
@@ -112,8 +115,8 @@ def test_several_images(folder, photo, tmp_path):
 
 
 def test_keep_one_and_keep_all(folder, photo):
-    one = ask(folder, photo, QUESTION, "--json", "--keep", "1")
-    assert json.loads(one.stdout)["visual_tokens"] == 1 and "1.0 keeps all" in one.stderr
+    one = ask(folder, photo, QUESTION, "--json", "--keep", "1t")
+    assert json.loads(one.stdout)["visual_tokens"] == 1
     whole = json.loads(ask(folder, photo, QUESTION, "--json", "--keep", "1.0").stdout)
     assert whole["images"][0]["kept"] == whole["images"][0]["total"]
 
@@ -165,7 +168,7 @@ def test_as_many_tokens_as_needed(folder, photo):
     chosen = session.ask(QUESTION, foveate.Auto("cover"), max_new_tokens=3, do_sample=False)
     assert told["keep"] == "auto" and told["visual_tokens"] == chosen.visual_tokens
     assert "auto cannot hold adafv" in refused("ask", photo, QUESTION, "--keep", "auto")
-    assert "as many as needed keeps the method auto:cover" in refused("eval", "--keep", "auto")
+    assert "as many tokens as needed keeps the method auto:cover" in refused("eval", "--keep", "auto")
     for command in (["bench"], ["bench", "--serve"]):
         assert "chooses its own number of tokens" in refused(*command, "--methods", "auto:cover")
 
@@ -350,7 +353,7 @@ def test_eval_of_documents(folder, tmp_path):
 
 def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):
     out = tmp_path / "out"
-    options = ["eval", "--model", folder, "--count", 2, "--methods", "adafv,text", "--keep", "1,0.25", "--out", out]
+    options = ["eval", "--model", folder, "--count", 2, "--methods", "adafv,text", "--keep", "1.0,25%", "--out", out]
     table = call(*options)
     assert "by kind" in table.stdout and "small in clutter" in table.stdout and "McNemar" in table.stdout
     rows = (out / "rows.jsonl").read_text()
@@ -358,6 +361,8 @@ def test_eval_reports_resumes_and_refuses_a_mixture(folder, tmp_path):
     assert (out / "rows.jsonl").read_text() == rows  # nothing was asked again
     assert {(run["method"], run["keep"]) for run in told["runs"]} == {("all", 1.0), ("adafv", 0.25), ("text", 0.25)}
     assert {"accuracy.png", "report.json"} <= {path.name for path in out.iterdir()}
+    _, wrong = check([out / "result.json"])
+    assert [fault.split(": ", 1)[1] for fault in wrong] == ["lacks the run blind at 0: add blind to --methods"]
     assert "seed: 0 then, 1 now" in refused(*options, "--seed", 1)
 
 
@@ -430,8 +435,8 @@ def test_eval_quick_asks_less(monkeypatch):
     ):
         call("eval", *options)
     assert [(one.source.count, one.keep) for one in asked] == [
-        (300, "1,0.25,0.1,0.05"), (80, "1,0.1"), (80, "0.3"), (5, "1,0.1"), (400, "1,0.1"),
-        (300, "1,0.25,0.1,0.05"), (80, "1,0.1"),
+        (300, "1.0,0.25,0.1,0.05"), (80, "1.0,0.1"), (80, "0.3"), (5, "1.0,0.1"), (400, "1.0,0.1"),
+        (300, "1.0,0.25,0.1,0.05"), (80, "1.0,0.1"),
     ]  # fmt: skip
 
 
@@ -469,3 +474,24 @@ def test_all_of_one_method():
     assert told["options"]["share"] == 0.8 and "floor" in told["text"]
     assert "did you mean 'cdpruner'?" in refused("methods", "cdprune")
     assert "did you mean 'words'" in refused("eval", "--methods", "cdpruner:word=max")
+
+
+def test_ask_writes_a_page(folder, photo, tmp_path):
+    out = tmp_path / "page.html"
+    result = ask(folder, photo, QUESTION, "--html", out, "--keep", 0.25, "--json")
+    told = json.loads(result.stdout)
+    page = out.read_text(encoding="utf-8")
+    assert told["html"] == str(out)
+    assert f'<div class="answer">{told["answer"]}</div>' in page and "adafv, keep 0.25" in page
+    assert f"{told['images'][0]['kept']} of {told['images'][0]['total']} patch tokens kept" in page
+    ask(folder, photo, QUESTION, "--html", out, "--keep", 0.25, "--compare", "--repeats", 1)
+    page = out.read_text(encoding="utf-8")
+    assert page.count('<div class="answer">') == 2 and page.count('class="fv-figure"') == 1
+    assert "<th>KV cache, MiB</th>" in page and "pointed at most by" in page
+    assert "suffix .html" in refused("ask", photo, QUESTION, "--html", tmp_path / "page.png")
+
+
+def test_the_explorer_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "foveate.app.page", raising=False)
+    assert "the explorer needs gradio: pip install 'foveate[app]'" in refused("app")

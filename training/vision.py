@@ -158,10 +158,10 @@ def _bases(batch: list[View]) -> list[int]:
     return starts
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the rows that have a target; 0 where none has."""
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over the rows that have a target, weighted by class if told how; 0 where none has."""
     used = target >= 0
-    return F.cross_entropy(logits[used], target[used]) if used.any() else logits.sum() * 0
+    return F.cross_entropy(logits[used], target[used], weight) if used.any() else logits.sum() * 0
 
 
 def _text_to_image(cosine: Tensor, labels: tuple[Tensor, Tensor, Tensor], batch: list[View]) -> tuple[Tensor, Tensor]:

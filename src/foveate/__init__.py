@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from foveate import bundled, functional, serving
     from foveate.asking_again import AskAgain
     from foveate.attachment import Attachment, attach, detach
+    from foveate.config import Config, from_config
     from foveate.crops import Crops
     from foveate.pixels import Pixels, resized
     from foveate.pruners import (
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "foveate.asking_again": "AskAgain",
     "foveate.attachment": "Attachment attach detach",
+    "foveate.config": "Config from_config",
     "foveate.crops": "Crops",
     "foveate.pixels": "Pixels resized",
     "foveate.pruners": (

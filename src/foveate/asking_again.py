@@ -217,6 +217,8 @@ class Spelled:
         for option, value in written.items():
             with contextlib.suppress(SyntaxError, ValueError):  # a text
                 options[option] = ast.literal_eval(value)
+        if "first" in written:
+            options["first"] = Keep.read(written["first"], f"{NAME}: first is a budget: first").value
         try:
             found = cls(method, **options, given=frozenset(options))
             found.asking(1.0)

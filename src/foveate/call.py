@@ -30,6 +30,7 @@ from foveate.positions import following, position_ids
 from foveate.prompts import Plan, Prompt, cached_length, make_plan, remember, whole_plan
 from foveate.pruned_call import PrunedCall, Rows, require_scores_finite
 from foveate.pruners.base import Pruner
+from foveate.stopwatch import stage
 from foveate.tokens import Selection
 from foveate.views import PromptView
 
@@ -57,20 +58,21 @@ class Call(PrunedCall[Pruner]):
     def run(self, original: Callable[..., Any], arguments: dict[str, Any], key: str, prompt: Prompt) -> Any:
         """``generate`` on the shortened prompt; what comes back has the prompt as the user knows it in front."""
         ids: Tensor = arguments[key]
-        short = self._shorten(arguments, prompt)
-        plan = short.plan
-        self._spend(arguments)
-        if short.touched:
-            arguments.update(self._short_arguments(arguments, ids, plan, key, from_mask=True))
-            dropped = ids.shape[1] - arguments[key].shape[1]
-            arguments.update(shift_lengths(self.model.generation_config, arguments, dropped))
+        with stage("selection"):
+            short = self._shorten(arguments, prompt)
+            plan = short.plan
+            self._spend(arguments)
+            if short.touched:
+                arguments.update(self._short_arguments(arguments, ids, plan, key, from_mask=True))
+                dropped = ids.shape[1] - arguments[key].shape[1]
+                arguments.update(shift_lengths(self.model.generation_config, arguments, dropped))
         short_ids = arguments[key]
         self.prompt_tokens = short_ids.shape[1]
         self.visual_tokens = [
             sum(len(one.features) for kept in short.rows.values() for one in kept[row]) for row in range(len(ids))
         ]
         view = self.view(arguments, ids, short_ids)
-        with delivering(self._delivery(arguments, short, view)), self._calibrating(short):
+        with delivering(self._delivery(arguments, short, view)), self._calibrating(short), stage("prefill"):
             result = original(**arguments)
         for cache in (cache_in(arguments), cache_of(result)):
             remember(cache, plan, following(self.family, plan), short.bias)
@@ -123,6 +125,11 @@ class Call(PrunedCall[Pruner]):
         output.logits = output.logits[torch.arange(len(nearest), device=where)[:, None], nearest.to(where)]
         remember(cache_of(output), plan, following(self.family, plan), short.bias)
         return output if wanted_dict else output.to_tuple()
+
+    def choose(self, arguments: Mapping[str, Any], prompt: Prompt) -> list[Selection]:
+        """What would be kept of every image, and nothing else done."""
+        self._shorten(arguments, prompt)
+        return self.selections
 
     def _shorten(self, arguments: Mapping[str, Any], prompt: Prompt) -> Shortened:
         """Encodes, selects and plans."""

@@ -85,6 +85,7 @@ def compare(
     repeats: int = 3,
     crops: Crops | float | int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Comparison:
     """Answers with the stock model and with the pruned one, and measures both.
 
@@ -100,6 +101,7 @@ def compare(
         repeats: timings per side, >= 1.
         crops: of the pruned side, see ``foveate.attach``; the stock model encodes all.
         progress: called with the number of timed rounds done and of those there are.
+        options: the others of ``foveate.attach``, of the pruned side.
 
     Raises:
         ValueError: ``repeats`` < 1, or what the model or the pruner refuses.
@@ -112,7 +114,7 @@ def compare(
     visual = int((inputs["input_ids"] == image_token).sum())
 
     def run(limit: int, attached: Method | None) -> tuple[float, Any]:
-        with nullcontext() if attached is None else attached(model, crops=crops):
+        with nullcontext() if attached is None else attached(model, crops=crops, **options):
             _settle(model)
             start = time.perf_counter()
             output = model.generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -40,6 +41,25 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     file = checked_file(path, "image")
     name = os.fspath(path)
+    return _decoded(file, name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Reads a picture from a file's bytes, as ``load_image`` does.
+
+    Args:
+        data: what the file holds.
+        name: for messages.
+
+    Raises:
+        ValueError: as for ``load_image``.
+    """
+    if not data:
+        raise ValueError(f"{name} is empty (0 bytes): nothing came")
+    return _decoded(io.BytesIO(data), name)
+
+
+def _decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit, checked below

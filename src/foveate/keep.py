@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import reprlib
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) ?%")
+_TOKENS = re.compile(r"([0-9]+) ?t(?:okens?)?")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,54 @@ class Keep:
             )
         object.__setattr__(self, "value", number)
 
+    @classmethod
+    def read(cls, given: object, name: str = "keep") -> Keep:
+        """What people write outside Python: on a command line, in a configuration file, in a request to a server.
+
+        Texts are ``"10%"`` (a fraction), ``"64t"`` (tokens per image), ``"0.1"`` and ``"64"``; numbers are taken as
+        ``Keep`` takes them. A bare ``1`` is refused there, as text and as number: some mean all tokens by it (JSON as
+        JavaScript writes it has no ``1.0``) and some a single one.
+
+        Args:
+            given: a text or a number.
+            name: what it was given as, for messages: ``"--keep"``.
+
+        Raises:
+            ValueError: a text that is neither, a budget that ``Keep`` refuses, or a bare 1.
+            TypeError: neither text nor number.
+        """
+        value: object = given
+        if isinstance(given, str):
+            text = given.strip().lower()
+            if found := _PERCENT.fullmatch(text):
+                value = float(Decimal(found[1]) / 100)
+            elif found := _TOKENS.fullmatch(text):
+                return cls(int(found[1]))
+            else:
+                value = _number(text)
+                if value is None:
+                    raise ValueError(
+                        f"{name} {given!r} is no budget: give a part of each image's tokens, such as 10% or 0.1, or "
+                        "tokens per image, such as 64t or 64"
+                    )
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and value == 1:
+            raise ValueError(
+                f"{name} {given} may mean all tokens or a single one: write 100% (or 1.0) for all of them, 1t for one"
+            )
+        try:
+            return cls(value)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{name} {given}: {error}") from None
+
+    @property
+    def written(self) -> float | int | str:
+        """The value as ``read`` takes it: itself, but for a single token ``"1t"``."""
+        return "1t" if isinstance(self.value, int) and self.value == 1 else self.value
+
+    def __str__(self) -> str:
+        """For people: see ``keep_label``."""
+        return keep_label(self.value)
+
     def budget(self, tokens: int) -> int:
         """Tokens kept out of ``tokens``: ``max(1, ceil(keep * tokens))`` or the int, never above ``tokens``.
 
@@ -73,3 +126,19 @@ class Keep:
         if isinstance(self.value, int) and self.value == 1:
             return False
         return not (isinstance(other.value, float) and other.value == 1.0)
+
+
+def _number(text: str) -> float | int | None:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return None
+
+
+def keep_label(keep: float | int) -> str:
+    """A budget for people, as ``Keep.read`` takes it: ``"10%"``, ``"64t"``."""
+    if isinstance(keep, int):
+        return f"{keep}t"
+    return f"{(Decimal(repr(float(keep))) * 100).normalize():f}%"

@@ -22,6 +22,7 @@ from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
 from foveate.pruners.base import Method
 from foveate.readable import check_readable
+from foveate.stopwatch import stage
 from foveate.tokens import Selection, TextTokens
 from foveate.turns import Turns
 from foveate.views import PromptView, SeeingStreamer
@@ -128,12 +129,11 @@ class PrunedCall(ABC, Generic[_Method]):
         """The model's own answer to text alone.
 
         Args:
-            original: the model's own function.
-            arguments: the call's.
+            original, arguments: the model's own function, and the call's arguments.
             ids: its prompt, where the caller's code may run beside it (``generate``).
         """
         view = None if ids is None else self.view(arguments, ids, ids)
-        with delivering(Delivery(self.family, cache=cache_in(arguments), view=view)):
+        with delivering(Delivery(self.family, cache=cache_in(arguments), view=view)), stage("prefill"):
             return original(**arguments)
 
     def view(self, arguments: dict[str, Any], ids: Tensor, short_ids: Tensor) -> PromptView:
@@ -263,10 +263,10 @@ class PrunedCall(ABC, Generic[_Method]):
                 self.stock[kind] = features_alone(output)
                 return output
 
-            if kind == "video":
-                images += self.family.encode_videos(arguments, self._request(features, prompt))
-            elif self.options.routed is None:
-                images += self.family.encode(arguments, self._request(features, prompt))
+            if kind == "video" or self.options.routed is None:
+                encode_all = self.family.encode_videos if kind == "video" else self.family.encode
+                with stage("encoder"):
+                    images += encode_all(arguments, self._request(features, prompt))
             else:
                 encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.routed.ranks
                 self.views = Views(encode, self.family, arguments, prompt, at_once=at_once)
@@ -283,9 +283,9 @@ class PrunedCall(ABC, Generic[_Method]):
         routed = self.options.routed
         ranks = routed is not None and routed.reads_saliency and not store.known
         saliency = self.pruner.reads_saliency or ranks
-        return self.family.encode(
-            arguments, self._request(self.features["image"], prompt, saliency=saliency, views=store)
-        )
+        request = self._request(self.features["image"], prompt, saliency=saliency, views=store)
+        with stage("encoder"):
+            return self.family.encode(arguments, request)
 
 
 def require_scores_finite(selections: Sequence[Selection]) -> None:

@@ -24,6 +24,7 @@ from foveate.pixels import resized, warn_fixed
 from foveate.pruners.base import Method
 from foveate.pruners.uniform import Uniform
 from foveate.stateless import run
+from foveate.stopwatch import stage
 from foveate.tokens import Selection
 from foveate.turns import adds_special_tokens
 
@@ -168,18 +169,9 @@ class Session:
         pruner = Uniform(keep=1.0) if pruner is None else pruner
         crops = self.crops if crops is None else crops
         options = Options(positions, newlines, self.layout, turn_end, self.processor, calibrate, crops)
-        inputs = self._tokenize([self.prompt(question) for question in questions])
-        repeated = {
-            name: value.repeat(len(questions), *[1] * (value.ndim - 1)) for name, value in self._image_inputs.items()
-        }
-        arguments = {
-            **inputs,
-            **repeated,
-            "max_new_tokens": max_new_tokens,
-            "return_dict_in_generate": False,
-            **generate_options,
-        }
-        call, sequences = run(self.model, pruner, options, (), arguments, self.views)
+        inputs = self.arguments(questions)
+        limits = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": False}
+        call, sequences = run(self.model, pruner, options, (), {**inputs, **limits, **generate_options}, self.views)
         call.mirror()
         if len(sequences) != len(questions):
             raise ValueError("num_return_sequences must be 1 in a session: one answer per question")
@@ -197,6 +189,14 @@ class Session:
             )
             for number, (question, sequence) in enumerate(zip(questions, sequences, strict=True))
         ]
+
+    def arguments(self, questions: Sequence[str]) -> dict[str, Any]:
+        """What the model's ``generate`` is called with for questions about the images, their pixels left out."""
+        inputs = self._tokenize([self.prompt(question) for question in questions])
+        rows = len(questions)
+        return inputs | {
+            name: value.repeat(rows, *[1] * (value.ndim - 1)) for name, value in self._image_inputs.items()
+        }
 
     def _tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
         for prompt in prompts:
@@ -278,7 +278,7 @@ def look(
             warn_fixed(instrumented.family)
 
         def encode(store: ViewStore | None = None) -> Sequence[EncodedImage]:
-            with looking_through(model) as site, torch.no_grad():
+            with looking_through(model) as site, torch.no_grad(), stage("encoder"):
                 request = Request(
                     site.features["image"], keys=True, encoded=True, layout=layout, prompt=prompt, views=store
                 )

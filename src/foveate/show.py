@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from foveate.colour_scale import scale, told_apart
 from foveate.crops import encoded_tokens
-from foveate.painting import faded, missing, painted, striped
+from foveate.painting import DARK, LIGHT, faded, missing, painted, striped
 from foveate.pruners.base import SALIENCY, TEXT_TO_IMAGE
 from foveate.tokens import Selection
 
@@ -34,9 +36,15 @@ NOT_ENCODED = "not encoded"
 
 
 def overlay(
-    image: Image.Image, selection: Selection, *, views: Sequence[int] | None = None, dim: float = DIM
+    image: Image.Image,
+    selection: Selection,
+    *,
+    views: Sequence[int] | None = None,
+    dim: float = DIM,
+    outline: bool = True,
 ) -> Image.Image:
-    """The picture with kept patches clear and the others faded under a light veil.
+    """The picture with kept patches clear, the others faded to grey, and an outline around what was kept: a dark line
+    and a yellow one, of which one reads on any background. The lines lie on what was dropped; kept pixels are as ever.
 
     Where a crop was not encoded there are grey stripes: nothing was there to be kept or dropped.
 
@@ -46,6 +54,7 @@ def overlay(
         views: show only patches of these views (0 is the base view, crops follow); default all. A spot is clear when
             any of these views keeps a patch over it, striped where none does and one was not encoded.
         dim: how far the others fade, in [0, 1].
+        outline: whether there is one.
 
     Returns:
         An RGB image of the same size.
@@ -58,7 +67,7 @@ def overlay(
     known = len(selection.geometry.grids)
     if views is not None and not all(0 <= view < known for view in views):
         raise ValueError(f"views {list(views)} are not among the {known} of this image")
-    return faded(image.convert("RGB"), image.size, selection, views, dim)
+    return faded(image.convert("RGB"), image.size, selection, views, dim, outline)
 
 
 def figure(
@@ -71,8 +80,9 @@ def figure(
 ) -> Figure:
     """Kept patches and the maps behind the choice: a row for the base view and one for the crops, for every image.
 
-    A map has one colour scale over all views, as the method compared them. Scores that the method did not read have no
-    panel. Crops that were not encoded are striped, and say so.
+    A map has one colour scale over all views, as the method compared them; one that is nearly flat takes little of it.
+    Scores that the method did not read have no panel. Crops that were not encoded are striped, and say so. Below stands
+    what outline, grey and stripes mean.
 
     Args:
         images: the pictures, upright.
@@ -103,8 +113,10 @@ def figure(
         for picture, selection in zip(pictures, chosen, strict=True)
     ]
     title = _title(question, answer, method, chosen, letters=int(columns * panel * 11.5))
-    whole = Figure(figsize=(columns * panel, sum(heights) + 0.25 + 0.2 * (1 + title.count("\n"))), layout="constrained")
+    height = sum(heights) + 0.5 + 0.2 * (1 + title.count("\n"))
+    whole = Figure(figsize=(columns * panel, height), layout="constrained")
     whole.suptitle(title, fontsize=11, x=0.012, ha="left")
+    _legend(whole, any(selection.encoded is not None for selection in chosen))
     blocks = whole.subfigures(len(chosen), 1, height_ratios=heights, squeeze=False)[:, 0]
     for number, (block, picture, selection) in enumerate(zip(blocks, pictures, chosen, strict=True), 1):
         if len(chosen) > 1:
@@ -135,6 +147,8 @@ def save(
 
 def check_path(path: str | os.PathLike[str]) -> None:
     """Raises what ``save`` would raise for this path, before there is anything to save."""
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("figures need matplotlib: pip install 'foveate[cli]'")
     target = Path(path)
     known = ("png", "jpg", "jpeg", "webp", "pdf", "svg")
     if target.suffix.lower().lstrip(".") not in known:
@@ -177,10 +191,9 @@ def _draw_map(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
 
-    known = values[~np.isnan(values)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    low, high, marks = scale(values[~np.isnan(values)])
     # Attention spans orders of magnitude: on a linear scale all but the peaks would be black.
-    norm = PowerNorm(0.5, vmin=low, vmax=high if high > low else low + 1.0)
+    norm = PowerNorm(0.5, vmin=low, vmax=high)
     values = painted(selection, values, original, small.size, views)
     seen = ~np.isnan(values)
     colours = colormaps[MAGMA](np.asarray(norm(np.where(seen, values, low))))[..., :3]
@@ -189,11 +202,25 @@ def _draw_map(
     around = np.where(absent[..., None], striped(np.asarray(small, dtype=np.float32)) / 255.0, 1.0)
     axes.imshow(np.where(seen[..., None], 0.8 * colours + 0.2 * grey, around))
     bar = axes.figure.colorbar(ScalarMappable(norm, MAGMA), ax=axes, fraction=0.04, pad=0.015)
-    marks = sorted({low, low + (high - low) / 4, high})
-    bar.set_ticks(marks, labels=[f"{mark:.1g}" for mark in marks])
+    bar.set_ticks(marks, labels=told_apart(marks))
     bar.ax.tick_params(labelsize=6, length=2)
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
+
+
+def _legend(whole: Figure, stripes: bool) -> None:
+    from matplotlib.patches import Patch
+    from matplotlib.patheffects import withStroke
+
+    dark, light = (f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in (DARK, LIGHT))
+    around = [withStroke(linewidth=3.5, foreground=dark)]
+    handles = [
+        Patch(facecolor="white", edgecolor=light, linewidth=1.5, path_effects=around, label="kept"),
+        Patch(facecolor="#bbbbbb", label="dropped"),
+    ]
+    if stripes:
+        handles.append(Patch(facecolor="#cdcdcd", edgecolor="#8a8a8a", linewidth=0, hatch="/////", label=NOT_ENCODED))
+    whole.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, handlelength=1.6)
 
 
 def _frame(axes: Axes, title: str) -> None:

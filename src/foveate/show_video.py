@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.painting import painted
-from foveate.show import DIM, overlay
+from foveate.show import overlay
 from foveate.tokens import Selection
 from foveate.videos import Video
 from foveate.watching import kept_by_moment, moments
@@ -25,8 +23,6 @@ SHEETS = ("png", "jpg", "jpeg", "pdf")
 FILMS = ("gif", "webp", "apng")
 CELL = 260
 """Width of a moment on a sheet, pixels."""
-LINE = (255, 122, 0)
-"""Colour of the outline."""
 _GAP, _TEXT, _BACK = 10, (40, 40, 40), (255, 255, 255)
 
 
@@ -44,11 +40,7 @@ def marked(video: Video, selection: Selection, number: int) -> Image.Image:
     view = next((view for view, some in enumerate(_moments(video, selection)) if number in some), None)
     if view is None:
         raise ValueError(f"there is no frame {number} among the video's {len(video)}")
-    frame = video.frames[number]
-    shown = overlay(frame, selection, views=[view], dim=DIM)
-    kept = selection.mask().cpu().numpy().astype(np.float32)
-    clear = np.nan_to_num(painted(selection, kept, frame.size, frame.size, [view])) > 0
-    return Image.fromarray(np.where(_edge(clear)[..., None], np.array(LINE, np.uint8), np.asarray(shown)))
+    return _overlay(video, selection, view, number)
 
 
 def sheet(
@@ -82,8 +74,7 @@ def sheet(
         x, y = _GAP + view % columns * (CELL + _GAP), head + view // columns * row
         rows, across = selection.geometry.grids[view]
         pen.text((x, y), f"{_span(video, some)}: {kept} of {rows * across}", fill=_TEXT, font=small)
-        cell = marked(video, selection, some[0]).resize((CELL, height), Image.Resampling.LANCZOS)
-        whole.paste(cell, (x, y + 22))
+        whole.paste(_overlay(video, selection, view, some[0], (CELL, height)), (x, y + 22))
     return whole
 
 
@@ -128,6 +119,16 @@ def check_path(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
 
 
+def _overlay(
+    video: Video, selection: Selection, view: int, number: int, size: tuple[int, int] | None = None
+) -> Image.Image:
+    """A frame with what is kept of a view; it gets its size before its outlines, which would be blurred with it."""
+    frame = video.frames[number]
+    if size is not None:
+        frame = frame.resize(size, Image.Resampling.LANCZOS)
+    return overlay(frame, selection, views=[view])
+
+
 def _moments(video: Video, selection: Selection) -> list[range]:
     return moments(selection.geometry.grids, len(video))
 
@@ -135,17 +136,6 @@ def _moments(video: Video, selection: Selection) -> list[range]:
 def _span(video: Video, some: Sequence[int]) -> str:
     first, last = video.times[some[0]], video.times[some[-1]]
     return f"{first:.1f} s" if first == last else f"{first:.1f} to {last:.1f} s"
-
-
-def _edge(clear: np.ndarray) -> np.ndarray:
-    """(height, width) bool: what of an area lies within two pixels of what is not in it, or of the frame's edge."""
-    inner = np.pad(clear, 2)
-    height, width = clear.shape
-    for axis in (0, 1):
-        inner = inner & np.roll(inner, 1, axis) & np.roll(inner, -1, axis)
-        inner = inner & np.roll(inner, 1, axis) & np.roll(inner, -1, axis)
-    found: np.ndarray = clear & ~inner[2 : 2 + height, 2 : 2 + width]
-    return found
 
 
 def _title(

@@ -16,6 +16,7 @@ from foveate.models.encoded import EncodedImage, Kind, Layout, Request
 from foveate.models.view_store import Views
 from foveate.options import Options
 from foveate.session import PER_TOKEN, Session
+from foveate.stopwatch import stage
 from foveate.tokens import Selection
 from foveate.videos import Video
 
@@ -95,7 +96,8 @@ def watch(model: Any, processor: Any, video: Video) -> VideoSession:
         kind: Kind = "video" if family.video_inputs and family.has(inputs, "video") else "image"
         layout: Layout = "stock"
         request = Request(instrumented.features[kind], keys=True, encoded=True, layout=layout, prompt=ids)
-        images = family.encode_videos(inputs, request) if kind == "video" else family.encode(inputs, request)
+        with stage("encoder"):
+            images = family.encode_videos(inputs, request) if kind == "video" else family.encode(inputs, request)
     _require_one(images, len(video), family.title)
     moments(images[0].tokens.geometry.grids, len(video))
     return VideoSession(model, processor, video, Views.of(images), inputs, kind)

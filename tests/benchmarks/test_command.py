@@ -40,7 +40,7 @@ def test_a_checkpoint_is_measured_and_written(folder: str, tmp_path: Path) -> No
     assert written == [".json", ".md", ".png", ".png"]  # what was measured, and where the time goes
     saved = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
     assert saved == {name: value for name, value in found.items() if name != "files"}
-    assert "| stock | 1 |" in next(tmp_path.glob("*.md")).read_text(encoding="utf-8")
+    assert "| stock | 100% |" in next(tmp_path.glob("*.md")).read_text(encoding="utf-8")
 
 
 def test_accuracy_is_drawn_over_time(folder: str, tmp_path: Path) -> None:

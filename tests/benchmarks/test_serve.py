@@ -267,9 +267,9 @@ def test_arms_take_turns_and_are_summed_up():
     assert first.processor_ms == pytest.approx(1000 / 6)
     assert first.ttft_ms is not None and first.ttft_ms[0] <= first.ttft_ms[1] <= first.ttft_ms[2]
     held = {target.name: target.holds for target in report.targets()}
-    assert held["fresh, 2 at a time, adafv: requests/s at keep 0.1 over 1"]
+    assert held["fresh, 2 at a time, adafv: requests/s at keep 10% over 100%"]
     assert held["failed of 48 requests"]
-    assert "2 at a time, adafv 0.1: requests/s, repeated over fresh pictures" in held
+    assert "2 at a time, adafv 10%: requests/s, repeated over fresh pictures" in held
 
 
 def test_failures_are_counted_and_no_figure_is_made_of_them():
@@ -286,7 +286,7 @@ def test_failures_are_counted_and_no_figure_is_made_of_them():
     told = serve_figures.errors_table(report)[1]
     assert sorted(told) == [["connection: ConnectError", "3"], ["status 503: busy", "3"]]
     missed = [target.name for target in report.targets() if not target.holds]
-    assert missed == ["failed of 12 requests", "fresh, 2 at a time, adafv: requests/s at keep 0.1 over 1"]
+    assert missed == ["failed of 12 requests", "fresh, 2 at a time, adafv: requests/s at keep 10% over 100%"]
     heads, rows = serve_figures.table(report)
     assert dict(zip(heads, rows[1], strict=False))["requests/s"] == "0.00" and rows[1][-1] == "6"
     assert json.loads(json.dumps(report.as_dict()))["results"][1]["failed"] == 6
@@ -318,7 +318,7 @@ def test_ratios_are_those_of_a_round():
     assert [one.gain for one in report.figures] == [1.0, 2.0, 3.0]
     # A number of tokens is compared with all of them, not with a fraction.
     assert [target.name.split(": ")[1] for target in report.targets()[1:]] == [
-        "requests/s at keep 0.25 over 1", "requests/s at keep 16 tokens over 1",
+        "requests/s at keep 25% over 100%", "requests/s at keep 16t over 100%",
     ]  # fmt: skip
 
 
@@ -444,7 +444,7 @@ def call(*arguments: Any, status: int = 0) -> Any:
 def test_the_command_measures_a_running_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server = Server(slower_when_more_is_kept)
     monkeypatch.setattr(serve, "connect", lambda url: client_of(server))
-    options = ("--serve", "--url", "http://made.up", "--keep", "1,0.1", "--concurrency", "1,2", "--rate", 50)
+    options = ("--serve", "--url", "http://made.up", "--keep", "1.0,0.1", "--concurrency", "1,2", "--rate", 50)
     options += ("--requests", 4, "--repeats", 1, "--max-new-tokens", TOKENS, "--out", tmp_path)
     found = json.loads(call(*options, "--json").stdout)
     assert [(one["pictures"], one["loop"], one["load"], one["keep"]) for one in found["results"]] == [
@@ -456,7 +456,7 @@ def test_the_command_measures_a_running_server(monkeypatch: pytest.MonkeyPatch, 
     assert sorted(Path(file).name for file in found["files"]) == [
         f"serve-a-running-server.{end}" for end in ("json", "md", "png")
     ]
-    assert "| fresh | 2 at a time | 1 |" in (tmp_path / "serve-a-running-server.md").read_text(encoding="utf-8")
+    assert "| fresh | 2 at a time | 100% |" in (tmp_path / "serve-a-running-server.md").read_text(encoding="utf-8")
     broken = Server(lambda body, number: http.Response(500 if number == 9 else 200, stream=Stream(*whole())))
     monkeypatch.setattr(serve, "connect", lambda url: client_of(broken))
     result = call(*options, "--check", status=1)

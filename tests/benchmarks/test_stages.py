@@ -18,8 +18,9 @@ from foveate.benchmarks import prefill
 from foveate.benchmarks.measure import Clock
 from foveate.benchmarks.report import plot_stages, stages_table
 from foveate.benchmarks.shapes import SHAPES
-from foveate.benchmarks.stages import STAGES, Stages, Stopwatch, measure
+from foveate.benchmarks.stages import measure
 from foveate.call import Call
+from foveate.stopwatch import STAGES, Stages, Stopwatch
 from tests.benchmarks.tinier import tiny
 
 NEW = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,22 @@ def test_recall_is_the_part_of_the_object_that_is_found():
     assert recall_at(score, inside, 0.3) == pytest.approx(2 / 3) and recall_at(score, inside, 1.0) == 1
 
 
+def test_what_is_smaller_than_a_token_is_of_those_that_hold_it():
+    """A base view of one token, and 2 x 2 tokens of a crop over its left half."""
+    boxes = np.array([[0, 0, 40, 20], [0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20], [10, 10, 20, 20]], float)
+    asked = Item("a.png", "q", ["yes"], "presence", "small", False, [])
+    cases = (
+        ([[4, 4, 6, 6]], [1]),  # a token's centre lies in it
+        ([[11, 1, 14, 4]], [0, 2]),  # none does
+        ([[11, 1, 14, 4], [4, 4, 6, 6]], [0, 1, 2]),
+        ([[0, 0, 40, 20]], [0, 1, 2, 3, 4]),
+        ([], []),
+    )
+    for placed, expected in cases:
+        found = analysis.tokens_of(replace(asked, boxes=placed), boxes)
+        assert np.flatnonzero(found).tolist() == expected
+
+
 def made(number: int, kind: str = "presence", clutter: bool = True) -> Item:
     return Item(f"{number // 2}.png", "Is there a cat?", ["yes"], kind, "small", clutter, [[0, 0, 5, 5]])
 
@@ -168,14 +185,14 @@ def test_scores_are_those_that_the_pruner_reads(loaded, tmp_path):
     for one in scored:
         for centre, inside in zip((boxes[:, :2] + boxes[:, 2:]) / 2, one.inside, strict=True):
             x, y = centre
-            assert inside == any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in one.item.boxes)
+            assert inside == any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in one.item.boxes)  # none is tiny
     files = analysis.save(told, tmp_path / "out")
     read = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert {one["score"] for one in read["bias"]} == set(SCORES) and "layer 1" in read["note"]
     assert Image.open(files[1]).size[0] > 1000
     salience = analysis.read_salience(tmp_path / "out")
     asked = [one for one in items if (one.image, one.question) in salience]
-    assert asked and all(one.kind in analysis.ALIGNED for one in asked)
+    assert asked and all(one.kind in SCENES.located for one in asked)
     assert np.mean([salience[one.image, one.question] for one in asked]) == pytest.approx(
         next(one.auc.value for one in told.alignment if (one.score, one.group) == (SALIENCY, "all")), abs=1e-4
     )

@@ -108,7 +108,7 @@ def test_what_downsampling_gets_wrong() -> None:
     told = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert any(one["group"] == GROUP_A and one["value"] is None for one in told["accuracy"])
     lines = tables(report, ["all", UNGUESSED, GROUP_A]).splitlines()
-    assert "| `resize` | 0.1 | 3 | 25.0 [7.1, 59.1] | 16.7 |  |" in "\n".join(lines)
+    assert "| `resize` | 10% | 3 | 25.0 [7.1, 59.1] | 16.7 |  |" in "\n".join(lines)
     assert "nan" not in "\n".join(lines)
     plot(report, ["all", GROUP_A])
 
@@ -124,7 +124,7 @@ def test_in_the_same_time() -> None:
     told = {(one["method"], one["keep"]): one for one in report.as_dict()["runs"]}
     assert told["adafv", 0.5]["resize_in_same_time"]["all"] == pytest.approx(0.375)
     assert told["adafv", 0.1]["resize_in_same_time"]["all"] is None
-    assert "resize in the same time" in tables(report, ["all"])
+    assert "resize, same ms" in tables(report, ["all"])
     without = made({run: RUNS[run] for run in RUNS if run[0] != "resize"})
     assert "resize" not in tables(without, ["all"]) and "resize_in_same_time" not in without.as_dict()["runs"][0]
 

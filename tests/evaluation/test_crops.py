@@ -271,9 +271,9 @@ def test_reports_say_what_was_encoded(tmp_path: Path) -> None:
     assert compared[CROPPED[0], CROPPED[2]] == pytest.approx(0.15)
     lines = [line.strip("| ").split(" | ") for line in files[1].read_text().splitlines() if line.startswith("| ")]
     heads, *rows = (line for line in lines if len(line) == len(lines[0]))
-    assert heads[:4] == ["method", "keep", "encoded, %", "tokens"]
+    assert heads[:4] == ["method", "keep", "encoded, %", "visual tokens"]
     shown = {(row[0], row[1]): row[2] for row in rows}
-    assert shown["`crops:amount=0:cover`", "0.05"] == "20" and shown["all tokens", "1"] == "100"
+    assert shown["`crops:amount=0:cover`", "5%"] == "20" and shown["all tokens", "100%"] == "100"
 
 
 def test_without_crops_nothing_is_said_of_them(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def suite(pictures: Path) -> Path:
 
 def test_the_command(folder: str, suite: Path, tmp_path: Path) -> None:
     asked = ["eval", "--suite", suite, "--model", folder, "--out", tmp_path / "out", "--max-new-tokens", 2]
-    options = ["--methods", "cover,crops:amount=all:adafv", "--keep", "1,0.2", "--crops", "1,0.5,0,0.5:by=random"]
+    options = ["--methods", "cover,crops:amount=all:adafv", "--keep", "1.0,0.2", "--crops", "1,0.5,0,0.5:by=random"]
     told = json.loads(call(*asked, *options, "--json").stdout, parse_constant=not_json)
     shares = {run["method"]: run["encoded"] / run["total"] for run in told["runs"]}
     assert set(shares) == {

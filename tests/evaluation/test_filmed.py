@@ -34,7 +34,10 @@ def test_answers_are_a_sessions(tmp_path: Path) -> None:
             answer = session.ask(item.question, pruner, max_new_tokens=8, do_sample=False)
             row = by_run[str(number), name]
             assert row.answer == answer.text and row.kept == len(answer.selections[0]) and row.latency_ms > 0
+            parts = row.encoder_ms, row.selection_ms, row.prefill_ms
+            assert min(parts) > 0 and sum(parts) < row.latency_ms
             assert row.total == answer.selections[0].total and row.encoded is None
+        assert by_run[str(number), "blind"].encoder_ms == 0 < by_run[str(number), "blind"].prefill_ms
         assert by_run[str(number), "blind"].kept == 0 and by_run[str(number), "blind"].total == row.total
     with pytest.raises(ValueError, match="crops:amount=1:cover is for pictures"):
         evaluate(engine, items, ["crops:amount=1:cover"], [0.2], tmp_path / "other", folder=suite.folder)
@@ -55,7 +58,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "--methods",
         "uniform",
     ]
-    result = call(*options, "--keep", "1,0.2", "--json")
+    result = call(*options, "--keep", "1.0,0.2", "--json")
     told = json.loads(result.stdout)
     assert told["settings"]["suite"] == "clips" and "has never seen clips" in result.stderr
     assert (tmp_path / "report.md").is_file()

@@ -109,7 +109,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["clips"] == 2 and {one["method"] for one in told["figures"]} == {"saliency", "uniform"}
     assert json.loads((tmp_path / recall.RECALL_FILE).read_text("utf-8"))["figures"] == told["figures"]
     lines = call(*options).stdout.splitlines()
-    assert "moments" in lines[0] + lines[1] and sum(line.lstrip().startswith("25 %") for line in lines) == 2
+    assert "moments" in lines[0] + lines[1] and sum(line.lstrip().startswith("25%") for line in lines) == 2
     whole = next(one for one in told["figures"] if one["method"] == "uniform" and one["group"] == "all")
     assert any(f"uniform   {100 * whole['recall']['value']:.1f}" in line for line in lines)
 
@@ -117,6 +117,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_refused() -> None:
     assert "the bundled model takes pictures only: give --model dynamic" in refused("analyze", "--suite", "clips")
     assert "budgets are tuned on pictures" in refused("tune", "clips", "--count", 2)
-    assert "scenes and clips are analysed, not documents" in refused("analyze", "--suite", "documents", "--count", 1)
     with pytest.raises(ValueError, match="no question to ask"):
         recall.measure(None, None, [], Path(), {}, [0.1])

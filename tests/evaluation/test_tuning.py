@@ -107,7 +107,7 @@ def test_many_methods_are_screened_on_other_pictures():
     assert sizes == {"screening": {250}, "decisions": {750}} and told.questions == 750
     aside, others = tuning._split(world.items)
     assert not {item.image for item in aside} & {item.image for item in others}  # pictures are not shared
-    assert told.how().startswith("The 2 methods that lost least at keep 0.1")
+    assert told.how().startswith("The 2 methods that lost least at keep 10%")
     with pytest.raises(ValueError, match="1 pictures are too few"):
         World(losses, count=2).tune()
 
@@ -185,7 +185,7 @@ def test_margin_and_both_budgets_of_ask_again_are_found():
     told = world.tune()
     # at margin 0.5 the three first budgets spend 27, 15 and 15 tokens with all as the second
     assert told.best.method == "ask-again:first=0.05:margin=0.5:cover" and told.best.keep == 1.0
-    assert told.best.kept == 15 and {trial.dial for trial in told.trials} == {"ask-again:first=0.05:cover, then 1"}
+    assert told.best.kept == 15 and {trial.dial for trial in told.trials} == {"ask-again:first=0.05:cover, then 100%"}
     assert len(told.screening) == len(FIRSTS) * len(SECONDS)
     assert len(told.trials) <= told.decisions == math.ceil(math.log2(len(MARGINS) + 1))
     sizes = {

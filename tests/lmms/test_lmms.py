@@ -69,6 +69,17 @@ def test_figures_are_those_of_foveate_eval(folder, report, tmp_path, arguments, 
     assert figures == pytest.approx({name: ours[name] for name in figures}, abs=1e-12)
 
 
+def test_a_table_reproduced_is_the_same_with_and_without_lmms_eval(tmp_path):
+    options = "adafv --model bundled --tasks scenes,foveate_scenes --methods saliency --limit 24 --batch-size 8 --json"
+    told = json.loads(run("foveate", "reproduce", *options.split(), "--out", str(tmp_path)))
+    assert [line["keep"] for line in told["lines"]] == [1.0, 0.25, 0.1, 0.05]
+    for line in told["lines"]:
+        ours, theirs = line["scores"]["scenes"], line["scores"]["foveate_scenes"]
+        assert ours["value"] == pytest.approx(theirs["value"], abs=1e-9) and ours["count"] == theirs["count"] == 24
+        assert theirs["share"] is None or ours["share"] == pytest.approx(theirs["share"], abs=1e-9)
+    assert len({line["scores"]["scenes"]["value"] for line in told["lines"]}) > 1
+
+
 @pytest.fixture(scope="module")
 def model():
     assert get_model("foveate").__module__ == "foveate.evaluation.lmms.model"  # found by the entry point

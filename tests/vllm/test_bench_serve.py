@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-OPTIONS = ("--concurrency", "2", "--requests", "4", "--repeats", "1", "--keep", "1,0.1", "--max-new-tokens", "4")
+OPTIONS = ("--concurrency", "2", "--requests", "4", "--repeats", "1", "--keep", "1.0,0.1", "--max-new-tokens", "4")
 SERVER = ("--", "--enforce-eager", "--max-model-len", "2048")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from training.dynamic.grid import CELL, Grid
+from training.dynamic.letters import SLOTS
 from training.dynamic.words import COLOR_NAMES, NAMES
 
 IGNORE = -100
@@ -72,6 +73,7 @@ class Picture:
         shares: (C, SHOWN) how much of it is of each: their sum is 1, or 0 where nothing is known.
         digits: (C, PLACES) digits of the number that the cell shows most, ones first, ``NO_DIGIT`` in front of it;
             ``IGNORE`` where there is none.
+        letters: (C, SLOTS) what its text is spelled with, as ``spell`` tells it; ``IGNORE`` where that is not known.
         keys: (C, SHOWN) index in ``NAMES`` of what the cell's largest region is the value of.
         color: (C,) index in ``COLOR_NAMES`` or ``IGNORE``.
         center: (C,) whether the cell holds the middle of what it shows most.
@@ -86,6 +88,7 @@ class Picture:
     names: np.ndarray
     shares: np.ndarray
     digits: np.ndarray
+    letters: np.ndarray
     keys: np.ndarray
     color: np.ndarray
     center: np.ndarray
@@ -99,7 +102,13 @@ class Picture:
         return replace(self, pixels=self.pixels[:0])
 
 
-def label(pixels: np.ndarray, grid: Grid, regions: list[Region], questions: list[Asked]) -> Picture:
+def label(
+    pixels: np.ndarray,
+    grid: Grid,
+    regions: list[Region],
+    questions: list[Asked],
+    letters: np.ndarray | None = None,
+) -> Picture:
     """Tells cell by cell what is to be seen."""
     cells = grid.cells
     covered = np.stack([region.covered for region in regions]) if regions else np.zeros((0, cells), np.float32)
@@ -127,7 +136,9 @@ def label(pixels: np.ndarray, grid: Grid, regions: list[Region], questions: list
         known = [NAME_INDEX[key] for key in region.keys][:SHOWN]
         keys[np.ix_(own, np.arange(len(known)))] = known
         center[region.center] = max(center[region.center], float(shows[number, region.center]))
-    return Picture(pixels, grid, names, shares, digits, keys, color, center, side, owner, shows, questions)
+    if letters is None:
+        letters = np.full((cells, SLOTS), IGNORE, np.int64)
+    return Picture(pixels, grid, names, shares, digits, letters, keys, color, center, side, owner, shows, questions)
 
 
 def digits_of(number: int) -> list[int]:

@@ -14,6 +14,7 @@ from foveate.evaluation.scenes.world import COLORS
 from training.data import through_jpeg
 from training.dynamic.data import NAME_INDEX, Asked, Picture, Region, label, side_in_cells
 from training.dynamic.grid import Grid, covered, lay_out, resized
+from training.dynamic.letters import spell
 from training.dynamic.pages import make_page
 from training.dynamic.presets import Mix
 from training.views import cover
@@ -45,7 +46,7 @@ def make_picture(seed: int, index: int, mix: Mix, progress: float) -> Picture:
     """Training picture number ``index``."""
     rng = np.random.default_rng([seed, index, 7])
     if rng.random() < _between(mix.pages, progress):
-        return make_page(rng, progress)
+        return make_page(rng)
     clutter = bool(rng.random() < _between(mix.clutter, progress))
     most = int(rng.choice(mix.sides, p=mix.often))
     if rng.random() < mix.documents:
@@ -93,7 +94,8 @@ def _document(sample: Document, rng: np.random.Generator) -> Picture:
         Asked(ask.text, ask.answers[0], ask.kind, tuple(places[number, key] for key in dict.fromkeys(ask.keys)))
         for number, ask in sample.asks
     ]
-    return label(resized(picture, grid), grid, regions, asked)
+    written = [(mark, x, y) for panel, x, y in sample.page.panels for mark in panel.marks if isinstance(mark, Word)]
+    return label(resized(picture, grid), grid, regions, asked, spell(grid, written))
 
 
 def _region(

@@ -16,9 +16,10 @@ from training.data import ahead
 from training.dynamic.data import Picture
 from training.dynamic.drawing import make_batch
 from training.dynamic.grid import rope_extent, rope_places
+from training.dynamic.heads import Heads
 from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
-from training.dynamic.vision import Heads, vision_losses
+from training.dynamic.vision import vision_losses
 from training.dynamic.words import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, PAD, encode
 from training.questions import BUDGETS, budget_of, loss_of_answers, pack, question_mask
 from training.replay import replayed

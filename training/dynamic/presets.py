@@ -21,7 +21,7 @@ class Mix:
         often: how often each.
     """
 
-    pages: tuple[float, float] = (0.6, 0.15)
+    pages: tuple[float, float] = (0.6, 0.2)
     documents: float = 0.5
     clutter: tuple[float, float] = (0.85, 0.5)
     sides: tuple[int, ...] = (336, 448, 672)
@@ -34,8 +34,9 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset(Recipe):
-    """Of the dynamic model. ``mix`` is what is drawn."""
+    """Of the dynamic model. ``letters`` comes before stage 1, and ``mix`` is what is drawn."""
 
+    letters: Stage
     mix: Mix = Mix()
     seed: int = 30
 
@@ -47,7 +48,8 @@ PRESETS: dict[str, Preset] = {
         vision_layers=6,
         text_width=256,
         text_layers=4,
-        vision=Stage(steps=3200, batch=12, rate=1.5e-3),
+        letters=Stage(steps=2000, batch=16, rate=3e-3),
+        vision=Stage(steps=2400, batch=12, rate=2e-3),
         language=Stage(steps=2600, batch=14, rate=1.5e-3, warmup=100),
         joint=Stage(steps=700, batch=12, rate=4e-4),
         fresh=5,
@@ -61,6 +63,7 @@ PRESETS: dict[str, Preset] = {
         vision_layers=8,
         text_width=320,
         text_layers=6,
+        letters=Stage(steps=1500, batch=64, rate=3e-3),
         vision=Stage(steps=2500, batch=96, rate=1.5e-3, warmup=100),
         language=Stage(steps=2500, batch=96, rate=1e-3, warmup=200),
         joint=Stage(steps=1200, batch=64, rate=4e-4, warmup=100),
@@ -74,6 +77,7 @@ PRESETS: dict[str, Preset] = {
         vision_layers=3,
         text_width=64,
         text_layers=2,
+        letters=Stage(steps=3, batch=2, rate=1e-3, warmup=1),
         vision=Stage(steps=4, batch=2, rate=1e-3, warmup=1),
         language=Stage(steps=4, batch=4, rate=1e-3, warmup=1),
         joint=Stage(steps=3, batch=2, rate=1e-4, warmup=1),

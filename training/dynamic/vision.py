@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen3VLForConditionalGeneration
 
 from training.data import ahead
 from training.dynamic.data import IGNORE, NO_DIGIT, NOTHING, PLACES, Picture
 from training.dynamic.drawing import make_batch
+from training.dynamic.heads import BACKGROUND, Heads, letter_loss
+from training.dynamic.letters import NO_LETTER
 from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
+from training.dynamic.reading import train_letters
 from training.dynamic.words import COLOR_NAMES, ID, MARK, NAMES
 from training.runs import learn
 from training.vision import SCALE, cross_entropy
 from training.words import DIGITS, THINGS
 
-BACKGROUND = 0.25
-"""Background is most of the cells and the easiest: it counts a quarter."""
-_READOUT = 4  # row, column, middle of a thing, side
 _THINGS = len(THINGS)
 """Of ``NAMES``, the first are things of scenes; the others are words of documents."""
 NAME_IDS = [ID[MARK + name] for name in NAMES]
@@ -36,6 +36,7 @@ WEIGHTS = {
     "color": 0.5,
     "digit": 0.5,
     "number": 1.0,
+    "letter": 0.5,
     "key": 0.5,
     "found": 0.3,
     "flat": 0.1,
@@ -48,25 +49,14 @@ DEEP = 0.3
 """What the DeepStack plane's losses count."""
 
 
-class Heads(nn.Module):
-    """What stage 1 needs beside the model and what is thrown away after it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.nothing = nn.Parameter(torch.randn(width) / width**0.5)
-        self.readout = nn.Linear(width, _READOUT)
-        self.number = nn.Linear(width, PLACES * (NO_DIGIT + 1))
-        self.key = nn.Linear(width, width)
-        # Begun at 15, things are told apart several times more slowly: the cosines stay small for SCALE's sake.
-        self.log_scale = nn.Parameter(torch.tensor(40.0).log())
-
-
 def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Path, device: torch.device) -> None:
     """Train, or go on training, and leave the model's trained parts in place."""
     stage = preset.vision
     torch.manual_seed(preset.seed + 1)
     heads = Heads(preset.text_width)
     model.to(device), heads.to(device)
+    if not (out / "vision.pt").exists():
+        train_letters(model, heads, preset, out, device)
 
     def batches(first: int) -> Iterator[list[Picture]]:
         tasks = (
@@ -147,6 +137,10 @@ def vision_losses(
     of_key = scale * F.normalize(heads.key(level), dim=-1) @ F.normalize(words[NAME_IDS], dim=-1).T
     amount = (keys != IGNORE).sum(1, keepdim=True).clamp(min=1)
     losses["key"] = soft_cross_entropy(of_key, keys, (keys != IGNORE) / amount)
+    letters = gathered("letters").flatten()
+    of_letters, losses["letter"] = letter_loss(heads.letters, tokens, letters)
+    # Letters are seen in one place: they belong to the plane of the encoder's first half as well, and all of it.
+    losses["deep letter"] = letter_loss(heads.deep_letters, deep, letters)[1]
     losses["norm"] = (tokens.norm(dim=-1) - 1).square().mean() + (deep.norm(dim=-1) - 1).square().mean()
     total = sum((WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()), tokens.new_zeros(()))
     total = total + DEEP * sum((WEIGHTS.get(name, 1.0) * loss for name, loss in of_deep.items()), tokens.new_zeros(()))
@@ -165,6 +159,9 @@ def vision_losses(
         numbered = digits[:, 0] != IGNORE
         if numbered.any():
             seen["number"] = float((of_number.argmax(-1) == digits)[numbered].all(1).float().mean())
+        lettered = (letters != IGNORE) & (letters != NO_LETTER)
+        if lettered.any():
+            seen["letter"] = float((of_letters.argmax(-1) == letters)[lettered].float().mean())
         keyed = keys[:, 0] != IGNORE
         if keyed.any():
             seen["key"] = float((of_key.argmax(-1)[:, None] == keys)[keyed].any(1).float().mean())

@@ -12,6 +12,7 @@ from foveate.benchmarks.prefill import Report, Result
 from foveate.evaluation.plots import COLOURS
 from foveate.evaluation.runner import ALL, SETTINGS_FILE, fingerprint
 from foveate.evaluation.statistics import Estimate
+from foveate.keep import keep_label
 from foveate.resizing import NAME
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def plot(report: Report, accuracies: Accuracies, title: str, clock: str) -> Figu
     lines, names = figure.axes[0].get_legend_handles_labels()
     for keep, marker in zip(keeps, MARKERS, strict=False):
         lines.append(Line2D([], [], color="#555555", marker=marker, linestyle="", markersize=5))
-        names.append(f"keep {keep:g}")
+        names.append(f"keep {keep_label(keep)}")
     figure.legend(lines, names, loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     return figure

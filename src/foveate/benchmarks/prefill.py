@@ -22,14 +22,15 @@ from torch import Tensor
 
 from foveate.benchmarks import baseline, stages
 from foveate.benchmarks.measure import Clock, Task, count_flops, interleaved, paired, peak_memory
-from foveate.benchmarks.stages import Stages
 from foveate.compare import cache_bytes
 from foveate.crops import Crops, encoded_tokens
 from foveate.instrumented import looking_through
+from foveate.keep import keep_label
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Request
 from foveate.models.view_store import Views, ViewStore
 from foveate.pruners import InsidePruner, Method, get_pruner, parse_method
+from foveate.stopwatch import Stages
 from foveate.tokens import Keep
 
 Kind = Literal["stock", "foveate", "bound", "lean-bound", "crops-bound", "baseline", "resize"]
@@ -158,14 +159,17 @@ class Report:
             ours, theirs = whole.ttft_ms / least.ttft_ms, bounds[0].ttft_ms / bounds[1].ttft_ms
             memory = max(one.peak_bytes for one in self.results if (one.kind, one.method) == ("foveate", method))
             found += [
-                Target(f"{method}: first token at keep {few:g}, over the bound", least.over_bound, TIME_TARGET, True),
+                Target(
+                    f"{method}: first token at keep {keep_label(few)}, over the bound",
+                    least.over_bound, TIME_TARGET, True,
+                ),
                 *(
                     [Target(f"{method}: the same, over the lean bound", least.over_lean, TIME_TARGET, True)]
                     if least.over_lean is not None
                     else []
                 ),
                 Target(
-                    f"{method}: speed-up of the first token from keep 1 to {few:g}, over the bound's own",
+                    f"{method}: speed-up of the first token from keep 100% to {keep_label(few)}, over the bound's own",
                     ours / theirs, SPEEDUP_TARGET, False,
                 ),
                 Target(f"{method}: largest peak memory at any keep, over stock", memory / stock.peak_bytes, 1.0, True),
@@ -173,7 +177,7 @@ class Report:
             cut = [one for crops in self.crops if (one := self.find("foveate", few, method, crops)) is not None]
             for one in cut:
                 assert one.over_bound is not None and one.over_crops is not None
-                name = f"{method}, crops {one.crops}: first token at keep {few:g}"
+                name = f"{method}, crops {one.crops}: first token at keep {keep_label(few)}"
                 found.append(Target(f"{name}, over the crops bound", one.over_crops, TIME_TARGET, True))
                 if one is min(cut, key=lambda other: other.flops):
                     found.append(Target(f"{name}, over the bound of all crops", one.over_bound, CROPS_TARGET, True))
@@ -272,11 +276,12 @@ def measure(
         length, cache, peak, flops = observed[number]
         if case.kind == "foveate" and not case.inside and length != lengths[case.keep]:
             raise RuntimeError(
-                f"{case.method} at keep {case.keep:g} left a prompt of {length} tokens, its budget {lengths[case.keep]}"
+                f"{case.method} at keep {keep_label(case.keep)} left a prompt of {length} tokens, its budget "
+                f"{lengths[case.keep]}"
             )
         if case.kind == "resize" and length > lengths[case.keep]:
             raise RuntimeError(
-                f"the smaller picture at keep {case.keep:g} made a prompt of {length} tokens, more than the "
+                f"the smaller picture at keep {keep_label(case.keep)} made a prompt of {length} tokens, more than the "
                 f"{lengths[case.keep]} of its budget"
             )
         first = times[f"{number} first"]

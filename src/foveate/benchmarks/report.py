@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from foveate.benchmarks.accuracy import NAMES, Accuracies
 from foveate.benchmarks.accuracy import plot as plot_accuracy
 from foveate.benchmarks.prefill import Report, Result
-from foveate.benchmarks.stages import STAGES, Stage
 from foveate.benchmarks.tap import TapCost
+from foveate.keep import keep_label
+from foveate.stopwatch import STAGES, Stage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,24 +41,24 @@ def results_table(report: Report, accuracies: Accuracies | None = None) -> Table
     heads = [
         "",
         "keep",
-        "prompt",
+        "prompt, tokens",
         "first token, ms",
         "over bound",
         "over stock",
         *(["over lean bound"] if lean else []),
         *(["over crops bound"] if cut else []),
-        "peak, MiB",
+        "peak memory, MiB",
         "KV cache, MiB",
         "GFLOPs",
     ]
     decoded = report.new_tokens > 1
-    heads += ["decode, tokens/s", f"all {report.new_tokens}, ms"] if decoded else []
+    heads += ["decode, tokens/s", f"answer of {report.new_tokens}, ms"] if decoded else []
     heads += [] if accuracies is None else [f"accuracy, %, {NAMES.get(accuracies.groups[0], accuracies.groups[0])}"]
     rows = []
     for one in report.results:
         row = [
             _title(one),
-            f"{one.keep:g}",
+            keep_label(one.keep),
             f"{one.prompt_tokens}",
             f"{one.ttft_ms:.1f}",
             "" if one.over_bound is None else f"{one.over_bound:.3f}",
@@ -83,12 +84,12 @@ def stages_table(report: Report) -> Table:
         "where the time goes",
         "keep",
         *(f"{stage}, ms" for stage in STAGES),
-        "all, ms",
+        "answer, ms",
         "encoder, % of first token",
     ]
     rows = [
         [
-            _title(one), f"{one.keep:g}", *(f"{one.stages.of(stage):.1f}" for stage in STAGES),
+            _title(one), keep_label(one.keep), *(f"{one.stages.of(stage):.1f}" for stage in STAGES),
             f"{one.stages.total_ms:.1f}", f"{100 * one.stages.encoder_share:.0f}",
         ]
         for one in report.results
@@ -186,7 +187,7 @@ def plot_stages(report: Report, title: str) -> Figure:
         lengths = [parts.of(stage) for _, parts in timed]
         axes.barh(range(len(timed)), lengths, left=ends, label=stage, color=STAGE_COLOURS[stage], height=0.7)
         ends = [end + length for end, length in zip(ends, lengths, strict=True)]
-    axes.set_yticks(range(len(timed)), [f"{_title(one)}, {one.keep:g}" for one, _ in timed])
+    axes.set_yticks(range(len(timed)), [f"{_title(one)}, {keep_label(one.keep)}" for one, _ in timed])
     axes.invert_yaxis()
     axes.set_xlabel(f"ms, {report.new_tokens} new token{'s' * (report.new_tokens > 1)}")
     axes.grid(axis="x", alpha=0.25)

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from foveate.keep import Keep
+
 WORDS = ("cat", "dog", "cow", "owl", "red", "blue", "green", "yellow")
 """What questions are made of: common, and one token each for most tokenizers, so that all are of about one length."""
 QUESTION_WORDS = 6
@@ -71,7 +73,7 @@ class Arm:
     @property
     def asks(self) -> dict[str, Any]:
         """What a request says."""
-        return {"method": self.method, "keep": self.keep, **({"crops": self.crops} if self.crops else {})}
+        return {"method": self.method, "keep": Keep(self.keep).written, **({"crops": self.crops} if self.crops else {})}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.benchmarks.prefill import Target
 from foveate.benchmarks.report import finish
 from foveate.benchmarks.serve import Arm, Block, Load
+from foveate.keep import keep_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,18 +117,18 @@ class Report:
             if below:
                 other = min(below, key=lambda two: _order(two.keep))
                 name = (
-                    f"{one.pictures}, {one.key.load}, {one.way}: requests/s at keep {label(one.keep)} over "
-                    f"{label(other.keep)}"
+                    f"{one.pictures}, {one.key.load}, {one.way}: requests/s at keep {keep_label(one.keep)} over "
+                    f"{keep_label(other.keep)}"
                 )
                 found.append(Target(name, _ratio(self.blocks, one.key, other.key) or 0.0, 1.0, False))
         keys = {one.key for one in closed}
         for one in closed:
             fresh, uncut = replace(one.key, shared=0), replace(one.key, crops="")
             if one.pictures != "fresh" and fresh in keys:
-                name = f"{one.key.load}, {one.way} {label(one.keep)}: requests/s, repeated over fresh pictures"
+                name = f"{one.key.load}, {one.way} {keep_label(one.keep)}: requests/s, repeated over fresh pictures"
                 found.append(Target(name, _ratio(self.blocks, one.key, fresh) or 0.0, 1.0, False))
             if one.crops and uncut in keys:
-                name = f"{one.pictures}, {one.key.load}, {one.way} {label(one.keep)}: requests/s over all crops"
+                name = f"{one.pictures}, {one.key.load}, {one.way} {keep_label(one.keep)}: requests/s over all crops"
                 found.append(Target(name, _ratio(self.blocks, one.key, uncut) or 0.0, 1.0, False))
         return found
 
@@ -252,7 +253,7 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 one.pictures, str(Load(one.key.load.kind, one.load)), *([one.method] if several else []),
-                label(one.keep), *([one.crops or "all", _text(one.views_encoded, ".1f")] if cut else []),
+                keep_label(one.keep), *([one.crops or "all", _text(one.views_encoded, ".1f")] if cut else []),
                 _text(one.visual_tokens, ".0f"), _text(one.rate, ".2f"),
                 _text(one.gain, ".2f"), *([_text(one.processor_ms, ".0f")] if timed else []),
                 *_texts(one.ttft_ms, ".0f"), *_texts(one.gap_ms, ".1f"),
@@ -279,11 +280,6 @@ def errors_table(report: Report) -> tuple[list[str], list[list[str]]]:
     for one in report.figures:
         found.update(one.errors)
     return ["failed because", "requests"], [[error, str(count)] for error, count in found.most_common()]
-
-
-def label(keep: float | int) -> str:
-    """A budget for people: a fraction, or tokens."""
-    return f"{keep} tokens" if isinstance(keep, int) else f"{keep:g}"
 
 
 def _text(value: float | None, form: str) -> str:
@@ -330,7 +326,7 @@ def plot(report: Report, title: str) -> Figure:
                 color=f"C{loads.index(load)}", linestyle="-" if pictures == "fresh" else "--",
                 marker="o" if load.kind == "closed" else "^", markersize=4, linewidth=1.8,
             )  # fmt: skip
-        axes.set_xticks(range(len(keeps)), [label(keep) for keep in keeps])
+        axes.set_xticks(range(len(keeps)), [keep_label(keep) for keep in keeps])
         axes.set_xlabel("kept of each picture")
         axes.set_ylabel(what)
     finish(figure, title)

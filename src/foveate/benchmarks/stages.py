@@ -9,95 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from foveate.attention import Recorder
 from foveate.models import family_for
-
-Stage = Literal["encoder", "selection", "prefill", "decode", "rest"]
-STAGES: tuple[Stage, ...] = ("encoder", "selection", "prefill", "decode", "rest")
-
-
-@dataclass(frozen=True)
-class Stages:
-    """One run's time, ms; the five add up to ``total_ms``.
-
-    Args:
-        encoder_ms: the model's own ``get_image_features``: vision tower, projector, packing.
-        selection_ms: Foveate's own work: attaching, reading saliency, finding the guiding text, choosing, shortening,
-            restoring. 0 where it does not run.
-        prefill_ms: the model's forward over the prompt, what the encoder takes within it left out.
-        decode_ms: everything in ``generate`` after it: the choice of the first token, then all others; showing the long
-            prompt to criteria and processors included.
-        rest_ms: what is none of them: what ``generate`` prepares before its first forward.
-        total_ms: all of it.
-    """
-
-    encoder_ms: float
-    selection_ms: float
-    prefill_ms: float
-    decode_ms: float
-    rest_ms: float
-    total_ms: float
-
-    def of(self, stage: Stage) -> float:
-        """That stage's ms."""
-        return float(getattr(self, f"{stage}_ms"))
-
-    @property
-    def encoder_share(self) -> float:
-        """The encoder's part of the time up to the first token, 0 to 1."""
-        first = self.total_ms - self.decode_ms
-        return self.encoder_ms / first if first > 0 else 0.0
-
-    def as_dict(self) -> dict[str, float]:
-        return {**asdict(self), "encoder_share": self.encoder_share}
-
-
-class Stopwatch:
-    """Gives every instant to the innermost stage that is open.
-
-    Args:
-        clock: what times them, ms.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.taken: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
-        self.open: list[Stage] = []
-        self.began = self.last = 0.0
-
-    def start(self, stage: Stage) -> None:
-        """A run begins; ``stage`` is that of what is in no other."""
-        self.open = [stage]
-        self.began = self.last = self.clock()
-
-    def enter(self, stage: Stage) -> None:
-        """A stage begins within the one that is open."""
-        self._book()
-        self.open.append(stage)
-
-    def leave(self) -> None:
-        """The innermost stage ends, and the one around it goes on."""
-        self._book()
-        self.open.pop()
-
-    def turn_into(self, stage: Stage) -> None:
-        """What follows in the innermost stage belongs to another one."""
-        self._book()
-        self.open[-1] = stage
-
-    def finish(self) -> Stages:
-        """The whole run."""
-        self._book()
-        parts = {f"{stage}_ms": self.taken[stage] for stage in STAGES}
-        return Stages(**parts, total_ms=self.last - self.began)
-
-    def _book(self) -> None:
-        now = self.clock()
-        self.taken[self.open[-1]] += now - self.last
-        self.last = now
+from foveate.stopwatch import Stage, Stages, Stopwatch
 
 
 def measure(model: Any, run: Callable[[], Any], clock: Callable[[], float], *, ours: bool, repeats: int = 3) -> Stages:

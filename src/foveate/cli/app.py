@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli.console import command
+from foveate.cli.group import Commands
 
 app = typer.Typer(
     name="foveate",
+    cls=Commands,
     help="Vision-language models look where the question points: training-free visual token pruning.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -23,7 +25,7 @@ Model = Annotated[
     typer.Option("--model", metavar="MODEL", help="A folder, a hub id, bundled (default) or dynamic: these two ship."),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, of an error too.")]
 Split = Annotated[str, typer.Option("--split", help="test, or style: artwork or fonts never trained on.")]
 Seed = Annotated[int, typer.Option("--seed", help="Which pictures are drawn.")]
 Metric = Annotated[
@@ -35,8 +37,34 @@ Metric = Annotated[
 ImageColumn = Annotated[str, typer.Option("--image-column", help="Field or column of the picture.")]
 QuestionColumn = Annotated[str, typer.Option("--question-column", help="Field or column of the question.")]
 AnswersColumn = Annotated[str, typer.Option("--answers-column", help="Field or column of the answer or answers.")]
-Config = Annotated[str | None, typer.Option("--config", help="Configuration of a data set that has several.")]
+DatasetConfig = Annotated[
+    str | None, typer.Option("--dataset-config", metavar="NAME", help="Configuration of a data set that has several.")
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="A YAML or JSON file that says method, keep, options, crops, pixels, positions ...; what is typed goes "
+        "before it.",
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        show_default="adafv",
+        help="Which tokens stay; `foveate methods` lists them and their options, which may stand behind the name: "
+        "cover:power=4.",
+    ),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of the method; may be repeated."),
+]
 Suffix = Annotated[str, typer.Option("--suffix", help="Text put after every question; \\n is a line break.")]
+KEEP = "10% or 0.1: a part of each image's tokens. 64t or 64: tokens per image. 100% or 1.0: all."
+INSIDE_KEEP = "Of fastv, pyramiddrop and sparsevlm, which prune inside the LLM, it is the mean over all its layers."
 PIXELS = "0.25 scales each picture's number of pixels, 200000 is the most it may have, auto looks at it first"
 AskPixels = Annotated[
     str | None, typer.Option("--pixels", help=f"Resize pictures before the model sees them: {PIXELS}.")
@@ -83,17 +111,22 @@ def _options(
 @command
 def ask(
     images_and_question: Annotated[
-        list[str], typer.Argument(metavar='IMAGE... "QUESTION"', help="Image files, or a video, then the question.")
+        list[str],
+        typer.Argument(
+            metavar='IMAGE... "QUESTION"',
+            help="Image files, or a video, then the question; - for a picture or the question is standard input.",
+        ),
     ],
     model: Model = None,
-    method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
+    method: Method = None,
+    option: MethodOption = None,
     keep: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="0.1: a fraction of each image's tokens. 64: tokens per image. 1.0: all. auto: as many as needed, for "
-            "cover, saliency and text."
+            show_default="0.1", help=f"{KEEP} auto: as many as needed, for cover, saliency and text. {INSIDE_KEEP}"
         ),
-    ] = "0.1",
+    ] = None,
+    config: Config = None,
     again: Annotated[
         str | None, typer.Option(help="A larger budget, to ask again with where the answer is unsure; default: never.")
     ] = None,
@@ -108,6 +141,9 @@ def ask(
             "as .gif, .webp, .apng the film."
         ),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to explore it patch by patch: one file, opens offline.")
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Answer with all tokens as well, and measure both.")
     ] = False,
@@ -115,8 +151,20 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Timings behind each median of --compare.")] = 3,
     dtype: Dtype = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     pixels: AskPixels = None,
     crops: Crops = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="compact: the shortened prompt's places are numbered anew. original: every kept token has its own "
+            "place. Default: the family's."
+        ),
+    ] = None,
+    newlines: Annotated[
+        str | None,
+        typer.Option(show_default="drop", help="LLaVA-NeXT's newline tokens: drop, or rows: those of rows that stay."),
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Of a video: see so many frames, evenly spread.")] = None,
     fps: Annotated[
         float | None, typer.Option(help="Of a video: see so many frames a second; default 2, in all 4 to 64.")
@@ -126,8 +174,31 @@ def ask(
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
-    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops, frames, fps
-    run(Request(images, question, model, method, keep, show, compare, as_json, *given))
+    given = max_new_tokens, repeats, dtype, again, margin, pixels, crops, html
+    more = config, option or [], device, positions, newlines, frames, fps
+    run(Request(images, question, model, method, keep, show, compare, as_json, *given, *more))
+
+
+@app.command("app")
+@command
+def explore(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 answers other machines too.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: the first that is free from 7860 on.")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Open a tunnel of Gradio's, for anybody who has the address.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 64,
+    dtype: Dtype = "auto",
+    pixels: AskPixels = None,
+    crops: Crops = None,
+) -> None:
+    """Open a page in the browser: ask about pictures, and see what is kept, patch by patch."""
+    from foveate.cli.explore import Request, run
+
+    run(Request(model, host, port, share, max_new_tokens, dtype, pixels, crops))
 
 
 @app.command("eval")
@@ -156,10 +227,11 @@ def evaluate(
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated budgets: fractions, or tokens per image. 1 is all tokens, always run. Default "
-            "1,0.25,0.1,0.05, with --quick 0.1."
+            help=f"Comma-separated budgets. {KEEP} All tokens are always run. Default 1.0,0.25,0.1,0.05, with --quick "
+            f"0.1. {INSIDE_KEEP}"
         ),
     ] = None,
+    config: Config = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="80 pictures, or 400 questions: under five minutes on two cores.")
     ] = False,
@@ -179,7 +251,7 @@ def evaluate(
     group_column: Annotated[
         str | None, typer.Option(help="Field or column by which accuracy is broken down as well.")
     ] = None,
-    config: Config = None,
+    dataset_config: DatasetConfig = None,
     suffix: Suffix = "",
     batch_size: BatchSize = 16,
     max_new_tokens: AnswerTokens = None,
@@ -214,9 +286,10 @@ def evaluate(
     columns = Columns(image_column, question_column, answers_column, id_column, group_column)
     if count is None and (quick or suite in WORLDS):
         count = (80 if quick else 300) if suite in WORLDS else 400
-    keep = keep or ("1,0.1" if quick else "1,0.25,0.1,0.05")
-    source = Source(suite, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
-    given = analysis, engine, vllm_options or [], pixels, crops
+    if keep is None and config is None:
+        keep = "1.0,0.1" if quick else "1.0,0.25,0.1,0.05"
+    source = Source(suite, count, seed, split, metric, columns, dataset_config, suffix.replace("\\n", "\n"))
+    given = analysis, engine, vllm_options or [], pixels, crops, config
     run(Request(source, methods, keep, out, model, as_json, dtype, batch_size, max_new_tokens, *given))
 
 
@@ -245,7 +318,7 @@ def tune(
     image_column: ImageColumn = "image",
     question_column: QuestionColumn = "question",
     answers_column: AnswersColumn = "answers",
-    config: Config = None,
+    dataset_config: DatasetConfig = None,
     suffix: Suffix = "",
     batch_size: BatchSize = 16,
     max_new_tokens: AnswerTokens = None,
@@ -264,21 +337,29 @@ def tune(
     if count is None and (quick or data in WORLDS):
         count = (120 if quick else 300) if data in WORLDS else 400
     columns = Columns(image_column, question_column, answers_column)
-    source = Source(data, count, seed, split, metric, columns, config, suffix.replace("\\n", "\n"))
+    source = Source(data, count, seed, split, metric, columns, dataset_config, suffix.replace("\\n", "\n"))
     run(Request(source, target, methods, confidence, out, model, as_json, dtype, batch_size, max_new_tokens))
 
 
 @app.command()
 @command
 def analyze(
-    suite: Annotated[str, typer.Option(help="Which drawn pictures: scenes or clips.")] = "scenes",
-    out: Annotated[Path | None, typer.Option(help="Folder for the scenes, analysis.json and analysis.png.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="40 scenes: well under five minutes on two cores.")] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="How many scenes; default 300.")] = None,
+    suite: Annotated[str, typer.Option(help="Which drawn pictures: scenes, documents or clips.")] = "scenes",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures, analysis.json, analysis.png and kept.png.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="40 pictures: well under five minutes on two cores.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="How many pictures; default 300.")] = None,
     methods: Annotated[
-        str, typer.Option(help="Of clips: comma-separated names, or all: which part of what is asked about they keep.")
+        str,
+        typer.Option(
+            help="Comma-separated names, or all: where the tokens lie that they keep, beside uniform; of "
+            "clips, which part of what is asked about they keep."
+        ),
     ] = "adafv,saliency,text,cover",
-    keep: Annotated[str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per clip.")] = "0.1",
+    keep: Annotated[
+        str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per image or clip.")
+    ] = "0.1",
     layer: Annotated[int, typer.Option(help="Which layer of the language model is read, from 0.")] = 2,
     seed: Seed = 0,
     split: Split = "test",
@@ -287,11 +368,14 @@ def analyze(
     as_json: Json = False,
     dtype: Dtype = "auto",
 ) -> None:
-    """Show which scores depend on the place in the prompt, and which find what is asked about, on drawn scenes."""
+    """Show which scores depend on the place in the prompt, which find what is asked about, and where kept tokens lie.
+
+    On drawn pictures, where it is known what lies where.
+    """
     from foveate.cli.analyze import Request, run
     from foveate.evaluation.suites import Source
 
-    source = Source(suite, count or (40 if quick else 300), seed=seed, split=split)
+    source = Source(suite, count or (40 if quick else 300), seed, split)
     run(Request(source, layer, out, model, as_json, dtype, batch_size, methods, keep))
 
 
@@ -341,7 +425,7 @@ def bench(
     ] = "adafv",
     keep: Annotated[
         str | None,
-        typer.Option(help="Comma-separated budgets, fractions or tokens; default 1,0.5,0.25,0.1,0.05."),
+        typer.Option(help=f"Comma-separated budgets. {KEEP} Default 1.0,0.5,0.25,0.1,0.05. {INSIDE_KEEP}"),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at once.")] = 1,
     image: Annotated[
@@ -401,19 +485,83 @@ def bench(
     )  # fmt: skip
 
 
+@app.command()
+@command
+def leaderboard(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDERS]",
+            help="What `foveate eval` wrote, or folders of such folders; default benchmarks/results/leaderboard.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page of HTML to sort and choose from, offline too.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: name all that is wrong; status 1 where something is.")
+    ] = False,
+) -> None:
+    """Compare committed results: models, suites, methods and budgets, with groups in place of ranks."""
+    from foveate.cli.leaderboard import Request, run
+
+    run(Request(folders or [], out, page, check))
+
+
+@app.command()
+@command
+def reproduce(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="Whose table: adafv.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="The model; bundled: that of the package.")
+    ] = "llava-hf/llava-v1.6-vicuna-7b-hf",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated tasks of lmms-eval, of the table; scenes and documents are asked without lmms-eval. "
+            "Default: the table's, with --model bundled scenes,documents."
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated methods of the table, beside all tokens; default all of them.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each task, from the first; default all.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; started again with the same settings, it goes on.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most questions asked at once.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Of lmms-eval, each on a GPU of its own.")] = 1,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run a paper's table again, through lmms-eval, and print it beside the published figures; resumable."""
+    from foveate.cli.reproduce import Request, run
+
+    run(Request(paper, model, tasks, methods, limit, out, batch_size, processes, dtype, as_json))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @command
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, bundled or dynamic.")],
-    method: Annotated[str, typer.Option(help="Which tokens stay; `foveate methods` lists them.")] = "adafv",
-    keep: Annotated[str, typer.Option(help="0.1: a fraction of each image's tokens. 64: tokens per image.")] = "0.1",
-    max_keep: Annotated[str, typer.Option(help="The most a request may ask for.")] = "1.0",
+    method: Method = None,
+    keep: Annotated[
+        str | None, typer.Option(show_default="0.1", help=f"{KEEP} A request may ask for less or more.")
+    ] = None,
+    max_keep: Annotated[str, typer.Option(help="The most a request may ask for, likewise.")] = "1.0",
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated further methods that a request may ask for.")
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the method; may be repeated.")
+    option: MethodOption = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A YAML or JSON file that says method, keep, options, crops and pixels; what is typed goes before it. "
+            "vLLM's own --config stands behind --.",
+        ),
     ] = None,
     feature_cache: Annotated[
         int, typer.Option(min=0, help="Memory for encoded images awaiting further questions, MiB.")
@@ -437,7 +585,8 @@ def serve(
     from foveate.cli.serve import Request, run
 
     rest = list(context.args)
-    run(Request(model, rest, method, keep, max_keep, methods, option or [], feature_cache, image_cache, crops, pixels))
+    caches = feature_cache, image_cache
+    run(Request(model, rest, method, keep, max_keep, methods, option or [], *caches, crops, pixels, config))
 
 
 @app.command()

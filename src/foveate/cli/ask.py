@@ -1,32 +1,37 @@
-"""``foveate ask``: one question about image files, perhaps beside the unpruned model, perhaps with a picture.
+"""``foveate ask``: one question about pictures, perhaps beside the unpruned model, perhaps with a picture.
 
 What is asked about a video goes on in ``foveate.cli.watch``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
-from rich.table import Table
 
-from foveate import show
+from foveate import show, webpage
 from foveate.asking_again import AskAgain
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
+from foveate.cli import answer_page
+from foveate.cli.console import load_model, note, parse_keep, progress_bar, warn_when_busy, working
+from foveate.cli.settling import SHIPPED, check_device, check_fits, check_source, settled
+from foveate.cli.telling import Told, tell
 from foveate.compare import Comparison, compare
-from foveate.crops import Crops, encoded_tokens
-from foveate.images import load_image
+from foveate.config import Config
+from foveate.images import decode_image, load_image
 from foveate.inputs import question_prompt
 from foveate.models import family_for
 from foveate.pixels import Pixels, resized, warn_fixed
 from foveate.pruners import Method, get_pruner
-from foveate.pruners.registry import AUTO
-from foveate.session import Session, look
+from foveate.session import Answer, Session, look
 from foveate.tokens import Selection
 from foveate.videos import is_video
+
+STDIN = "-"
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Request:
     images: Sequence[str]
     question: str
     model: str | None
-    method: str
-    keep: str
+    method: str | None
+    keep: str | None
     show: Path | None
     compare: bool
     as_json: bool
@@ -49,6 +54,12 @@ class Request:
     margin: float | None = None
     pixels: str | None = None
     crops: str | None = None
+    html: Path | None = None
+    config: str | None = None
+    option: Sequence[str] = ()
+    device: str | None = None
+    positions: str | None = None
+    newlines: str | None = None
     frames: int | None = None
     fps: float | None = None
 
@@ -69,59 +80,76 @@ def run(request: Request) -> None:
     Raises:
         ValueError, FileNotFoundError: bad input, each with what to do.
     """
-    pruner = _check(request)
+    config, pruner = _check(request)
     if request.filmed:
         from foveate.cli import watch
 
-        watch.run(request, pruner)
+        watch.run(request, config, pruner, _question(request.question))
         return
-    if request.show is not None:
-        show.check_path(request.show)
-    pictures = [load_image(path) for path in request.images]
-    pixels = None if request.pixels is None else Pixels.parse(request.pixels)
+    pictures = _pictures(request)
+    question = _question(request.question)
+    device = check_device(request.device)
     if request.compare:
         warn_when_busy()
-    model, processor = load_model(request.model, request.dtype)
-    unknown = unknown_words(processor.tokenizer, request.question)
-    if unknown:
-        note(
-            f"warning: the model's vocabulary lacks {', '.join(unknown)}: it cannot see what they mean "
-            "and will answer all the same"
-        )
+    model, processor = load_model(request.model, request.dtype, device)
+    warn_of_unknown(processor.tokenizer, question)
+    given = partial(
+        Told, request.images, question, request.model, config, request.show, request.again is not None, request.unsure,
+        pictures,
+    )  # fmt: skip
+    session: Session | None
     if request.compare:
         assert isinstance(pruner, Method)  # _check has refused another
-        seen = pictures
-        if pixels is not None:
+        seen: Sequence[Image] = pictures
+        if config.pixels is not None:
             warn_fixed(family_for(model))
-            seen = resized(pictures, pixels, model, processor)
+            seen = resized(pictures, Pixels(config.pixels), model, processor)
         with progress_bar("measuring") as progress:
             compared = compare(
                 model,
                 processor,
                 seen,
-                question_prompt(processor, request.question, len(pictures), model),
+                question_prompt(processor, question, len(pictures), model),
                 pruner,
                 max_new_tokens=request.max_new_tokens,
                 repeats=request.repeats,
-                crops=request.crops,
                 progress=progress,
+                **config.attaching,
             )
-        _finish(request, pictures, seen, compared.selections, _of_comparison(compared), compared)
+        answered = given(seen, compared.selections, _of_comparison(compared), compared)
+        # Comparing keeps nothing that the question's words could be held against: the page looks again.
+        session = None
+        if request.html is not None:
+            session = look(model, processor, seen, layout=config.layout, crops=config.crops)
     else:
         with working("looking"):
-            session = look(
-                model, processor, pictures, pixels=None if pixels is None else pixels.value, crops=request.crops
-            )
-        _finish(request, pictures, session.pictures, *_answer(session, request, pruner), None)
+            session = config.look(model, processor, pictures)
+        answered = given(session.pictures, *_answer(session, request, config, question, pruner))
+    page = None
+    if request.html is not None and session is not None:
+        page = partial(answer_page.make, answered, session, question, pictures, answered.selections)
+    tell(answered, request.as_json, request.html, page)
 
 
 def _answer(
-    session: Session, request: Request, pruner: Method | AskAgain
+    session: Session, request: Request, config: Config, question: str, pruner: Method | AskAgain
 ) -> tuple[Sequence[Selection], dict[str, Any]]:
     with working("answering"):
         answer = session.ask(
-            request.question, pruner, max_new_tokens=request.max_new_tokens, do_sample=False, num_beams=1
+            question,
+            pruner,
+            positions=config.positions,
+            newlines=config.newlines,
+            calibrate=config.calibrate,
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
         )
+    return answer.selections, result_of(answer)
+
+
+def result_of(answer: Answer) -> dict[str, Any]:
+    """An answer for JSON."""
     told: dict[str, Any] = {
         "answer": answer.text,
         "visual_tokens": answer.visual_tokens,
@@ -129,7 +157,7 @@ def _answer(
     }
     if answer.margin is not None:
         told |= {"asked_again": answer.asked_again, "margin": answer.margin, "tokens_spent": answer.tokens_spent}
-    return answer.selections, told
+    return told
 
 
 def _of_comparison(compared: Comparison) -> dict[str, Any]:
@@ -147,6 +175,16 @@ def _of_comparison(compared: Comparison) -> dict[str, Any]:
     }
 
 
+def warn_of_unknown(tokenizer: Any, question: str) -> None:
+    """Says so where a question has words that the model cannot read."""
+    unknown = unknown_words(tokenizer, question)
+    if unknown:
+        note(
+            f"warning: the model's vocabulary lacks {', '.join(unknown)}: it cannot see what they mean "
+            "and will answer all the same"
+        )
+
+
 def unknown_words(tokenizer: Any, question: str) -> list[str]:
     """The words of a question that a tokenizer can only read as its unknown token."""
     if getattr(tokenizer, "unk_token_id", None) is None or not tokenizer.is_fast:
@@ -157,149 +195,76 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _check(request: Request) -> Method | AskAgain:
+def _check(request: Request) -> tuple[Config, Method | AskAgain]:
+    """What questions about pictures and about a video have in common."""
     if not request.images:
         raise ValueError('give at least one image and then the question: foveate ask photo.jpg "What is this?"')
     if not request.question.strip():
         raise ValueError("the question is empty")
-    if Path(request.question).is_file():
+    if request.question != STDIN and Path(request.question).is_file():
         raise ValueError(
             f"the last argument is the question, and {request.question} is a file: add the question after it"
         )
-    pruner: Method | AskAgain = get_pruner(request.method, keep=keep_of(request))
+    if [*request.images, request.question].count(STDIN) > 1:
+        raise ValueError("- is standard input, and that can be one picture or the question, not both")
+    config = settled(
+        request.config, method=request.method, keep=request.keep, option=request.option, crops=request.crops,
+        pixels=request.pixels, positions=request.positions, newlines=request.newlines,
+    )  # fmt: skip
+    pruner: Method | AskAgain = config.pruner
     if request.again is None and request.margin is not None:
         raise ValueError("--margin says when to ask again: give the second budget with --again")
     if request.again is not None:
         if request.compare:
             raise ValueError(
                 "--compare measures one pass: leave --again out, or measure both with `foveate eval --methods "
-                f"ask-again:first={request.keep}:{request.method} --keep {request.again}`"
+                f"ask-again:first={config.keep}:{config.method} --keep {request.again}`"
             )
-        pruner = AskAgain(pruner, get_pruner(request.method, keep=parse_keep(request.again)), request.unsure)
-    if request.keep == "1":
-        note("--keep 1 keeps a single token per image; 1.0 keeps all of them")
-    Crops.of(request.crops)
+        second = get_pruner(config.method, **config.options, keep=parse_keep(request.again, "--again"))
+        pruner = AskAgain(pruner, second, request.unsure)
     if request.crops == "1":
         note("--crops 1 encodes a single crop of each image; all encodes all of them")
-    return pruner
+    check_source(request.model, request.dtype)
+    check_fits(request.model, config)
+    return config, pruner
 
 
-def keep_of(request: Request) -> float | int | str:
-    """The budget, or ``"auto"``."""
-    return AUTO if request.keep == AUTO else parse_keep(request.keep)
-
-
-def method_of(request: Request) -> str:
-    """The method's name, which says so where the budget makes it another one."""
-    wraps = request.keep == AUTO and request.method.split(":")[0] != AUTO
-    return f"{AUTO}:{request.method}" if wraps else request.method
-
-
-def _finish(
-    request: Request,
-    pictures: Sequence[Image],
-    seen: Sequence[Image],
-    selections: Sequence[Selection],
-    result: dict[str, Any],
-    compared: Comparison | None,
-) -> None:
+def _pictures(request: Request) -> list[Image]:
     if request.show is not None:
-        with working("drawing"):
-            show.save(
-                request.show,
-                pictures,
-                selections,
-                question=request.question,
-                answer=result["answer"],
-                method=method_of(request),
-            )
-    if request.as_json:
-        images = [
-            {
-                "path": path,
-                "width": picture.width,
-                "height": picture.height,
-                "kept": len(selection),
-                "total": selection.total,
-            }
-            for path, picture, selection in zip(request.images, pictures, selections, strict=True)
-        ]
-        if request.crops is not None:
-            for told, selection in zip(images, selections, strict=True):
-                told |= _encoded(selection)
-        head = {
-            "question": request.question,
-            "model": request.model or "bundled",
-            "method": method_of(request),
-            "keep": keep_of(request),
-            **({} if request.crops is None else {"crops": request.crops}),
-        }
-        if request.pixels is not None:
-            head["pixels"] = Pixels.parse(request.pixels).value
-            for told, small in zip(images, seen, strict=True):
-                told |= {"seen_width": small.width, "seen_height": small.height}
-        shown = {"show": str(request.show)} if request.show else {}
-        print_json({**head, **result, "images": images, **shown})
-        return
-    if request.pixels is not None:
-        note("pictures seen at " + ", ".join(f"{small.width}x{small.height} pixels" for small in seen))
-    if compared is not None:
-        stdout().print(_table(compared))
+        show.check_path(request.show)
+    if request.html is not None:
+        webpage.check_path(request.html)
+    pictures = [_picture(path) for path in request.images]
+    if request.model in SHIPPED[:2]:
+        _warn_of_photographs(request.images, pictures)
+    return pictures
+
+
+def _picture(path: str) -> Image:
+    if path != STDIN:
+        return load_image(path)
+    if sys.stdin.isatty():
+        raise ValueError("- reads a picture from standard input, which is a terminal: foveate ask - ... < photo.jpg")
+    return decode_image(sys.stdin.buffer.read(), "standard input")
+
+
+def _question(typed: str) -> str:
+    """The question, from standard input where that is asked for, and with letters where the locale has none."""
+    question = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").strip() if typed == STDIN else typed
+    if not question:
+        raise ValueError("standard input, where the question should be, is empty")
+    try:
+        return question.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise ValueError("the question holds bytes that are not UTF-8: write it in UTF-8") from None
+
+
+def _warn_of_photographs(names: Sequence[str], pictures: Sequence[Image]) -> None:
+    from foveate.bundled.photographs import looks_like_photograph
+
+    found = [name for name, picture in zip(names, pictures, strict=True) if looks_like_photograph(picture)]
+    if found:
         note(
-            f"times are medians of {compared.repeats} after a warm-up; prefill is vision tower, selection and first "
-            f"token, total is {compared.full.new_tokens} and {compared.kept.new_tokens} new tokens"
+            f"warning: {', '.join(found)} does not look like the drawn scenes that the bundled model knows; its answer "
+            "will mean little: give a --model for photographs"
         )
-        for line in _crops(request, selections):
-            note(line)
-    else:
-        stdout().print(result["answer"] or "(the model gave an empty answer)", markup=False, soft_wrap=True)
-        kept, total = sum(map(len, selections)), sum(selection.total for selection in selections)
-        encoded = "".join(f", {told}" for told in _crops(request, selections))
-        prompt = f"prompt of {result['prompt_tokens']} tokens"
-        note(f"{kept} of {total} visual tokens kept by {method_of(request)}{encoded}, {prompt}")
-        if request.again is not None:
-            again, than = ("asked again", "below") if result["asked_again"] else ("not asked again", "not below")
-            note(
-                f"{again}: margin {result['margin']:.2f}, {than} {request.unsure:g}; {result['tokens_spent']} visual "
-                "tokens in all"
-            )
-    if request.show is not None:
-        note(f"what was kept: {request.show}")
-
-
-def _crops(request: Request, selections: Sequence[Selection]) -> list[str]:
-    """What was encoded, for people; nothing where all was to be."""
-    if request.crops is None:
-        return []
-    told = [_encoded(selection) for selection in selections]
-    crops, of, tokens = (sum(one[name] for one in told) for name in ("crops_encoded", "crops", "encoded"))
-    return [f"{crops} of {of} crops encoded ({tokens} tokens with the base view{'s' * (len(told) > 1)})"]
-
-
-def _encoded(selection: Selection) -> dict[str, Any]:
-    """``encoded_views`` are numbered as in ``Geometry``: 0 is the base view, crops follow."""
-    views = selection.encoded_views
-    return {
-        "encoded": encoded_tokens(selection),
-        "encoded_views": list(views),
-        "crops_encoded": len(views) - 1,
-        "crops": len(selection.geometry.grids) - 1,
-    }
-
-
-def _table(compared: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "all tokens", "kept", "ratio"):
-        table.add_column(name, justify="left" if not name else "right")
-    full, kept = compared.full, compared.kept
-    table.add_row("answer", full.answer or "(empty)", kept.answer or "(empty)", "")
-    for name, one, two, form in (
-        *([("tokens encoded", full.encoded_tokens, kept.encoded_tokens, "d")] if compared.crops else []),
-        ("visual tokens", full.visual_tokens, kept.visual_tokens, "d"),
-        ("prompt, tokens", full.prompt_tokens, kept.prompt_tokens, "d"),
-        ("KV cache, MiB", full.kv_cache_mib, kept.kv_cache_mib, ".2f"),
-        ("prefill, ms", full.prefill_ms, kept.prefill_ms, ".1f"),
-        ("total, ms", full.total_ms, kept.total_ms, ".1f"),
-    ):
-        table.add_row(name, format(one, form), format(two, form), f"{one / two:.2f}x" if two else "")
-    return table

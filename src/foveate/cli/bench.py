@@ -14,8 +14,18 @@ from typing import Any
 import rich.table
 import typer
 
-from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, warn_when_busy, working
-from foveate.cli.evaluate import parse_methods, split_list
+from foveate.cli.console import (
+    load_model,
+    note,
+    parse_keeps,
+    print_json,
+    progress_bar,
+    split_list,
+    stdout,
+    warn_when_busy,
+    working,
+)
+from foveate.cli.evaluate import parse_methods
 from foveate.cli.tables import print_table
 from foveate.crops import Crops
 from foveate.resizing import NAME
@@ -129,15 +139,14 @@ def _run_prefill(request: Request) -> None:
 
     from foveate.benchmarks import accuracy, prefill, report
     from foveate.benchmarks.measure import machine
-    from foveate.cli.console import parse_keep
 
     if request.model is not None and request.shape is not None:
         raise ValueError("--model and --shape are two ways to say what is measured: give one")
     methods = parse_methods(request.methods, resizing=True)
     resizes = NAME in methods
     methods = [name for name in methods if name != NAME]
-    typed = request.keep or ("1,0.25,0.1" if request.quick else "1,0.5,0.25,0.1,0.05")
-    keeps = [parse_keep(keep, one_is_all=True) for keep in split_list(typed)]
+    typed = request.keep or ("1.0,0.25,0.1" if request.quick else "1.0,0.5,0.25,0.1,0.05")
+    keeps = parse_keeps(typed)
     crops = [one for text in split_list(request.crops or "all") if (one := Crops.of(text)) is not None]
     model, inputs, facts, smaller = _subject(request)
     accuracies = None if request.accuracy is None else accuracy.read(request.accuracy, model)

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from foveate.cli.bench import Request, check, command_line, show, the_dtype
-from foveate.cli.console import note, parse_keep, progress_bar
-from foveate.cli.evaluate import parse_methods, split_list
+from foveate.cli.console import note, parse_keep, progress_bar, split_list
+from foveate.cli.evaluate import parse_methods
 
 DEFAULT_KEEP = "0.1"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.cli.bench import Request, check, command_line, parse_picture, show
-from foveate.cli.console import parse_keep, progress_bar, working
-from foveate.cli.evaluate import parse_methods, split_list
+from foveate.cli.console import parse_keeps, progress_bar, split_list, working
+from foveate.cli.evaluate import parse_methods
 from foveate.crops import Crops
 
 QUICK_LOAD, LOAD = "8", "1,4,8,16,32"
-KEEPS = "1,0.25,0.1,0.05"
+KEEPS = "1.0,0.25,0.1,0.05"
 SHARED = 4
 """Pictures that the server has seen take turns in so many."""
 
@@ -123,7 +123,7 @@ def _arms(request: Request, serving: Serving) -> list[Any]:
     typed = serving.concurrency or ("" if loads else QUICK_LOAD if request.quick else LOAD)
     loads = [Load("closed", _number(one, "--concurrency")) for one in split_list(typed)] + loads if typed else loads
     methods = parse_methods(request.methods)
-    keeps = [parse_keep(keep, one_is_all=True) for keep in split_list(request.keep or KEEPS)]
+    keeps = parse_keeps(request.keep or KEEPS)
     crops = [Crops.of(one) for one in split_list(serving.crops or "all")]
     # All tokens: once, and of all crops.
     ways = [(methods[0], keep, "") for keep in keeps if keep == 1 and isinstance(keep, float)]

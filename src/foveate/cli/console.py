@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
+import math
 import os
 import sys
 import textwrap
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 QUIET = 60.0
@@ -28,8 +31,11 @@ WIDTH = 80
 
 
 def stdout() -> Console:
-    """For what was asked for. In a pipe or file lines are as long as they need to be, so that no table is cut."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    """For what was asked for. On a terminal, and where COLUMNS says so, tables fit; in another pipe or file lines are
+    as long as they need to be, so that each row is one."""
+    columns = os.environ.get("COLUMNS", "")
+    given = int(columns) if columns.isdecimal() and int(columns) > 0 else 240
+    return Console(highlight=False, width=None if sys.stdout.isatty() else given)
 
 
 def print_wrapped(text: str, first: str = "", following: str | None = None) -> None:
@@ -65,58 +71,114 @@ def warn_when_busy() -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One object on stdout and nothing else."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """One object on stdout and nothing else: JSON in any locale, with whatever bytes a file's name has.
+
+    Where stdout cannot take a character, or would write one that is no text, it is written as an escape; what is no
+    number is null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError:  # not a number, or infinite
+        text = json.dumps(_finite(value), ensure_ascii=False, indent=2)
+    try:
+        plain = codecs.lookup(sys.stdout.encoding or "").name == "utf-8" and text.encode() is not None
+    except (LookupError, UnicodeEncodeError):
+        plain = False
+    if not plain:
+        text = json.dumps(json.loads(text), indent=2)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_error(message: str, kind: str, status: int) -> None:
+    """What ``--json`` prints of an error; the line for people goes to stderr beside it."""
+    print_json({"error": {"message": message, "kind": kind, "status": status}})
+
+
+def told(error: BaseException) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def command(function: _F) -> _F:
-    """Turns what bad input raises into one line on stderr and status 2; FOVEATE_TRACEBACK=1 shows where it arose."""
+    """Turns what bad input raises into one line on stderr and status 2; FOVEATE_TRACEBACK=1 shows where it arose.
+
+    With ``--json`` an error is an object on stdout as well, one that is Foveate's own fault too.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def tell(error: BaseException, status: int) -> None:
+            if kwargs.get("as_json"):
+                print_error(told(error), type(error).__name__, status)
+
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
                 return function(*args, **kwargs)
-            except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-                # A TypeError with no message of ours is a bug, and bugs keep their traceback.
-                if os.environ.get("FOVEATE_TRACEBACK") or (isinstance(error, TypeError) and not _is_ours(error)):
-                    raise
-                message = " ".join(str(error).split()) or type(error).__name__
-                stderr().print(f"foveate: error: {message}", style="red", markup=False, soft_wrap=True)
-                raise typer.Exit(BAD_INPUT) from None
+            except (typer.Exit, typer.Abort):
+                raise
             except KeyboardInterrupt:
                 stderr().print("foveate: stopped", markup=False)
+                tell(KeyboardInterrupt("stopped"), INTERRUPTED)
                 raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                expected = isinstance(error, (ValueError, TypeError, OSError, ModuleNotFoundError))
+                # A TypeError with no message of ours is a bug, and bugs keep their traceback.
+                if not expected or (isinstance(error, TypeError) and not _is_ours(error)):
+                    tell(error, FAILED)
+                    raise
+                tell(error, BAD_INPUT)
+                if os.environ.get("FOVEATE_TRACEBACK"):
+                    raise
+                stderr().print(f"foveate: error: {told(error)}", style="red", markup=False, soft_wrap=True)
+                raise typer.Exit(BAD_INPUT) from None
 
     return wrapped  # type: ignore[return-value]
 
 
-def parse_keep(text: str, *, one_is_all: bool = False) -> float | int:
-    """``"0.1"`` is a fraction of an image's tokens, ``"64"`` a number of tokens; ``"1.0"`` is all of them.
-
-    Args:
-        text: as typed.
-        one_is_all: whether ``"1"`` means all tokens (in a list of fractions) and not one token.
+def parse_keep(text: str, option: str = "--keep") -> float | int:
+    """A budget as typed: ``Keep.read`` says how.
 
     Raises:
-        ValueError: no number, or one that is no budget.
+        ValueError: none, or a bare 1.
     """
-    from foveate.tokens import Keep
+    from foveate.keep import Keep
 
-    try:
-        value: float | int = int(text)
-    except ValueError:
-        try:
-            value = float(text)
-        except ValueError:
-            auto = (
-                "; as many as needed keeps the method auto:cover, its --keep being the most" if text == "auto" else ""
-            )
-            raise ValueError(
-                f"--keep {text!r} is no number: give a fraction such as 0.1, or a number of tokens such as 64{auto}"
-            ) from None
-    return Keep(1.0 if one_is_all and value == 1 else value).value
+    if text.strip() == "auto":
+        raise ValueError(
+            f"{option} auto: here a budget is given; as many tokens as needed keeps the method auto:cover, whose "
+            f"{option} is the most"
+        )
+    return Keep.read(text, option).value
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a comma-separated list. Raises ValueError where there is none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ValueError(f"{text!r} names nothing")
+    return parts
+
+
+def parse_keeps(text: str) -> list[float | int]:
+    """The budgets of a comma-separated list, for what measures several beside all tokens.
+
+    Raises:
+        ValueError: as for ``parse_keep``; or a single token, which the tables could not tell from 1.0.
+    """
+    keeps = [parse_keep(part) for part in split_list(text)]
+    if any(keep == 1 and isinstance(keep, int) for keep in keeps):
+        raise ValueError("--keep 1t: a single token is not measured beside all of them; give 2t or more")
+    return keeps
 
 
 @contextmanager
@@ -151,7 +213,7 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def load_model(source: str | None, dtype: str) -> tuple[Any, Any]:
+def load_model(source: str | None, dtype: str, device: str | None = None) -> tuple[Any, Any]:
     """``foveate.loading.load`` behind a spinner, with transformers' own chatter off."""
     with working("importing torch and transformers"):
         from transformers.utils import logging
@@ -162,8 +224,8 @@ def load_model(source: str | None, dtype: str) -> tuple[Any, Any]:
     if local or not stderr().is_terminal:
         logging.disable_progress_bar()
         with working(f"loading {source or 'the bundled model'}"):
-            return loading.load(source, dtype=dtype)
-    return loading.load(source, dtype=dtype)  # a download shows its own bars
+            return loading.load(source, dtype=dtype, device=device)
+    return loading.load(source, dtype=dtype, device=device)  # a download shows its own bars
 
 
 def _show_warning(

@@ -5,15 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from rich.table import Table
 
 from foveate.asking_again import is_spelled
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout, warn_when_busy, working
+from foveate.cli.console import (
+    load_model,
+    note,
+    parse_keeps,
+    print_json,
+    progress_bar,
+    split_list,
+    stdout,
+    warn_when_busy,
+    working,
+)
+from foveate.cli.settling import check_source, settled
 from foveate.cli.tables import print_table
+from foveate.config import Config
 from foveate.crops import Crops
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
@@ -23,21 +35,25 @@ from foveate.evaluation.blind import is_blind
 from foveate.evaluation.cropped import Spelled, counterparts, is_cropped, spread
 from foveate.evaluation.drawn import Split, World
 from foveate.evaluation.engines import Engine
+from foveate.evaluation.leaderboard.result import write as write_result
+from foveate.evaluation.pictures import check_pictures
 from foveate.evaluation.processes import Processes, from_environment
 from foveate.evaluation.runner import (
     ALL,
     PARQUET_FILE,
+    ROWS_FILE,
     SOURCE_FILE,
     Transformers,
     budgets_of,
     claim,
     evaluate,
     factory,
+    sizes_of,
     write_parquet,
 )
 from foveate.evaluation.suites import Source, Suite, check_split
 from foveate.evaluation.worlds import get_world
-from foveate.images import size_of
+from foveate.keep import keep_label
 from foveate.pixels import Pixels
 from foveate.pruners import METHODS, get_pruner, known_methods
 from foveate.resizing import NAME as RESIZE
@@ -54,6 +70,8 @@ TAGS = (
     "pooled", "sparse", "clutter", "large", "small", "small in clutter", "salient", "not salient", "unguessed",
     "group A",
 )  # fmt: skip
+FEW = 6
+"""Methods, up to which the paired table has each of them beside all tokens."""
 USUAL = ("all", RESIZE, BLIND)
 """What is run unless methods are named."""
 
@@ -64,7 +82,7 @@ class Request:
 
     source: Source
     methods: str | None
-    keep: str
+    keep: str | None
     out: Path | None
     model: str | None
     as_json: bool
@@ -76,6 +94,7 @@ class Request:
     vllm_options: Sequence[str]
     pixels: str | None = None
     crops: str | None = None
+    config: str | None = None
 
 
 def draw(world: str, out: Path, count: int, seed: int, split: str) -> Path:
@@ -139,6 +158,9 @@ def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
     try:
         with progress_bar(f"drawing {source.suite}" if source.world else "reading questions") as progress:
             suite = source.open(out, progress)
+        if suite.world is None and not processes.rank and not (out / ROWS_FILE).exists():
+            with progress_bar("looking through the pictures") as progress:
+                check_pictures(suite, progress)
     except Exception:
         if fresh:  # a wrong column shall not keep the folder from the right one
             (out / SOURCE_FILE).unlink()
@@ -183,8 +205,10 @@ def run(request: Request) -> None:
     if is_filmed(request.source):
         _require_clips(request)
     processes = from_environment()
+    request = _configured(request)
+    assert request.keep is not None
     pixels = None if request.pixels is None else Pixels.parse(request.pixels)
-    keeps = [parse_keep(text, one_is_all=True) for text in split_list(request.keep)]
+    keeps = parse_keeps(request.keep)
     methods = _runnable(request, _spread(request, keeps), processes)
     for name in methods:
         again = is_spelled(Spelled.read(name).method if is_cropped(name) else name)
@@ -195,6 +219,8 @@ def run(request: Request) -> None:
     if request.analysis is not None and request.source.suite != "scenes":
         raise ValueError("--analysis says how salient the things in scenes are: leave it out for other suites")
     salience = None if request.analysis is None else read_salience(request.analysis)
+    if request.engine == "transformers":
+        check_source(request.model, request.dtype)
     suite = open_suite(request.source, out, processes)
     asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
     with closing(_engine(request, methods, pixels)) as engine, progress_bar(asking) as progress:
@@ -214,6 +240,7 @@ def run(request: Request) -> None:
     if suite.world is not None:
         plotted, columns = PLOTTED, (*WRITTEN, *suite.world.written)
     files = saving.save(report, out, plotted, columns, title)
+    files.append(write_result(out, suite, rows, report, request.model, request.engine))
     try:
         files.append(write_parquet(rows, suite.items, suite.metric, out / PARQUET_FILE))
     except ModuleNotFoundError as error:
@@ -235,11 +262,35 @@ def run(request: Request) -> None:
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
+def _configured(request: Request) -> Request:
+    """The request with what its file says, where nothing was typed: the one method and budget, beside all tokens.
+
+    Raises:
+        ValueError: what is not measured here, or what ``settled`` refuses.
+    """
+    if request.config is None:
+        return request
+    config = settled(request.config, crops=request.crops, pixels=request.pixels)
+    for name in ("positions", "newlines", "layout", "calibrate"):
+        if getattr(config, name) != getattr(Config(), name):
+            raise ValueError(f"{name} is not measured by this command: leave it out of {request.config}")
+    keep = f"1.0,{keep_label(config.pruner.keep)}"  # of one that chooses its own number, the most
+    return replace(
+        request,
+        methods=request.methods or config.name,
+        keep=request.keep or keep,
+        crops=None if config.crops is None else str(config.crops),
+        pixels=None if config.pixels is None else str(config.pixels),
+    )
+
+
 def _small_enough(engine: Engine, suite: Suite, methods: list[str], keeps: Sequence[float | int]) -> list[str]:
     """The methods, without downsampling where the model makes more tokens of any picture than a budget says."""
-    sizes = sorted({size_of(suite.folder / item.image) for item in suite.items})
+    if RESIZE not in methods:
+        return methods
+    sizes = sizes_of(suite.items, suite.folder)
     try:
-        for keep in budgets_of(factory(RESIZE), keeps) if RESIZE in methods else ():
+        for keep in budgets_of(factory(RESIZE), keeps):
             engine.require_sizes(Resize(keep), sizes)
     except ValueError as error:
         note(f"{RESIZE} is not run: {error}")
@@ -309,8 +360,7 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
                     "warning: the dynamic model has never seen clips: `foveate analyze --suite clips` needs no answers"
                 )
             return Filmed(*load_model(request.model, request.dtype))
-        if request.source.suite == "documents" and request.model in (None, "bundled"):
-            note("warning: the bundled model has never seen documents: give --model dynamic, or one that reads")
+        warn_of_words(request.source.suite, request.model)
         return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm
 
@@ -324,15 +374,22 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
             raise
 
 
+def warn_of_words(suite: str, model: str | None) -> None:
+    """Says so where the bundled model is to read."""
+    if suite == "documents" and model in (None, "bundled"):
+        note("warning: the bundled model has never seen documents: give --model dynamic, or one that reads")
+
+
 def _report(
     suite: Suite, rows: list[Any], methods: list[str], salience: Mapping[tuple[str, str], float] | None
 ) -> reporting.Report:
     # The same comparison is not made twice: among themselves, only the later ones are compared with the earlier.
+    references = references_of(methods)
     pairs = [
         (first, other)
-        for place, first in enumerate(REFERENCES)
+        for place, first in enumerate(references)
         for other in methods
-        if first in methods and other not in REFERENCES[: place + 1] and not is_cropped(other)
+        if other not in references[: place + 1] and not is_cropped(other)
     ]
     pairs += [(name, other) for name in methods for other in counterparts(name, methods)]
     if suite.world is not None:
@@ -344,20 +401,9 @@ def _report(
     return reporting.summarise(rows, suite.items, groups, pairs, ["all"], suite.metric, bootstrapped=True)
 
 
-def split_list(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise ValueError(f"{text!r} names nothing")
-    return parts
-
-
-def _label(keep: float | int) -> str:
-    return f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens"
-
-
 def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) -> Table:
-    """One table: ``tokens`` and ``ms`` are means per question, ``encoded`` the part of the pictures' tokens that the
-    vision tower encoded, ``of all tokens`` the first column's part of what all
+    """One table: ``visual tokens`` and ``ms`` are means per question, the stages medians of their ms, ``encoded`` the
+    part of the pictures' tokens that the vision tower encoded, ``of all tokens`` the first column's part of what all
     tokens reach, in %."""
     columns = tuple(name for name in columns if name in report.groups)
     what = f"{'accuracy' if report.metric.binary else report.metric.title} in % {heading}".strip()
@@ -366,12 +412,14 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
     named = map(reporting.group_title, columns)
     encoded = ["encoded"] if report.cropped else []
     in_time = ["resize, same ms"] if report.resized else []
-    for name in ("method", "keep", *encoded, "tokens", "ms", *named, "of all tokens", *in_time, *extras):
+    stages = [f"{name} ms" for name in report.stages]
+    heads = ("method", "keep", *encoded, "visual tokens", "ms", *stages, *named, "of all tokens", *in_time, *extras)
+    for name in heads:
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for run in report.runs:
         cells = [report.cell(run.method, run.keep, name) for name in columns]
         shown = [
-            f"{100 * c.estimate.value:.1f} [dim]{100 * c.estimate.low:.0f}-{100 * c.estimate.high:.0f}[/]"
+            f"{100 * c.estimate.value:.1f} [dim]{'-'.join(saving.bounds(c.estimate.low, c.estimate.high, 0))}[/]"
             if c.estimate.count
             else ""
             for c in cells
@@ -381,8 +429,9 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         spent = *(f"{100 * run.share_encoded:.0f} %" for _ in encoded), f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
         table.add_row(
             reporting.method_title(run.method),
-            _label(run.keep),
+            keep_label(run.keep),
             *spent,
+            *(saving.milliseconds(run.milliseconds(name)) for name in report.stages),
             *shown,
             f"{100 * cells[0].relative:.1f}",
             *timed,
@@ -390,11 +439,20 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         )
     counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
     table.add_section()
-    table.add_row("[dim]questions[/]", *[""] * (3 + len(encoded)), *counts, "")
+    table.add_row("[dim]questions[/]", *[""] * (3 + len(encoded) + len(stages)), *counts, "")
     return table
 
 
+def references_of(methods: Sequence[str]) -> list[str]:
+    """Those that every other method is compared with: of ``REFERENCES``; where none of them runs, the first."""
+    plain = [name for name in methods if not (is_cropped(name) or is_resize(name) or is_blind(name))]
+    return [name for name in REFERENCES if name in plain] or plain[:1]
+
+
 def _paired(report: reporting.Report) -> Table:
+    """The references against the others; where few methods run, each against all tokens as well."""
+    methods = list(dict.fromkeys(run.method for run in report.runs if run.method != ALL))
+    references = references_of(methods)
     table = Table(title="paired on the same questions, points [95 %]", title_justify="left", box=None, pad_edge=False)
     test = "p (McNemar)" if report.metric.binary else "p (swaps)"
     for name in ("group", "keep", "first", "second", "difference", "won:lost", test, "p, Holm"):
@@ -402,15 +460,16 @@ def _paired(report: reporting.Report) -> Table:
             name, justify="right" if name in ("keep", "difference", "won:lost") else "left", header_style="bold"
         )
     for pair in report.pairs:
-        if not (pair.first in REFERENCES or is_cropped(pair.first)) or pair.group not in ("pooled", "all"):
+        shown = pair.first in references or is_cropped(pair.first) or len(methods) <= FEW
+        if not shown or pair.group not in ("pooled", "all"):
             continue  # the others stand in report.json
         d = pair.difference
         table.add_row(
             reporting.group_title(pair.group),
-            _label(pair.keep),
+            keep_label(pair.keep),
             reporting.method_title(pair.first),
             reporting.method_title(pair.second),
-            f"{100 * d.value:+.1f} [dim]{100 * d.low:+.1f} to {100 * d.high:+.1f}[/]",
+            f"{100 * d.value:+.1f} [dim]{' to '.join(saving.bounds(d.low, d.high, 1, '+'))}[/]",
             f"{d.first_only}:{d.second_only}",
             f"{d.p_value:.2g}",
             f"{pair.p_corrected:.2g}",

@@ -15,6 +15,7 @@ from foveate.pruners import InsidePruner, Method, Wrapper, known_methods, parse_
 MARKS = {"adafv": "the default", "cover": "ahead of or level with every other on the drawn scenes: docs/choosing.md"}
 """What is said of a method beside what it does."""
 INDENT = " " * 4
+KEEP_INSIDE = ", where keep is the mean over all layers"
 _ARXIV = re.compile(r"arXiv:?\s*(\d{4}\.\d{4,5})")
 
 
@@ -36,6 +37,16 @@ def describe(method: type[Method]) -> dict[str, Any]:
         "does": first,
         "mark": MARKS.get(method.name),
         "paper": f"arXiv:{paper[1]}" if paper else None,
+        "options": [f"{name}={value}" for name, value in options_of(method).items()],
+    }
+
+
+def options_of(method: type[Method]) -> dict[str, Any]:
+    """A method's options beside ``keep``, and their defaults; of a wrapper its own."""
+    return {
+        one.name: None if one.default is dataclasses.MISSING else one.default
+        for one in dataclasses.fields(method)
+        if one.init and one.name not in ("method", "keep")
     }
 
 
@@ -50,10 +61,16 @@ def list_methods(as_json: bool) -> None:
         does = does.removeprefix("Inside the LLM, ")
         does = does[:1].upper() + does[1:]
         does += f" {entry['mark'][:1].upper()}{entry['mark'][1:]}." if entry["mark"] else ""
-        facts = [entry["prunes"], f"reads {', '.join(entry['reads']) or 'the tokens alone'}", entry["paper"] or ""]
+        facts = [
+            entry["prunes"] + KEEP_INSIDE * (entry["prunes"] != "before the LLM"),
+            f"reads {', '.join(entry['reads']) or 'the tokens alone'}",
+            entry["paper"] or "",
+        ]
         stdout().print(f"[bold]{escape(entry['name'])}[/]")
         print_wrapped(does, INDENT)
         print_wrapped("; ".join(filter(None, facts)), INDENT)
+        if entry["options"]:
+            print_wrapped(f"options: {', '.join(entry['options'])}", INDENT, INDENT + " " * 9)
 
 
 def show_method(name: str, as_json: bool) -> None:
@@ -67,11 +84,8 @@ def show_method(name: str, as_json: bool) -> None:
     if name not in methods:
         parse_method(name)  # says what there is
     method = methods[name.split(":")[0]]
-    options = {
-        one.name: None if one.default is dataclasses.MISSING else one.default
-        for one in dataclasses.fields(method)
-        if one.init and one.name != "method"
-    }
+    keep = next(one.default for one in dataclasses.fields(method) if one.name == "keep")
+    options = {"keep": keep, **options_of(method)}
     text = inspect.getdoc(method) or ""
     if as_json:
         print_json({**describe(method), "text": text, "options": options})

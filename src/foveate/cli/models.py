@@ -11,7 +11,7 @@ import transformers
 import typer
 from rich.markup import escape
 
-from foveate.cli.console import print_json, print_wrapped, stdout
+from foveate.cli.console import WIDTH, print_json, print_wrapped, stdout
 from foveate.coverage import SUPPORTED, checkpoint_of, coverage, in_transformers, verdict
 from foveate.models import Family
 from foveate.models.left_out import IDEAS, NOT_APPLICABLE, REASONS
@@ -41,6 +41,7 @@ def list_models(as_json: bool) -> None:
                 **family.traits(),
                 "checkpoints": {name: " ".join(filter(None, checkpoint_of(name))) or None for name in types},
                 "vllm": [name for name in types if serves(name)],
+                "not_in_transformers": [name for name in types if not in_transformers(name)],
                 "unread": dict(family.unread),
             }
             for family, types in families().items()
@@ -58,7 +59,13 @@ def list_models(as_json: bool) -> None:
         can += ["vLLM"] if any(map(serves, types)) else []
         out.print(f"[bold]{escape(family.title)}[/]" + (f"  {', '.join(can)}" if can else ""))
         for name in types:
-            out.print(escape(f"  {name:<24}{checkpoint_of(name)[0]}".rstrip()))
+            lacking = "" if in_transformers(name) else f" (not in transformers {transformers.__version__})"
+            line = f"  {name:<24}{checkpoint_of(name)[0]}".rstrip()
+            if len(line + lacking) <= WIDTH:
+                out.print(escape(line + lacking))
+            else:
+                out.print(escape(line))
+                out.print(escape(f"{' ' * 25}{lacking}"))
     out.print()
     print_wrapped(
         f"Of the {counts['applicable']} types of transformers {counts['version']} whose pictures are tokens of a "

@@ -8,17 +8,17 @@ from typing import Any
 
 from rich.table import Table
 
-from foveate.cli.console import load_model, note, parse_keep, print_json, progress_bar, stdout
-from foveate.cli.evaluate import open_suite, parse_methods, require_videos, split_list
+from foveate.cli.console import load_model, note, parse_keeps, print_json, progress_bar, stdout
+from foveate.cli.evaluate import open_suite, parse_methods, require_videos
+from foveate.cli.settling import check_source
 from foveate.cli.tables import print_table
 from foveate.evaluation import recall
+from foveate.evaluation.kept import UNIFORM
 from foveate.evaluation.processes import ALONE
 from foveate.evaluation.runner import factory
 from foveate.evaluation.statistics import Estimate
 from foveate.evaluation.suites import Source
-
-UNIFORM = "uniform"
-"""What every method stands beside: it keeps of everything alike."""
+from foveate.keep import keep_label
 
 
 def run(
@@ -31,7 +31,8 @@ def run(
     """
     require_videos(model)
     names = list(dict.fromkeys([*parse_methods(methods), UNIFORM]))
-    keeps = [parse_keep(text, one_is_all=True) for text in split_list(keep)]
+    keeps = parse_keeps(keep)
+    check_source(model, dtype)
     out = out or Path("build") / "analyze" / source.slug()
     suite = open_suite(source, out, ALONE)
     loaded, processor = load_model(model, dtype)
@@ -70,7 +71,7 @@ def _table(found: recall.Recall) -> Table:
         whole = by_run[keep, method, recall.ALL]
         rest = (by_run.get((keep, method, group)) for group in groups[1:])
         table.add_row(
-            f"{100 * whole.keep:g} %" if isinstance(whole.keep, float) else f"{whole.keep} tokens",
+            keep_label(whole.keep),
             method,
             _shown(whole.recall),
             _shown(whole.moments),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.cli.console import parse_keep
-from foveate.cli.evaluate import split_list
-from foveate.pixels import Pixels
+from foveate.cli.console import parse_keep, split_list
+from foveate.cli.settling import settled
+from foveate.config import Config
+from foveate.pruners.registry import AUTO
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Request:
 
     model: str
     vllm_options: Sequence[str]
-    method: str
-    keep: str
+    method: str | None
+    keep: str | None
     max_keep: str
     methods: str | None
     option: Sequence[str]
@@ -26,6 +27,7 @@ class Request:
     image_cache: int
     crops: str | None = None
     pixels: str | None = None
+    config: str | None = None
 
 
 def run(request: Request) -> None:
@@ -38,20 +40,29 @@ def run(request: Request) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     from foveate.loading import failed
-    from foveate.serving.server import parse_options, serve
+    from foveate.serving.server import serve
 
     if request.model.startswith("-"):
         raise ValueError(f"give the model first: foveate serve MODEL {request.model} ...")
+    config = settled(
+        request.config, method=request.method, keep=request.keep, option=request.option, crops=request.crops,
+        pixels=request.pixels,
+    )  # fmt: skip
+    if config.keep == AUTO:
+        raise ValueError(f"keep {AUTO}: a server lays the prompt out before it sees the picture: give a budget")
+    for name in ("positions", "newlines", "layout", "calibrate"):
+        if getattr(config, name) != getattr(Config(), name):
+            raise ValueError(f"{name} is the family's own in a server: leave it out of {request.config}")
     pruning: dict[str, Any] = {
-        "method": request.method,
-        "keep": parse_keep(request.keep),
-        "max_keep": parse_keep(request.max_keep),
+        "method": config.method,
+        "keep": config.keep,
+        "max_keep": parse_keep(request.max_keep, "--max-keep"),
         "methods": split_list(request.methods) if request.methods else [],
         "feature_cache_mib": request.feature_cache,
         "image_cache_mib": request.image_cache,
-        "crops": request.crops,
-        **({} if request.pixels is None else {"pixels": Pixels.parse(request.pixels).value}),
-        **parse_options(request.option),
+        "crops": config.crops,
+        **({} if config.pixels is None else {"pixels": config.pixels}),
+        **config.options,
     }
     try:
         serve(request.model, request.vllm_options, pruning)

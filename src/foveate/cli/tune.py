@@ -13,11 +13,13 @@ from rich.table import Table
 from foveate.asking_again import Spelled, is_spelled
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, warn_when_busy
 from foveate.cli.evaluate import answer_tokens, is_filmed, open_suite, parse_methods
+from foveate.cli.settling import check_source
 from foveate.cli.tables import print_table
 from foveate.evaluation import tuning
 from foveate.evaluation.processes import from_environment
 from foveate.evaluation.runner import Row, Transformers, evaluate
 from foveate.evaluation.suites import Source
+from foveate.keep import keep_label
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def run(request: Request) -> None:
     out = request.out or Path("build") / "tune" / source.slug()
     settings: dict[str, Any] = {**source.settings(), "model_name": request.model or "bundled"}
     processes = from_environment()
+    check_source(request.model, request.dtype)
     suite = open_suite(source, out, processes)
     items: Sequence[Any] = suite.items
     if suite.world is not None:  # the bundled model is at chance in the other kinds, which would only dilute
@@ -58,7 +61,7 @@ def run(request: Request) -> None:
     longest = answer_tokens(source, request.max_new_tokens)
 
     def ask(method: str, keep: float, asked: Sequence[Any], stage: str) -> list[Row]:
-        with progress_bar(f"{stage}: {method}, keep {keep:g}") as progress:
+        with progress_bar(f"{stage}: {method}, keep {keep_label(keep)}") as progress:
             return evaluate(
                 engine, asked, [method], [keep], out / stage, folder=suite.folder, settings=settings,
                 max_new_tokens=longest, batch=request.batch_size, by_picture=any(map(is_spelled, methods)),
@@ -87,7 +90,7 @@ def run(request: Request) -> None:
 
 
 def _screening(found: tuning.Tuning) -> Table:
-    title = f"screening at keep {tuning.SCREENED:g}" if found.plain else "screening"
+    title = f"screening at keep {keep_label(tuning.SCREENED)}" if found.plain else "screening"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("method", header_style="bold")
     table.add_column("of all tokens", justify="right", header_style="bold")
@@ -100,12 +103,20 @@ def _screening(found: tuning.Tuning) -> Table:
 def _trials(found: tuning.Tuning) -> Table:
     title = f"all tokens: {100 * found.accuracy:.1f} % of {found.questions} questions about {found.pictures} pictures"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("method", "keep", "tokens", "ms", "of all tokens", "surely above", f"holds {100 * found.target:g} %"):
+    for name in (
+        "method",
+        "keep",
+        "visual tokens",
+        "ms",
+        "of all tokens",
+        "surely above",
+        f"holds {100 * found.target:g} %",
+    ):
         table.add_column(name, justify="left" if name == "method" else "right", header_style="bold")
     for trial in sorted(found.trials, key=lambda trial: (trial.dial, -trial.keep, -trial.kept)):
         table.add_row(
             trial.method,
-            f"{trial.keep:g}",
+            keep_label(trial.keep),
             f"{trial.kept:.0f}",
             f"{trial.latency_ms:.0f}",
             f"{100 * trial.relative:.1f} %",
@@ -117,7 +128,7 @@ def _trials(found: tuning.Tuning) -> Table:
 
 
 def _named(trial: tuning.Trial) -> str:
-    return f"{trial.method} at keep {trial.keep:g}"
+    return f"{trial.method} at keep {keep_label(trial.keep)}"
 
 
 def _verdict(found: tuning.Tuning) -> str:
@@ -126,16 +137,17 @@ def _verdict(found: tuning.Tuning) -> str:
     asking = Spelled.read(best.method) if best is not None and is_spelled(best.method) else None
     if best is not None and asking is not None and asking.measure == "least":
         return (
-            f"--method {asking.method} --keep {asking.first:g} --again {float(best.keep)} --margin {asking.margin:g} "
-            f"spends the fewest tokens of all that were shown to hold {held}: {best.kept:.0f} per question"
+            f"--method {asking.method} --keep {keep_label(asking.first)} --again {keep_label(best.keep)} "
+            f"--margin {asking.margin:g} spends the fewest tokens of all that were shown to hold {held}: "
+            f"{best.kept:.0f} per question"
         )
     if best is not None and not found.plain:
         return (
-            f"--method {best.method} --keep {best.keep:g} spends the fewest tokens of all that were shown to hold "
-            f"{held}: {best.kept:.0f} per question"
+            f"--method {best.method} --keep {keep_label(best.keep)} spends the fewest tokens of all that were shown to "
+            f"hold {held}: {best.kept:.0f} per question"
         )
     if best is not None:
-        return f"--method {best.method} --keep {best.keep:g} is the smallest budget shown to hold {held}"
+        return f"--method {best.method} --keep {keep_label(best.keep)} is the smallest budget shown to hold {held}"
     if found.best_bound < found.target:
         return (
             f"nothing can be shown to hold {held} with {found.questions} questions: even without a single loss the "

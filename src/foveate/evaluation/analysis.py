@@ -1,7 +1,7 @@
 """Two analyses of what could rank visual tokens: does a score depend on where a token stands, does it find the object.
 
 They are AdaFV's (arXiv 2501.09532) reasons for leaving attention inside the language model alone, repeated on drawn
-scenes, whose objects have known boxes.
+pictures, where what is asked about has known boxes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from foveate.evaluation.drawn import Item
+from foveate.evaluation.kept import Kept, Lying
 from foveate.evaluation.llm_attention import reading_row
-from foveate.evaluation.scenes import Item
+from foveate.evaluation.plots_of_kept import plot_kept
+from foveate.evaluation.scenes import SCENES
 from foveate.evaluation.statistics import Design, Difference, Estimate, bootstrap, paired_difference, tallied
 from foveate.images import load_image
 from foveate.models import family_for
@@ -41,8 +44,6 @@ BINS = 16
 """Places along the prompt that the position curves have."""
 KEEPS = (0.05, 0.1, 0.25)
 """Fractions of the tokens at which recall is taken."""
-ALIGNED = ("presence", "attribute", "reading")
-"""Kinds of questions that name what they ask about, once."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Scored:
     Args:
         item: the question.
         scores: by name, (N,) float64, summing to N: 1 is what an even spread gives.
-        inside: (N,) bool: the token's centre lies in a box of what is asked about.
+        inside: (N,) bool: the token is one of what is asked about, see ``tokens_of``.
         base: (N,) bool: the token is one of the base view's.
     """
 
@@ -138,7 +139,8 @@ class Analysis:
             "note": (
                 f"{LLM}: attention of the question's last token in layer {self.layer} (from 0) of the language model, "
                 "mean over heads; scores sum to the number of tokens, so 1 is an even spread. A token is the object's "
-                "when its centre lies in the object's box. 95 % bootstrap intervals over pictures; p_value: scores "
+                "when its centre lies in the object's box, or where that holds no token's centre, when it holds the "
+                "box's. 95 % bootstrap intervals over pictures; p_value: scores "
                 "swapped picture by picture at random, two-sided, not corrected for the number of comparisons."
             ),
         }
@@ -152,6 +154,8 @@ def analyse(
     *,
     layer: int = 2,
     batch: int = 16,
+    located: Sequence[str] = SCENES.located,
+    kept: Kept | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Analysis:
     """Reads all three scores for every question and works out both analyses.
@@ -160,10 +164,12 @@ def analyse(
 
     Args:
         model, processor: a stock transformers model of a known family, and its processor.
-        items: questions of the scenes suite.
+        items: questions of a drawn world.
         folder: where the pictures lie.
         layer: of the language model, from 0. Default 2: what FastV (arXiv 2403.06764) reads.
         batch: most questions asked at once.
+        located: kinds of questions whose boxes are what is asked about, see ``World.located``. Default those of scenes.
+        kept: is shown every question as well, with its picture encoded once for all.
         progress: called with the number of questions done and of those there are.
 
     Raises:
@@ -180,9 +186,11 @@ def analyse(
         session = look(model, processor, picture)
         for start in range(0, len(asked), batch):
             scored += _score(session, asked[start : start + batch], picture.size, layer)
+            if kept is not None:
+                kept.read(session, asked[start : start + batch], picture.size)
             if progress is not None:
                 progress(len(scored), len(items))
-    return summarise(scored, layer)
+    return summarise(scored, layer, located)
 
 
 def _score(session: Session, items: Sequence[Item], size: tuple[int, int], layer: int) -> Iterator[Scored]:
@@ -205,12 +213,27 @@ def _score(session: Session, items: Sequence[Item], size: tuple[int, int], layer
                 "the prompt's image placeholders are not the tokens that were scored: this model family sends tokens "
                 "in another order than it scores them, and its attention cannot be told apart"
             )
-        boxes = geometry.boxes_in(size[1], size[0]).cpu().numpy()
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = np.zeros(len(boxes), dtype=bool)
-        for x0, y0, x1, y1 in item.boxes:
-            inside |= ((centres >= (x0, y0)) & (centres < (x1, y1))).all(axis=1)
+        inside = tokens_of(item, geometry.boxes_in(size[1], size[0]).cpu().numpy())
         yield Scored(item, scores, inside, geometry.view.cpu().numpy() == 0)
+
+
+def tokens_of(item: Item, boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool: the tokens of what is asked about: whose centre lies in a box of it, and of a box that is too small
+    to have any, those that hold its centre.
+
+    Args:
+        item: the question.
+        boxes: (N, 4) of the tokens, in pixels of the item's picture.
+    """
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = np.zeros(len(boxes), dtype=bool)
+    for x0, y0, x1, y1 in item.boxes:
+        own = ((centres >= (x0, y0)) & (centres < (x1, y1))).all(axis=1)
+        if not own.any():
+            middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+            own = ((boxes[:, :2] <= middle) & (boxes[:, 2:] > middle)).all(axis=1)
+        inside |= own
+    return inside
 
 
 def _spread(score: torch.Tensor) -> np.ndarray:
@@ -267,8 +290,8 @@ def groups_of(item: Item) -> Iterator[str]:
     yield item.kind
 
 
-def summarise(scored: Sequence[Scored], layer: int) -> Analysis:
-    """Works out both analyses.
+def summarise(scored: Sequence[Scored], layer: int, located: Sequence[str] = SCENES.located) -> Analysis:
+    """Works out both analyses; ``located`` as for ``analyse``.
 
     Raises:
         ValueError: no question asks about something in its picture.
@@ -292,9 +315,9 @@ def summarise(scored: Sequence[Scored], layer: int) -> Analysis:
                 slope=estimate([_slope(one.scores[name]) for one in scored]),
             )
         )
-    found = [one for one in scored if one.item.kind in ALIGNED and one.inside.any() and not one.inside.all()]
+    found = [one for one in scored if one.item.kind in located and one.inside.any() and not one.inside.all()]
     if not found:
-        raise ValueError("none of the questions asks about something in its picture: draw more scenes")
+        raise ValueError("none of the questions asks about something in its picture: draw more pictures")
     alignment, pairs = [], {}
     auc = {name: np.array([area_under_roc(one.scores[name], one.inside) for one in found]) for name in SCORES}
     for group in dict.fromkeys(name for one in found for name in groups_of(one.item)):
@@ -377,15 +400,20 @@ def plot(analysis: Analysis) -> Figure:
     return figure
 
 
-def save(analysis: Analysis, out: Path) -> list[Path]:
-    """Writes ``analysis.json`` and, where matplotlib is installed, ``analysis.png``. Returns the files written."""
+def save(analysis: Analysis, out: Path, maps: Sequence[Lying] = (), title: str = "") -> list[Path]:
+    """Writes ``analysis.json`` and, where matplotlib is installed, ``analysis.png``; with maps of what is kept, these
+    too, and ``kept.png``. Returns the files written."""
     out.mkdir(parents=True, exist_ok=True)
     files = [out / ANALYSIS_FILE]
-    files[0].write_text(json.dumps(analysis.as_dict(), indent=2) + "\n", encoding="utf-8")
+    told = {**analysis.as_dict(), **({"kept": [one.as_dict() for one in maps]} if maps else {})}
+    files[0].write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     try:
-        figure = plot(analysis)
+        figures = {"analysis.png": plot(analysis)}
+        if maps:
+            figures["kept.png"] = plot_kept(maps, title)
     except ModuleNotFoundError:  # the plot is an extra; the figures are in the JSON
         return files
-    files.append(out / "analysis.png")
-    figure.savefig(files[1], dpi=150)
+    for name, figure in figures.items():
+        files.append(out / name)
+        figure.savefig(files[-1], dpi=150)
     return files

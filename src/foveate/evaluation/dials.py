@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from foveate.asking_again import NAME as ASK_AGAIN
+from foveate.keep import keep_label
 from foveate.pruners.registry import AUTO
 from foveate.tokens import Keep
 
@@ -61,18 +62,18 @@ def dials_of(method: str) -> list[Dial]:
     def spell(**options: object) -> str:
         return ":".join([name, *(f"{option}={value}" for option, value in {**own, **options}.items()), held])
 
-    least = ast.literal_eval(own.get("floor", "0.02")) if name == AUTO else 0.0
+    least = Keep.read(own.get("floor", "0.02")).value if name == AUTO else 0.0
     if name == AUTO and "share" not in own:
         ceiling = 1.0 if isinstance(least, float) and least > CEILING else CEILING
         runs = tuple((spell(share=share), ceiling) for share in SHARES)
         return [Dial(method, runs, (spell(share=SCREENED_SHARE), ceiling), plain=False)]
     if name == ASK_AGAIN:
-        firsts = [ast.literal_eval(own["first"])] if "first" in own else FIRSTS
+        firsts = [Keep.read(own["first"]).value] if "first" in own else FIRSTS
         margins = [ast.literal_eval(own["margin"])] if "margin" in own else MARGINS
         probed = margins[0] if "margin" in own else SCREENED_MARGIN
         return [
             Dial(
-                f"{spell(first=first)}, then {then:g}",
+                f"{spell(first=first)}, then {keep_label(then)}",
                 tuple((spell(first=first, margin=margin), then) for margin in margins),
                 (spell(first=first, margin=probed), then),
                 plain=False,

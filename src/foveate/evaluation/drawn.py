@@ -93,6 +93,7 @@ class World:
         drawn: makes picture number ``index`` of a split and seed: ``drawn(split, seed, index)``.
         halves: kinds of which each answer named counts as a kind of its own, at its share of the weight.
         sized: kinds that tell small from large.
+        located: kinds whose boxes are what is asked about, which a score should find.
         written: kinds that the written report shows besides the figures every world has.
         filmed: whether its pictures are clips, and its boxes have times.
     """
@@ -103,6 +104,7 @@ class World:
     drawn: Callable[[str, int, int], Drawing] = field(repr=False, compare=False)
     halves: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     sized: tuple[str, ...] = ()
+    located: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     filmed: bool = False
 

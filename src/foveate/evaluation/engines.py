@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,11 +32,29 @@ Answered = tuple[str, int, int, int | None]
 """An answer; patch tokens kept, that there were, and that were encoded, None for all (see ``runner.Row``)."""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What each question of a batch took, ms.
+
+    Args:
+        latency: from picture to answer.
+        encoder: of it, the vision tower and what reads it, projector included; like the two below None where the
+            engine does not say.
+        selection: finding the images and the guiding text, choosing, shortening the prompt.
+        prefill: from there to the logits of the first token; what chooses within it left out.
+    """
+
+    latency: float
+    encoder: float | None = None
+    selection: float | None = None
+    prefill: float | None = None
+
+
 class Asker(Protocol):
     """Answers the questions of one piece of an evaluation."""
 
-    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
-        """What each item was answered, and the milliseconds that each of them took."""
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], Spent]:
+        """What each item was answered, and what each of them took."""
 
 
 class Engine(Protocol):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foveate.asking_again import AskAgain
 from foveate.evaluation.blind import Blind
 from foveate.evaluation.cropped import Cropped
-from foveate.evaluation.engines import Answered, Asker, Item, Way
-from foveate.evaluation.runner import Transformers, count_kept, count_passes, generate
+from foveate.evaluation.engines import Answered, Asker, Item, Spent, Way
+from foveate.evaluation.runner import Transformers, count_kept, count_passes, generate, shared, stopwatch
 from foveate.inputs import question_prompt
 from foveate.pruners.uniform import Uniform
 from foveate.resizing import Resize
+from foveate.stopwatch import FirstToken, timing
 from foveate.videos import load_video
 from foveate.watching import VideoSession, watch
 
@@ -47,64 +46,77 @@ class Filmed(Transformers):
 
 
 class _Clips:
-    """Asks batches of questions about clips, one clip after the other; the vision tower runs once for each in turn."""
+    """Asks batches of questions about clips, one clip after the other; the vision tower runs once for each in turn.
+
+    ``taken`` are the milliseconds until the first question about the clip at hand could be asked, and ``encoder`` those
+    of the vision tower among them.
+    """
 
     def __init__(self, engine: Filmed, folder: Path) -> None:
         self.engine, self.folder = engine, folder
         self.name = ""
         self.session: VideoSession | None = None
-        self.watching = 0.0
+        self.taken = self.encoder = 0.0
 
-    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], Spent]:
         """See ``Asker``; the milliseconds are means over these questions, each with the whole time of its clip's
         encoding."""
         answered: list[Answered] = []
-        spent = 0.0
+        parts: list[tuple[Spent, int]] = []
         for image, some in groupby(items, key=lambda item: item.image):
             own = list(some)
             session = self._watch(image)
             if isinstance(pruner, Blind):
-                found, seconds = self._blind(own, session, max_new_tokens)
+                found, spent = self._blind(own, session, max_new_tokens)
             else:
-                found, seconds = self._ask(own, session, pruner, max_new_tokens)
-                seconds += self.watching * len(own)
+                found, spent = self._ask(own, session, pruner, max_new_tokens)
+                encoder = self.encoder + (spent.encoder or 0.0)
+                spent = replace(spent, latency=spent.latency + self.taken, encoder=encoder)
             answered += found
-            spent += seconds
-        return answered, spent * 1e3 / len(items)
+            parts.append((spent, len(own)))
+        return answered, _mean(parts)
 
     def _watch(self, image: str) -> VideoSession:
         if self.session is None or self.name != image:
             video = load_video(self.folder / image)
-            start = _now(self.engine.model)
-            self.session, self.name = watch(self.engine.model, self.engine.processor, video), image
-            self.watching = _now(self.engine.model) - start
+            watching = stopwatch(self.engine.model)
+            with timing(watching):
+                self.session, self.name = watch(self.engine.model, self.engine.processor, video), image
+            self.taken, self.encoder = sum(watching.taken.values()), watching.taken["encoder"]
         return self.session
 
     @staticmethod
     def _ask(
         items: Sequence[Item], session: VideoSession, pruner: Any, max_new_tokens: int
-    ) -> tuple[list[Answered], float]:
-        start = _now(session.model)
-        answers = session.ask_many(
-            [item.question for item in items], pruner, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
-        )
-        seconds = _now(session.model) - start
+    ) -> tuple[list[Answered], Spent]:
+        asking = stopwatch(session.model)
+        with timing(asking):
+            answers = session.ask_many(
+                [item.question for item in items], pruner, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+                logits_processor=[FirstToken(asking)],
+            )  # fmt: skip
         counted = count_passes(pruner, answers) if isinstance(pruner, AskAgain) else count_kept(pruner)
-        return [(answer.text, *counts, None) for answer, counts in zip(answers, counted, strict=True)], seconds
+        told: list[Answered] = [(answer.text, *counts, None) for answer, counts in zip(answers, counted, strict=True)]
+        return told, shared(asking, len(items))
 
-    def _blind(self, items: Sequence[Item], session: VideoSession, max_new_tokens: int) -> tuple[list[Answered], float]:
+    def _blind(self, items: Sequence[Item], session: VideoSession, max_new_tokens: int) -> tuple[list[Answered], Spent]:
         model, processor = self.engine.model, self.engine.processor
-        start = _now(model)
         prompts = [question_prompt(processor, item.question, 0, model) for item in items]
-        texts = generate(
-            model, processor, prompts, [()] * len(items), Uniform(keep=1.0), max_new_tokens=max_new_tokens,
-            do_sample=False, num_beams=1,
-        )  # fmt: skip
+        asking = stopwatch(model)
+        with timing(asking):
+            texts = generate(
+                model, processor, prompts, [()] * len(items), Uniform(keep=1.0), max_new_tokens=max_new_tokens,
+                do_sample=False, num_beams=1, logits_processor=[FirstToken(asking)],
+            )  # fmt: skip
         total = len(session.images[0].tokens)
-        return [(text, 0, total, 0) for text in texts], _now(model) - start
+        return [(text, 0, total, 0) for text in texts], shared(asking, len(items))
 
 
-def _now(model: Any) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()
+def _mean(parts: Sequence[tuple[Spent, int]]) -> Spent:
+    """Of what the questions took, so many of each part."""
+    whole = sum(count for _, count in parts)
+
+    def mean(name: str) -> float:
+        return sum(getattr(spent, name) * count for spent, count in parts) / whole
+
+    return Spent(*map(mean, ("latency", "encoder", "selection", "prefill")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -100,7 +100,7 @@ class Pair:
 @dataclass(frozen=True)
 class Run:
     """What a method at a budget sent and took: means over its answers, tokens and milliseconds; ``encoded`` are the
-    patch tokens that the vision tower encoded."""
+    patch tokens that the vision tower encoded. Where the time goes are medians, None where it was not measured."""
 
     method: str
     keep: float | int
@@ -109,24 +109,38 @@ class Run:
     latency_ms: float
     count: int
     encoded: float
+    encoder_ms: float | None = None
+    selection_ms: float | None = None
+    prefill_ms: float | None = None
 
     @property
     def share_encoded(self) -> float:
         """Of the patch tokens there were, the part that was encoded."""
         return self.encoded / self.total
 
+    def milliseconds(self, stage: Stage) -> float | None:
+        """Of a stage, the median."""
+        found: float | None = getattr(self, f"{stage}_ms")
+        return found
+
+
+Stage = Literal["encoder", "selection", "prefill"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 NOTE = (
     "accuracy: the metric's figure, with 95 % intervals: {intervals}. "
     "paired: first minus second on the same questions, 95 % bootstrap over pictures; p_value: two-sided, {test}; "
     "p_corrected: Holm's correction for all comparisons of the first method on that group. latency_ms: from picture to "
-    "answer, vision tower included, per question; questions asked as one batch share its time. encoded: patch tokens "
-    "that the vision tower encoded. not guessed: questions that are not answered rightly without the picture. group A: "
+    "answer, vision tower included, per question; questions asked as one batch share its time. encoder_ms, "
+    "selection_ms, prefill_ms: of it, medians: the vision tower and what reads it; choosing and shortening; from there "
+    "to the logits of the first token. encoded: patch tokens that the vision "
+    "tower encoded. not guessed: questions that are not answered rightly without the picture. group A: "
     "what all tokens answer rightly, and the picture made smaller to the same budget does not. resize_in_same_time: "
     "what smaller pictures reach in the milliseconds of that run, on the line through their own runs and all tokens'."
 )
 WILSON = "Wilson's of proportions, combined by variance recovery for means of groups"
-BOOTSTRAP = "percentiles of 2000 bootstrap samples of pictures"
+BOOTSTRAP = "percentiles of 2000 bootstrap samples of pictures; where these are all alike, Wilson's of so many pictures"
+BOTH = "percentiles of 2000 bootstrap samples of pictures, or Wilson's where it is wider"
 
 
 @dataclass(frozen=True)
@@ -151,6 +165,11 @@ class Report:
     def cropped(self) -> bool:
         """Whether some run left crops out."""
         return any(is_cropped(run.method) for run in self.runs)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Where the time goes, as far as any run says."""
+        return tuple(name for name in STAGES if any(run.milliseconds(name) is not None for run in self.runs))
 
     @property
     def resized(self) -> bool:
@@ -327,8 +346,8 @@ def summarise(
             besides.
         paired_groups: names of the groups to compare on.
         metric: what an answer is worth.
-        bootstrapped: whether intervals come from resampled pictures rather than from Wilson's formula, which is for
-            metrics that are proportions.
+        bootstrapped: whether intervals come from resampled pictures rather than from Wilson's formula alone, which is
+            for metrics that are proportions.
     """
     assert bootstrapped or metric.binary
     known = {str(getattr(item, "id", place)): item for place, item in enumerate(items)}
@@ -341,7 +360,7 @@ def summarise(
     cells: list[Cell] = []
     for group in groups:
         figures = {
-            run: _estimate(_grouped(answered, known, group, metric), group, metric, bootstrapped)
+            run: figure_of(_grouped(answered, known, group, metric), group, metric, bootstrapped)
             for run, answered in runs.items()
         }
         whole = figures.get((ALL, "1.0"))
@@ -369,7 +388,7 @@ def summarise(
         (*cells, *of_downsampling),
         _corrected(compared),
         metric,
-        BOOTSTRAP if bootstrapped else WILSON,
+        (BOTH if metric.binary else BOOTSTRAP) if bootstrapped else WILSON,
     )
 
 
@@ -399,7 +418,7 @@ def _group_a(
         small = runs.get((RESIZE, keep)) if method != RESIZE else None
         failed = whole & {row.item for row in small} - _right(small, known, metric) if small else set()
         group = _these(GROUP_A, (known[item] for item in failed))
-        estimate, extras = _estimate(_grouped(rows, known, group, metric), group, metric, bootstrapped)
+        estimate, extras = figure_of(_grouped(rows, known, group, metric), group, metric, bootstrapped)
         cells.append(Cell(method, rows[0].keep, GROUP_A, estimate, estimate.value, extras))
     return cells
 
@@ -426,6 +445,10 @@ def _run(rows: Sequence[Row]) -> Run:
     def mean(values: Iterable[float]) -> float:
         return math.fsum(values) / len(rows)
 
+    def median(name: str) -> float | None:
+        known = [value for row in rows if (value := getattr(row, name)) is not None]
+        return float(np.median(known)) if known else None
+
     return Run(
         rows[0].method,
         rows[0].keep,
@@ -434,6 +457,7 @@ def _run(rows: Sequence[Row]) -> Run:
         mean(row.latency_ms for row in rows),
         len(rows),
         mean(row.tokens_encoded for row in rows),
+        *(median(f"{stage}_ms") for stage in STAGES),
     )
 
 
@@ -462,16 +486,22 @@ def _grouped(rows: Sequence[Row], known: dict[str, Any], group: Group, metric: M
     return Grouped(found)
 
 
-def _estimate(
+def figure_of(
     grouped: Grouped, group: Group, metric: Metric, bootstrapped: bool
 ) -> tuple[Estimate, Mapping[str, float]]:
+    """A group's figure of a run with its interval, and the metric's further ones; see ``summarise``."""
     if not grouped.answers:
         return Estimate(math.nan, 0.0, 1.0, 0), {}
     tallies = grouped.tallies()
     totals = tallies.sum(0)
     extras = {name: float(value(totals)) for name, value in metric.extras.items()}
     if bootstrapped:
-        return bootstrap(grouped.design(group, metric), tallies), extras
+        design = grouped.design(group, metric)
+        found = _never_sure(bootstrap(design, tallies), design)
+        if metric.binary:
+            alone = wilson(found.value * found.count, found.count)
+            found = replace(found, low=min(found.low, alone.low), high=max(found.high, alone.high))
+        return found, extras
     scores: dict[str, list[float]] = {stratum.name: [] for stratum in group.strata}
     for one, _, stratum in grouped.answers.values():
         scores[stratum].append(one[0])
@@ -486,7 +516,20 @@ def _compare(
     shared = [item for item in one.answers if item in two.answers]
     if not shared:
         return None
-    return paired_difference(one.tallies(shared), two.tallies(shared), one.design(group, metric, shared))
+    design = one.design(group, metric, shared)
+    return _never_sure(paired_difference(one.tallies(shared), two.tallies(shared), design), design, -1.0)
+
+
+_Figure = TypeVar("_Figure", Estimate, Difference)
+
+
+def _never_sure(found: _Figure, design: Design, least: float = 0.0) -> _Figure:
+    """A figure whose interval has a width: where all pictures are alike, resampling them says nothing of how many
+    others there may be, and Wilson's limit for none of so many does. ``least`` is the smallest figure there can be."""
+    if found.high > found.low:
+        return found
+    others = wilson(0, len(set(design.pictures))).high
+    return replace(found, low=max(least, found.value - others), high=min(1.0, found.value + others))
 
 
 def _number(value: float) -> float | None:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,7 +24,7 @@ from foveate.crops import Crops, encoded_tokens
 from foveate.evaluation.blind import Blind, is_blind
 from foveate.evaluation.cropped import Cropped, is_cropped
 from foveate.evaluation.cropped import Spelled as SpelledCrops
-from foveate.evaluation.engines import Answered, Asker, Engine, Item, Way
+from foveate.evaluation.engines import Answered, Asker, Engine, Item, Spent, Way
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.processes import ALONE, Processes
 from foveate.images import load_image, size_of
@@ -38,6 +38,7 @@ from foveate.pruners.uniform import Uniform
 from foveate.readable import check_readable
 from foveate.resizing import Counts, Resize, is_resize
 from foveate.session import Answer, Session, look
+from foveate.stopwatch import FirstToken, Stopwatch, timing
 from foveate.tokens import Keep, Selection
 from foveate.turns import adds_special_tokens
 
@@ -74,6 +75,8 @@ class Row:
             one; across pictures, questions share the tower's time as all else.
         encoded: patch tokens of the picture that the vision tower encoded, of ``resize`` those of the smaller picture;
             None: all of them.
+        encoder_ms, selection_ms, prefill_ms: of ``latency_ms``, see ``Spent``; they share and count alike. None: not
+            measured.
     """
 
     item: str
@@ -85,6 +88,9 @@ class Row:
     total: int
     latency_ms: float
     encoded: int | None = None
+    encoder_ms: float | None = None
+    selection_ms: float | None = None
+    prefill_ms: float | None = None
 
     @property
     def tokens_encoded(self) -> int:
@@ -159,6 +165,15 @@ def budgets_of(make: Factory, budgets: Sequence[float | int]) -> list[float | in
     return [value for value in budgets if limit or repr(value) != "1.0"]
 
 
+def sizes_of(items: Sequence[Item], folder: Path) -> list[tuple[int, int]]:
+    """The different sizes, (width, height), of the items' pictures, of which only the heads are read.
+
+    Raises:
+        FileNotFoundError, ValueError: as for ``foveate.images.size_of``.
+    """
+    return sorted({size_of(folder / item.image) for item in items})
+
+
 def evaluate(
     engine: Engine,
     items: Sequence[Item],
@@ -230,8 +245,10 @@ def evaluate(
         for value in own[:1]:
             made = [factories[name](value, picture) for picture in (0, 1)]
             engine.require(name, made)
-            for value in own if isinstance(made[0], Resize) else ():
-                engine.require_sizes(Resize(value), sorted({size_of(folder / item.image) for item in items}))
+            if isinstance(made[0], Resize):
+                sizes = sizes_of(items, folder)
+                for one in own:
+                    engine.require_sizes(Resize(one), sizes)
             by_picture = by_picture or any(
                 isinstance(_held(one)[0], AskAgain) for one in made if not isinstance(one, (Resize, Blind))
             )
@@ -272,7 +289,7 @@ def evaluate(
             for method, keep, pending in open_runs:
                 for chunk in _chunks(pending, batch):
                     pruner = Uniform(keep=1.0) if method == ALL else factories[method](keep, number)
-                    answers, milliseconds = asker.ask([items[place] for place in chunk], pruner, max_new_tokens)
+                    answers, spent = asker.ask([items[place] for place in chunk], pruner, max_new_tokens)
                     fresh = [
                         Row(
                             item=ids[place],
@@ -282,8 +299,11 @@ def evaluate(
                             answer=answer,
                             kept=kept,
                             total=of,
-                            latency_ms=round(milliseconds, 3),
+                            latency_ms=round(spent.latency, 3),
                             encoded=encoded,
+                            encoder_ms=_rounded(spent.encoder),
+                            selection_ms=_rounded(spent.selection),
+                            prefill_ms=_rounded(spent.prefill),
                         )
                         for place, (answer, kept, of, encoded) in zip(chunk, answers, strict=True)
                     ]
@@ -297,6 +317,10 @@ def evaluate(
         processes.wait()
         rows = {row.key: row for row in _read_folder(out)}
     return [rows[item, method, repr(keep)] for item in ids for method, keep in runs]
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 3)
 
 
 class Transformers:
@@ -355,17 +379,18 @@ class Transformers:
 
     def blind(
         self, items: Sequence[Item], pictures: Sequence[Image], max_new_tokens: int
-    ) -> tuple[list[Answered], float]:
+    ) -> tuple[list[Answered], Spent]:
         """What some items are answered without their pictures, which only say how many tokens were left out."""
         prompts = [question_prompt(self.processor, item.question, 0, self.model) for item in items]
-        start = _now(self.model)
-        texts = generate(
-            self.model, self.processor, prompts, [()] * len(items), Uniform(keep=1.0),
-            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-        )  # fmt: skip
-        seconds = (_now(self.model) - start) / len(items)
+        watch = stopwatch(self.model)
+        with timing(watch):
+            texts = generate(
+                self.model, self.processor, prompts, [()] * len(items), Uniform(keep=1.0),
+                max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, logits_processor=[FirstToken(watch)],
+            )  # fmt: skip
         totals = [self.counts.patches(picture.size) for picture in pictures]
-        return [(text, 0, total, 0) for text, total in zip(texts, totals, strict=True)], seconds * 1e3
+        told: list[Answered] = [(text, 0, total, 0) for text, total in zip(texts, totals, strict=True)]
+        return told, shared(watch, len(items))
 
     def close(self) -> None:
         """Nothing was started."""
@@ -381,32 +406,37 @@ class _OnePicture:
         self.resizing = 0.0
         self.looks: dict[tuple[Resize | None, Crops | None], _Look] = {}
 
-    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], Spent]:
         """See ``Asker``."""
         engine = self.engine
         if self.picture is None:
             given = load_image(self.folder / items[0].image)
             start = _now(engine.model)
             self.picture = engine.resized(given)
-            self.resizing = _now(engine.model) - start
+            self.resizing = (_now(engine.model) - start) * 1e3
         if isinstance(pruner, Blind):
             return engine.blind(items, [self.picture] * len(items), max_new_tokens)
         resize = pruner if isinstance(pruner, Resize) else None
         method, crops = _held(Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner)
         seen = self._look(resize, crops)
-        before, start = seen.encoding, _now(engine.model)
-        answers = seen.session.ask_many(
-            [item.question for item in items], method, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
-        )
-        asking = _now(engine.model) - start - (seen.encoding - before)
+        watch = stopwatch(engine.model)
+        with timing(watch):
+            answers = seen.session.ask_many(
+                [item.question for item in items], method, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+                logits_processor=[FirstToken(watch)],
+            )  # fmt: skip
+        seen.for_crops += watch.taken["encoder"]  # which is shared out by another rule
+        watch.taken["encoder"] = 0.0
         chosen = [answer.selections[0] for answer in answers]
-        seconds = self.resizing + seen.seconds + seen.for_crops(chosen) + asking / len(items)
+        own = seen.crops_of(chosen)
+        asking = shared(watch, len(items))
+        spent = replace(asking, latency=asking.latency + self.resizing + seen.taken + own, encoder=seen.encoder + own)
         counted = count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
         if resize is not None:
             counted = [(kept, engine.counts.patches(self.picture.size)) for kept, _ in counted]
         encoded = _count_encoded(chosen) if resize is None else [kept for kept, _ in counted]
         told = zip(answers, counted, encoded, strict=True)
-        return [(answer.text, *counts, encoded) for answer, counts, encoded in told], seconds * 1e3
+        return [(answer.text, *counts, encoded) for answer, counts, encoded in told], spent
 
     def _look(self, resize: Resize | None, crops: Crops | None) -> _Look:
         """A session; the seconds in which a size was searched for do not count."""
@@ -420,34 +450,23 @@ class _OnePicture:
 class _Look:
     """A session about one picture, and what it took.
 
-    ``seconds`` went by until the first question could be asked, and ``encoding`` since then, for the crops that
-    questions asked for.
+    ``taken`` are the milliseconds until the first question could be asked, ``encoder`` those of the vision tower among
+    them, and ``for_crops`` its milliseconds since then, for the crops that questions asked for.
     """
 
     def __init__(self, model: Any, processor: Any, picture: Image, size: tuple[int, int], crops: Crops | None) -> None:
-        start = _now(model)
-        self.session: Session = look(model, processor, resized_to(picture, size), crops=crops)
-        self.seconds = _now(model) - start
-        self.encoding = 0.0
-        if crops is None:
-            return
-        views = self.session.views
-        encode = views.encode
+        watch = stopwatch(model)
+        with timing(watch):
+            self.session: Session = look(model, processor, resized_to(picture, size), crops=crops)
+        self.taken, self.encoder = sum(watch.taken.values()), watch.taken["encoder"]
+        self.for_crops = 0.0
 
-        def timed(store: Any) -> Any:
-            start = _now(model)
-            images = encode(store)
-            self.encoding += _now(model) - start
-            return images
-
-        views.encode = timed
-
-    def for_crops(self, chosen: Sequence[Selection]) -> float:
-        """Seconds that the crops of one question took, were they encoded for it alone: mean over these questions."""
+    def crops_of(self, chosen: Sequence[Selection]) -> float:
+        """Milliseconds that one question's crops took, were they encoded for it alone: mean over these questions."""
         crops = len(self.session.views.store.known) - 1
-        if not self.encoding or not crops:
+        if not self.for_crops or not crops:
             return 0.0
-        return self.encoding / crops * sum(len(one.encoded_views) - 1 for one in chosen) / len(chosen)
+        return self.for_crops / crops * sum(len(one.encoded_views) - 1 for one in chosen) / len(chosen)
 
 
 class _Across:
@@ -456,7 +475,7 @@ class _Across:
     def __init__(self, engine: Transformers, folder: Path) -> None:
         self.engine, self.folder = engine, folder
 
-    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], Spent]:
         """As for one picture."""
         engine = self.engine
         if isinstance(pruner, Blind):
@@ -472,20 +491,21 @@ class _Across:
         if isinstance(pruner, Resize):
             sizes = [pruner.size(picture.size, engine.counts) for picture in pictures]
             totals = [engine.counts.patches(picture.size) for picture in pictures]
-        start = _now(engine.model)
-        if totals:
-            pictures = [resized_to(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
-        texts = generate(
-            engine.model, engine.processor, prompts, [[picture] for picture in pictures], method, {"crops": crops},
-            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-        )  # fmt: skip
-        seconds = (seconds + _now(engine.model) - start) / len(items)
+        watch = stopwatch(engine.model)
+        with timing(watch):
+            if totals:
+                pictures = [resized_to(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
+            texts = generate(
+                engine.model, engine.processor, prompts, [[picture] for picture in pictures], method, {"crops": crops},
+                max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, logits_processor=[FirstToken(watch)],
+            )  # fmt: skip
+        watch.taken["rest"] += seconds * 1e3
         counted = count_kept(method)
         if totals:
             counted = [(kept, total) for (kept, _), total in zip(counted, totals, strict=True)]
         encoded = [kept for kept, _ in counted] if totals else _count_encoded(method.selections)
         told = zip(texts, counted, encoded, strict=True)
-        return [(text, *counts, encoded) for text, counts, encoded in told], seconds * 1e3
+        return [(text, *counts, encoded) for text, counts, encoded in told], shared(watch, len(items))
 
 
 def _held(pruner: Method | AskAgain | Cropped) -> tuple[Method | AskAgain, Crops | None]:
@@ -547,6 +567,17 @@ def count_passes(asking: AskAgain, answers: Sequence[Answer]) -> list[tuple[int,
     ]
 
 
+def stopwatch(model: Any) -> Stopwatch:
+    """One that waits for the model's device."""
+    return Stopwatch(lambda: _now(model) * 1e3)
+
+
+def shared(watch: Stopwatch, questions: int) -> Spent:
+    """What each of so many questions took that were one batch."""
+    taken = {name: milliseconds / questions for name, milliseconds in watch.taken.items()}
+    return Spent(sum(taken.values()), taken["encoder"], taken["selection"], taken["prefill"])
+
+
 def _now(model: Any) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
@@ -584,6 +615,10 @@ def write_parquet(rows: Sequence[Row], items: Sequence[Item], metric: Metric, pa
             "total": [row.total for row in rows],
             "encoded": [row.tokens_encoded for row in rows],
             "latency_ms": [row.latency_ms for row in rows],
+            **{
+                name: pa.array([getattr(row, name) for row in rows], pa.float64())
+                for name in ("encoder_ms", "selection_ms", "prefill_ms")
+            },
         }
     )
     partial = path.with_suffix(".partial")

@@ -11,6 +11,7 @@ from foveate.evaluation.plots import plot
 from foveate.evaluation.plots_of_crops import over_crops
 from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
+from foveate.keep import keep_label
 
 
 def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
@@ -24,11 +25,14 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
     groups = [name for name in groups if name in report.groups]
     extras = list(report.metric.extras)
     encoded = ["encoded, %"] if report.cropped else []
-    in_time = ["resize in the same time"] if report.resized else []
+    in_time = ["resize, same ms"] if report.resized else []
+    stages = report.stages
     figures = [*(group_title(name) for name in groups), *extras, "of all tokens", *in_time, "ms"]
-    heads = ["method", "keep", *encoded, "tokens", *figures]
+    figures += [f"{name} ms" for name in stages]
+    heads = ["method", "keep", *encoded, "visual tokens", *figures]
     lines = [f"# {title}", ""] if title else []
-    lines += ["Accuracy in %, with 95 % intervals; tokens and milliseconds per question.", ""]
+    told = f"; {', '.join(stages)}: medians" if stages else ""
+    lines += [f"Accuracy in %, with 95 % intervals; tokens and milliseconds per question{told}.", ""]
     lines += [_line(heads), _line(["---"] * len(heads))]
     order = {repr(run.keep): place for place, run in enumerate(report.runs)}
 
@@ -42,16 +46,17 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         cells = [report.cell(run.method, run.keep, name) for name in groups]
         shown = [percent(cell.estimate.value) for cell in cells]
         first = cells[0].estimate
-        shown[0] += f" [{100 * first.low:.1f}, {100 * first.high:.1f}]"
+        shown[0] += f" [{', '.join(bounds(first.low, first.high, 1))}]"
         name = _code(run.method)
         more = [f"{100 * cells[0].extras[extra]:.1f}" for extra in extras]
         relative = "" if run.method == ALL else f"{100 * cells[0].relative:.1f}"
         spent = [*(f"{100 * run.share_encoded:.0f}" for _ in encoded), f"{run.kept:.0f}"]
         timed = [percent(report.resized_in_time_of(run, groups[0])) for _ in in_time]
-        lines.append(_line([name, f"{run.keep:g}", *spent, *shown, *more, relative, *timed, f"{run.latency_ms:.0f}"]))
+        took = [f"{run.latency_ms:.0f}", *(milliseconds(run.milliseconds(stage)) for stage in stages)]
+        lines.append(_line([name, keep_label(run.keep), *spent, *shown, *more, relative, *timed, *took]))
     if not report.pairs:
         return "\n".join(lines) + "\n"
-    heads = ["group", "keep", "first", "second", "difference", "won : lost", "p", "p, Holm"]
+    heads = ["group", "keep", "first", "second", "difference", "won:lost", "p", "p, Holm"]
     lines += [
         "",
         "Paired on the same questions, points; Holm's correction over the comparisons of the first method.",
@@ -62,11 +67,11 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         if pair.group != groups[0]:
             continue  # the others stand in report.json
         one = pair.difference
-        difference = f"{100 * one.value:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
-        won = f"{one.first_only} : {one.second_only}"
+        difference = f"{100 * one.value:+.1f} [{', '.join(bounds(one.low, one.high, 1, '+'))}]"
+        won = f"{one.first_only}:{one.second_only}"
         lines.append(
             _line([
-                group_title(pair.group), f"{pair.keep:g}", _code(pair.first), _code(pair.second), difference,
+                group_title(pair.group), keep_label(pair.keep), _code(pair.first), _code(pair.second), difference,
                 won, f"{one.p_value:.2g}", f"{pair.p_corrected:.2g}",
             ])
         )  # fmt: skip
@@ -76,6 +81,22 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
 def percent(share: float) -> str:
     """A share in %, nothing where there is none."""
     return "" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def bounds(low: float, high: float, digits: int, sign: str = "") -> tuple[str, str]:
+    """The ends of an interval in %, with as many digits more as it takes to tell them apart."""
+    for more in range(digits, digits + 4):
+        ends = f"{100 * low:{sign}.{more}f}", f"{100 * high:{sign}.{more}f}"
+        if float(ends[0]) != float(ends[1]):
+            break
+    return ends
+
+
+def milliseconds(value: float | None) -> str:
+    """With two digits that count, nothing where it was not measured."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
 
 
 def _code(method: str) -> str:

@@ -56,7 +56,7 @@ class Difference:
     count: int
 
 
-def wilson(correct: int, count: int) -> Estimate:
+def wilson(correct: float, count: int) -> Estimate:
     """Proportion with Wilson's score interval (Wilson 1927), which holds for few answers and near 0 and 1 as well.
 
     Raises:
@@ -235,14 +235,32 @@ def paired_difference(
 
 def _swapped(design: Design, first: np.ndarray, second: np.ndarray, value: float, seed: int) -> float:
     """How often swapping the methods picture by picture gives a difference at least as large; two-sided."""
-    (one, two), counts = _kinds([first, second])
-    both = first.sum(0) + second.sum(0)
+    return float(swaps(design, first, second[:, None], np.array([value]), seed)[0])
+
+
+def swaps(design: Design, first: np.ndarray, others: np.ndarray, values: np.ndarray, seed: int) -> np.ndarray:
+    """How often swapping two methods picture by picture gives a difference at least as large; two-sided, 5000 swaps.
+
+    Args:
+        design: of the questions.
+        first: (pictures, strata, k) cells of one method, see ``Design.cells``.
+        others: (pictures, m, strata, k) those of the methods it is compared with, by the same swaps.
+        values: (m,) the differences of their figures, of either sign.
+        seed: of the swaps.
+
+    Returns:
+        (m,) p-values.
+    """
+    (one, many), counts = _kinds([first, others])
+    gaps, seconds = one[:, None] - many, others.sum(0)
+    both = first.sum(0) + seconds
     rng = np.random.default_rng(seed)
-    beyond = 0
-    for size in _blocks(FLIPS, len(counts)):
+    beyond = np.zeros(len(values), dtype=int)
+    for size in _blocks(FLIPS, len(counts) + gaps[0].size):
         kept = rng.binomial(counts, 0.5, size=(size, len(counts))).astype(float)
-        mine = np.tensordot(kept, one, axes=1) + np.tensordot(counts - kept, two, axes=1)
-        beyond += int((np.abs(design.figure(mine) - design.figure(both - mine)) >= abs(value) - 1e-12).sum())
+        mine = np.tensordot(kept, gaps, axes=1) + seconds
+        differences = np.abs(design.figure(mine) - design.figure(both - mine))
+        beyond += (differences >= np.abs(values) - 1e-12).sum(0)
     return (beyond + 1) / (FLIPS + 1)
 
 

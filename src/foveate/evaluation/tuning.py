@@ -15,6 +15,7 @@ from foveate.evaluation.dials import SCREENED, SCREENED_MARGIN, SCREENED_SHARE, 
 from foveate.evaluation.metrics import Metric
 from foveate.evaluation.runner import ALL, Row
 from foveate.evaluation.statistics import Design, relative
+from foveate.keep import keep_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,12 +92,12 @@ class Tuning:
         """How it was decided, for people."""
         level = 1 - (1 - self.confidence) / self.decisions
         chosen = (
-            f"The {FINALISTS} methods that lost least at keep {SCREENED:g} on a quarter of the pictures went on; the "
-            "others decided. "
+            f"The {FINALISTS} methods that lost least at keep {keep_label(SCREENED)} on a quarter of the pictures went "
+            "on; the others decided. "
         )
         if not self.plain:
             chosen = (
-                f"On a quarter of the pictures methods were compared at keep {SCREENED:g}, auto at share "
+                f"On a quarter of the pictures methods were compared at keep {keep_label(SCREENED)}, auto at share "
                 f"{SCREENED_SHARE:g}, and every pair of budgets of ask-again at margin {SCREENED_MARGIN:g}: what "
                 f"reached the target with the fewest tokens, else what lost least, went on, of more than {FINALISTS} "
                 "methods the best plain budget and the best of the others; the other pictures decided. "
@@ -287,7 +288,7 @@ def plot(tuning: Tuning, title: str = "") -> Figure:
     axes.axhline(100 * tuning.target, color="#333333", linestyle="--", linewidth=1, label=f"target {tuning.target:g}")
     found = "only all tokens"
     if tuning.best is not None:
-        found = f"{tuning.best.method} at keep {tuning.best.keep:g}"
+        found = f"{tuning.best.method} at keep {keep_label(tuning.best.keep)}"
         axes.plot(
             100 * tuning.best.spent, 100 * tuning.best.relative,
             marker="o", markersize=12, markerfacecolor="none", color="#333333", linestyle="none", label="found",

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from foveate.asking_again import AskAgain
 from foveate.evaluation.blind import Blind, is_blind
 from foveate.evaluation.cropped import Cropped, is_cropped
-from foveate.evaluation.engines import Answered, Asker, Item, Way
+from foveate.evaluation.engines import Answered, Asker, Item, Spent, Way
 from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.pixels import Pixels, resized
@@ -171,7 +171,7 @@ class Vllm:
         requests = []
         for text, picture, pruner in prompts:
             ids = self.processor.tokenizer(text, add_special_tokens=adds_special_tokens(self.processor, text))
-            asks: dict[str, Any] = {"keep": pruner.keep}
+            asks: dict[str, Any] = {"keep": Keep(pruner.keep).written}
             if not _is_all(pruner):
                 asks["method"] = self._names.get(_whatever_its_budget(pruner), pruner.name)
             requests.append(
@@ -208,7 +208,7 @@ class _Asker:
     def __init__(self, engine: Vllm, folder: Path) -> None:
         self.engine, self.folder = engine, folder
 
-    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], float]:
+    def ask(self, items: Sequence[Item], pruner: Way, max_new_tokens: int) -> tuple[list[Answered], Spent]:
         """See ``Asker``."""
         assert isinstance(pruner, Method)  # ``require`` has refused others
         engine = self.engine
@@ -232,7 +232,7 @@ class _Asker:
             ids = output.outputs[0].token_ids
             text = engine.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
             answers.append((text.strip(), kept, total, None))
-        return answers, seconds * 1e3
+        return answers, Spent(seconds * 1e3)
 
 
 def overrides(methods: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from foveate.evaluation.drawn import World
 from foveate.evaluation.scenes import SCENES
 
 WORLDS: dict[str, World] = {world.name: world for world in (SCENES, DOCUMENTS, CLIPS)}
+STILL: dict[str, World] = {name: world for name, world in WORLDS.items() if not world.filmed}
+"""Those of pictures."""
 
 
 def get_world(name: str) -> World:

@@ -19,6 +19,7 @@ from foveate.models.encoded import EncodedImage
 from foveate.prompts import Prompt, mark_uneven
 from foveate.pruned_call import PrunedCall, require_scores_finite
 from foveate.pruners.inside import InsidePruner
+from foveate.stopwatch import stage
 from foveate.tokens import Selection
 
 
@@ -40,9 +41,10 @@ class InsideCall(PrunedCall[InsidePruner]):
                 f"{self.pruner.name} reads the attention of the prompt's last token, and here padding stands behind "
                 "or within a prompt: pad on the left (padding_side='left')"
             )
-        located = self.locate(arguments, prompt)
-        guide = self.guide(arguments, prompt)
-        images = [self._follow(image, span, guide) for image, span in located]
+        with stage("selection"):
+            located = self.locate(arguments, prompt)
+            guide = self.guide(arguments, prompt)
+            images = [self._follow(image, span, guide) for image, span in located]
         implementation = self.family.base.language_model.config._attn_implementation or "sdpa"
         layers = PrunedLayers(self.pruner, language_layers(self.family), implementation, prompt.mask, images)
         self.prompt_tokens = ids.shape[1]
@@ -61,6 +63,7 @@ class InsideCall(PrunedCall[InsidePruner]):
             watching(self.model, layers.layers),
             recording(layers),
             delivering(self.delivery(arguments, rows, view, whole=True)),
+            stage("prefill"),
         ):
             result = original(**arguments)
         self.selections = [one.selection() for one in images]

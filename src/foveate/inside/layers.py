@@ -15,6 +15,7 @@ from foveate.llm_layers import LayerRun
 from foveate.models.encoded import NEWLINE, EncodedImage
 from foveate.pruners.base import Choice
 from foveate.pruners.inside import InsidePruner
+from foveate.stopwatch import stage
 from foveate.tokens import Selection
 
 
@@ -177,7 +178,8 @@ class PrunedLayers(LayerRun):
             assert self.whole is not None
             before = self.held[-1] if self.held else self.whole
             if number in self.stages:
-                hidden, before = self._cut(number, hidden, before)
+                with stage("selection"):
+                    hidden, before = self._cut(number, hidden, before)
             self.held.append(before)
         holds = self.held[number]
         if holds is not self.whole:
@@ -210,6 +212,10 @@ class PrunedLayers(LayerRun):
 
     def note(self, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> None:
         """Rates every image's tokens that are left; of several copies of a prompt, the first is read."""
+        with stage("selection"):
+            self._rate(query, key, scaling)
+
+    def _rate(self, query: Tensor, key: Tensor, scaling: float) -> None:
         index = self.held[-1].index.to(query.device)
         places = torch.arange(index.shape[1], device=index.device)
         for one in self.images:

@@ -23,25 +23,10 @@ IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 def check_inside(family: Family, pruner: Method, options: Options) -> None:
     """Raises ValueError where ``pruner`` prunes inside the LLM and this model or these options do not allow it."""
+    check_inside_type(family, pruner, options)
     if not isinstance(pruner, InsidePruner):
         return
     name = pruner.name
-    if not set(family.model_types) & set(FAMILIES):
-        raise ValueError(
-            f"{name} prunes inside the LLM, which works with {', '.join(FAMILIES)} and not with {family.title}: use a "
-            "method that prunes before it (`foveate methods` lists both kinds)"
-        )
-    asked = {"positions": options.positions == "compact", "newlines": options.newlines != "drop"}
-    asked["layout"] = options.layout != "stock"
-    asked["calibrate"] = bool(options.calibrate)
-    asked["crops"] = options.routed is not None
-    for option, refused in asked.items():
-        if refused:
-            spelled = str(options.routed) if option == "crops" else getattr(options, option)
-            raise ValueError(
-                f"{name} prunes inside the LLM and has no {option}={spelled!r}: its first layers read "
-                "the stock prompt, and tokens keep their positions. Leave the option out"
-            )
     layers = language_layers(family)
     config = family.base.language_model.config
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -61,6 +46,29 @@ def check_inside(family: Family, pruner: Method, options: Options) -> None:
             f"{implementation!r}: call model.set_attn_implementation('sdpa')"
         )
     pruner.layers(len(layers))
+
+
+def check_inside_type(family: Family | type[Family], pruner: Method, options: Options) -> None:
+    """The same, as far as the family and the options tell, without a model."""
+    if not isinstance(pruner, InsidePruner):
+        return
+    name = pruner.name
+    if not set(family.model_types) & set(FAMILIES):
+        raise ValueError(
+            f"{name} prunes inside the LLM, which works with {', '.join(FAMILIES)} and not with {family.title}: use a "
+            "method that prunes before it (`foveate methods` lists both kinds)"
+        )
+    asked = {"positions": options.positions == "compact", "newlines": options.newlines != "drop"}
+    asked["layout"] = options.layout != "stock"
+    asked["calibrate"] = bool(options.calibrate)
+    asked["crops"] = options.routed is not None
+    for option, refused in asked.items():
+        if refused:
+            spelled = str(options.routed) if option == "crops" else getattr(options, option)
+            raise ValueError(
+                f"{name} prunes inside the LLM and has no {option}={spelled!r}: its first layers read "
+                "the stock prompt, and tokens keep their positions. Leave the option out"
+            )
 
 
 def language_layers(family: Family) -> Sequence[Any]:

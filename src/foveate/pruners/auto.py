@@ -55,6 +55,7 @@ class Auto(Wrapper):
     name: ClassVar[str] = "auto"
     adaptive: ClassVar[bool] = True
     example: ClassVar[str] = "cover"
+    budgets: ClassVar[tuple[str, ...]] = ("floor",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

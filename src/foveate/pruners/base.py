@@ -67,6 +67,8 @@ class Method:
     reads_text: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     """Whether how many tokens stay is the method's own choice, ``keep`` being the most; known once it has chosen."""
+    budgets: ClassVar[tuple[str, ...]] = ()
+    """Options that are budgets too: behind a name they are read as ``Keep.read`` reads."""
     text_span = "prompt"  # no annotation: a field only where a method has the choice
     special_tokens = True  # likewise
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from foveate.keep import Keep
 from foveate.pruners.base import Method, Pruner
 from foveate.pruners.inside import InsidePruner
 from foveate.pruners.wrapper import Wrapper
@@ -134,9 +135,9 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
 
     Args:
         text: ``"adafv"``, or with options ``"fastv:layer=1:budget=final"``. A value is read as Python writes it, where
-            it is a literal (``3``, ``0.5``, ``True``, ``(0.25, 0.5)``), else as text. Behind a wrapper's name and
-            options stands the method it holds, with its own: ``"centered:cdpruner:words=max"``; that one is among the
-            options, as ``method``.
+            it is a literal (``3``, ``0.5``, ``True``, ``(0.25, 0.5)``), else as text; one that is a budget, as for
+            ``Keep.read``. Behind a wrapper's name and options stands the method it holds, with its own:
+            ``"centered:cdpruner:words=max"``; that one is among the options, as ``method``.
 
     Raises:
         ValueError: no such method; the message names those known, or says what a method lacks. An option the method
@@ -179,6 +180,9 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
             )
         if option in options:
             raise ValueError(f"{text!r}: {name} is given {option} twice")
+        if option in kind.budgets:
+            options[option] = Keep.read(value, f"{text!r}: {option}").value
+            continue
         try:
             options[option] = ast.literal_eval(value)
         except (SyntaxError, ValueError):

@@ -16,7 +16,6 @@ CONFIG_KEY = "foveate"
 """The name under which the options travel: in ``hf_overrides``, and in a request's ``mm_processor_kwargs``."""
 FROM_REQUEST = ("keep", "method", "crops", "pixels")
 
-
 AS_IT_IS = Pixels(1.0)
 """No resizing."""
 
@@ -45,7 +44,8 @@ class Policy:
     Args:
         method: the method when a request names none; any of ``foveate methods`` that prunes before the LLM, options
             behind its name as for ``parse_method``.
-        keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image. Default 0.1.
+        keep: a fraction of each image's patch tokens, in (0, 1], or an int, tokens per image; or a text as for
+            ``Keep.read``, such as ``"10%"``. Default 0.1.
         max_keep: the most a request may ask for, likewise. Default 1.0: everything.
         methods: further methods that a request may name. Default none.
         options: of the method, by name, such as ``{"min_share": 0.3}``. ``methods`` run with their defaults, but for
@@ -85,8 +85,9 @@ class Policy:
     def __post_init__(self) -> None:
         if isinstance(self.methods, str):
             raise TypeError(f"methods must be a list of names, got {self.methods!r}")
-        object.__setattr__(self, "keep", Keep(self.keep).value)
-        object.__setattr__(self, "max_keep", Keep(self.max_keep).value)
+        for name in ("keep", "max_keep"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (Keep.read(value, name) if isinstance(value, str) else Keep(value)).value)
         crops = Crops.of(self.crops)
         object.__setattr__(self, "crops", None if crops is None else str(crops))
         object.__setattr__(self, "pixels", self.allowed_pixels(self.pixels, LARGEST).value)
@@ -172,7 +173,7 @@ class Policy:
         if method not in self.names:
             raise ValueError(f"method {method!r} is not served here; known: {', '.join(self.names)}")
         try:
-            keep = Keep(request.get("keep", self.keep))
+            keep = Keep.read(request["keep"]) if "keep" in request else Keep(self.keep)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}. This server allows {self.range}") from None
         self.require_allowed(keep)
@@ -239,6 +240,7 @@ class Policy:
         """For ``hf_overrides``: plain values, those that differ from the defaults and the method itself."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         values |= {"methods": list(self.methods), "options": dict(self.options)}
+        values |= {name: Keep(values[name]).written for name in ("keep", "max_keep")}
         usual = {one.name: one.default for one in dataclasses.fields(self)} | {"methods": [], "options": {}}
         return {name: value for name, value in values.items() if name in ("method", "keep") or value != usual[name]}
 
@@ -260,7 +262,9 @@ class Policy:
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"unknown serving options {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        return cls(**given)
+        # What was typed as JSON: a bare 1 is refused there, and ``as_dict`` writes none.
+        read = {name: Keep.read(given[name], name).value for name in ("keep", "max_keep") if name in given}
+        return cls(**{**given, **read})
 
 
 def options(
@@ -282,8 +286,8 @@ def options(
 
     Args:
         method_options: of the method, such as ``min_share=0.3`` or ``text_span="prompt"``.
-        method, keep, max_keep, methods, feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats,
-            chat_template, crops, pixels: see ``Policy``.
+        method, keep, max_keep, methods, crops, pixels: see ``Policy``.
+        feature_cache_mib, image_cache_mib, trust_request_mm_kwargs, stats, chat_template: likewise.
 
     Raises:
         TypeError, ValueError: see ``Policy``.

@@ -117,7 +117,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if not sign or not name:
             raise ValueError(f"--option {pair!r}: give name=value, such as min_share=0.3")
         if name.replace("-", "_") in RESERVED:
-            raise ValueError(f"--option {pair!r} is no option of a method: see `foveate serve --help`")
+            raise ValueError(f"--option {pair!r} is no option of a method but one of the command: see --help")
         try:
             found[name.replace("-", "_")] = json.loads(value)
         except json.JSONDecodeError:

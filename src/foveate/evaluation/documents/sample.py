@@ -70,4 +70,4 @@ def _drawn(split: str, seed: int, index: int) -> Drawing:
     return Drawing(sample.picture, sample.questions, sample.page.clutter, sample.rng)
 
 
-DOCUMENTS = World("documents", KINDS, core=KINDS, drawn=_drawn, sized=KINDS, written=KINDS)
+DOCUMENTS = World("documents", KINDS, core=KINDS, drawn=_drawn, sized=KINDS, located=KINDS, written=KINDS)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from foveate.evaluation.runner import count_kept, generate
 from foveate.inputs import question_prompt
+from foveate.keep import Keep
 from foveate.loading import load
 from foveate.pruners import get_pruner
 
@@ -27,7 +28,7 @@ class Foveate(lmms):
     Args (``--model_args``):
         pretrained: checkpoint folder or hub id; default the model that ships with Foveate.
         method: one of ``foveate.METHODS``, or ``all`` to keep every token.
-        keep: a fraction of each image's tokens, or an int, tokens per image. Default 0.1.
+        keep: as for ``foveate.Keep.read``, since it is typed on a command line: 0.1, ``10%``, ``64t``. Default 0.1.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: default ``cuda`` where there is one, else ``cpu``.
         batch_size: most requests answered at once; lmms-eval's own option.
@@ -44,7 +45,7 @@ class Foveate(lmms):
         self,
         pretrained: str | None = None,
         method: str = "adafv",
-        keep: float | int = 0.1,
+        keep: float | int | str = 0.1,
         dtype: str = "auto",
         device: str | None = None,
         batch_size: int | str = 1,
@@ -56,7 +57,8 @@ class Foveate(lmms):
             raise ValueError(f"batch_size must be a number of at least 1, got {batch_size!r}")
         self.attaching = {name: options.pop(name) for name in ATTACHING if name in options}
         unpruned = method in UNPRUNED
-        self.pruner = get_pruner("uniform", keep=1.0) if unpruned else get_pruner(method, keep=keep, **options)
+        kept = Keep.read(keep).value
+        self.pruner = get_pruner("uniform", keep=1.0) if unpruned else get_pruner(method, keep=kept, **options)
         if unpruned and options:
             raise ValueError(f"method={method} keeps every token and has no options, got {', '.join(options)}")
         self.accelerator = Accelerator()

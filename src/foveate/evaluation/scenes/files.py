@@ -52,5 +52,6 @@ SCENES = World(
     drawn=_drawn,
     halves={"presence": ("yes", "no")},
     sized=("presence", "attribute", "reading"),
+    located=("presence", "attribute", "reading"),  # which name it, once
     written=("reading", "biggest", "counting", "position", "relation"),
 )

@@ -1,0 +1,1 @@
+"""A paper's table, run again and printed beside what was published."""
