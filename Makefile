@@ -53,7 +53,7 @@ test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 # What depends on transformers itself, run on the oldest and on the newest version of the tested range.
-RANGE_TESTS := -k "not eager and not test_methods" tests/test_matrix.py tests/models tests/test_attach.py \
+RANGE_TESTS := -k "not eager and not test_methods" tests/test_matrix.py tests/models tests/test_attach.py tests/test_watching.py \
 	tests/test_attention.py tests/test_inside.py tests/test_callers_view.py tests/test_call_arguments.py tests/bundled \
 	tests/test_loading.py tests/test_calibrate.py tests/test_crops.py tests/test_crops_alike.py tests/test_crops_sessions.py
 

@@ -12,7 +12,7 @@ from PIL import Image
 from foveate import show
 from foveate.colour_scale import scale, told_apart
 from foveate.evaluation.documents import make_sample
-from foveate.evaluation.worlds import WORLDS
+from foveate.evaluation.worlds import STILL
 from foveate.tokens import Geometry, Selection
 from tests.test_show import grid, picture, routed, selection
 
@@ -102,7 +102,7 @@ def test_a_busy_picture() -> None:
     assert contrasted(Image.fromarray(noise)) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
+@pytest.mark.parametrize("world", STILL.values(), ids=lambda world: world.name)
 def test_drawn_pictures(world) -> None:
     for index in range(6):
         assert contrasted(world.draw(3, "test", index).picture) == (1.0, 1.0), index

@@ -39,16 +39,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         ValueError: a URL, a directory, not an image, a truncated or damaged image, more than ``MAX_PIXELS`` pixels, or
             pixels without a fixed range (32-bit integer or float). The message names the cause and what to do.
     """
+    file = checked_file(path, "image")
     name = os.fspath(path)
-    if _URL.match(name):
-        raise ValueError(f"{name} is a URL, and Foveate opens no network connection for images: download it first")
-    file = Path(name)
-    if file.is_dir():
-        raise ValueError(f"{name} is a directory: name the image files in it")
-    if not file.exists():
-        raise FileNotFoundError(f"no such image file: {name}")
-    if file.stat().st_size == 0:
-        raise ValueError(f"{name} is empty (0 bytes): copy or download it again")
     return _decoded(file, name)
 
 
@@ -86,6 +78,30 @@ def _decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
         return _upright_rgb(opened, name)
 
 
+def checked_file(path: str | os.PathLike[str], kind: str) -> Path:
+    """A local file that has something in it.
+
+    Args:
+        path: what the user gave.
+        kind: what it should be, for messages: "image" or "video".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a URL, a directory or an empty file.
+    """
+    name = os.fspath(path)
+    if _URL.match(name):
+        raise ValueError(f"{name} is a URL, and Foveate opens no network connection for {kind}s: download it first")
+    file = Path(name)
+    if file.is_dir():
+        raise ValueError(f"{name} is a directory: name the {kind} files in it")
+    if not file.exists():
+        raise FileNotFoundError(f"no such {kind} file: {name}")
+    if file.stat().st_size == 0:
+        raise ValueError(f"{name} is empty (0 bytes): copy or download it again")
+    return file
+
+
 def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) that ``load_image`` would give a file, of which only the head is read.
 
@@ -117,10 +133,15 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # a broken EXIF block raises anything from KeyError to struct.error
         warnings.warn(f"{name} has unreadable EXIF data ({error}): shown as stored, without rotation", stacklevel=3)
-    return _to_rgb(image, name)
+    return to_rgb(image, name)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A loaded picture as opaque 8-bit RGB; see ``load_image``.
+
+    Raises:
+        ValueError: pixels without a fixed range, or a mode that Pillow cannot convert.
+    """
     if image.mode in _UNBOUNDED:
         raise ValueError(
             f"{name} holds {_UNBOUNDED[image.mode]} pixels, which have no fixed range from black to white: "

@@ -11,13 +11,16 @@ from PIL.Image import Image
 from torch import Tensor
 
 from foveate.models import FAMILIES
+from foveate.models.encoded import Kind
 from foveate.turns import adds_special_tokens
 
 PROBE = "?"
 """A question that only shows what a processor makes of a prompt."""
+TIMES = ("second_per_grid_ts",)
+"""What is no feature: positions are made of it, which less precise numbers would move."""
 
 
-def question_prompt(processor: Any, question: str, images: int, model: Any = None) -> str:
+def question_prompt(processor: Any, question: str, images: int, model: Any = None, *, kind: Kind = "image") -> str:
     """The text for a processor: its chat template around the images and the question, else a plain one.
 
     Args:
@@ -25,6 +28,7 @@ def question_prompt(processor: Any, question: str, images: int, model: Any = Non
         question: what is asked.
         images: how many pictures stand before it.
         model: whose prompts are no conversation in some families; by default they are.
+        kind: what the pictures are.
 
     Raises:
         ValueError: the question is empty.
@@ -32,21 +36,35 @@ def question_prompt(processor: Any, question: str, images: int, model: Any = Non
     if not question.strip():
         raise ValueError("the question is empty")
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        content = [{"type": kind}] * images + [{"type": "text", "text": question}]
         rendered: str = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         return rendered
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
     if family is not None and not family.chats:
-        return image_mark(processor) * images + question
-    marks = f"{image_mark(processor)}\n" * images
+        return mark_of(processor, kind) * images + question
+    marks = f"{mark_of(processor, kind)}\n" * images
     return f"USER: {marks}{question} ASSISTANT:"
 
 
 def image_mark(processor: Any) -> str:
     """What stands for an image in a prompt's text: the processor's mark, else its placeholder."""
     return str(getattr(processor, "boi_token", None) or processor.image_token)
+
+
+def mark_of(processor: Any, kind: Kind) -> str:
+    """The same for an image or a video.
+
+    Raises:
+        ValueError: the processor knows no mark for videos.
+    """
+    if kind == "image":
+        return image_mark(processor)
+    mark = getattr(processor, "video_token", None)
+    if mark is None:
+        raise ValueError(f"{type(processor).__name__} has no mark for a video: pass its frames as images")
+    return str(mark)
 
 
 def input_device(model: Any) -> torch.device:
@@ -58,10 +76,18 @@ def input_device(model: Any) -> torch.device:
     return torch.device("cpu" if where is None else where)
 
 
-def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequence[Image]) -> dict[str, Tensor]:
+def process(
+    processor: Any, model: Any, prompts: Sequence[str], pictures: Sequence[Image], **videos: Any
+) -> dict[str, Tensor]:
     """The processor's inputs for several prompts about the same pictures, padded on the left, for the model's device.
 
     Pixels get the model's dtype.
+
+    Args:
+        processor, model: the two.
+        prompts: each with its marks.
+        pictures: of every prompt.
+        videos: what the processor takes in place of pictures: its arguments for videos.
 
     Raises:
         ValueError: the processor cannot be told to pad on the left (Video-LLaVA's in transformers 5.5).
@@ -74,7 +100,7 @@ def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequen
         )
     inputs = processor(
         text=list(prompts),
-        images=[list(pictures) for _ in prompts],
+        **(videos or {"images": [list(pictures) for _ in prompts]}),
         return_tensors="pt",
         padding=True,
         padding_side="left",
@@ -82,7 +108,7 @@ def process(processor: Any, model: Any, prompts: Sequence[str], pictures: Sequen
     )
     device = input_device(model)
     return {
-        name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
+        name: value.to(device, model.dtype if value.is_floating_point() and name not in TIMES else value.dtype)
         for name, value in inputs.items()
         if torch.is_tensor(value)
     }

@@ -17,7 +17,7 @@ from foveate.inputs import PROBE, image_mark, input_device, picture_list, probe_
 from foveate.instrumented import looking_through
 from foveate.locks import OwnLock
 from foveate.models import family_for
-from foveate.models.encoded import EncodedImage, Layout, Newlines, Positions, Request
+from foveate.models.encoded import EncodedImage, Kind, Layout, Newlines, Positions, Request
 from foveate.models.view_store import Views, ViewStore
 from foveate.options import Options
 from foveate.pixels import resized, warn_fixed
@@ -78,6 +78,7 @@ class Session:
         views: the same, encoded (Gemma 3: with pan-and-scan, its crops too), or as far as questions have asked for.
         inputs: what the processor made of a probe prompt with them, pixels included.
         layout, crops: see ``foveate.attach``.
+        kind: what the pictures are to the model: images, or one video (``foveate.watching``).
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Session:
         inputs: Mapping[str, Tensor],
         layout: Layout,
         crops: Crops | None = None,
+        kind: Kind = "image",
     ) -> None:
         self.model = model
         self.processor = processor
@@ -99,11 +101,11 @@ class Session:
         self.crops = crops
         self.views = views
         family = family_for(model)
-        self._token = family.image_token_id
+        self._token = family.placeholder_ids[kind]
         # The features are delivered; the model only asks how many images there are, and how they are shaped.
-        self._image_inputs = {name: inputs[name] for name in family.image_inputs if name in inputs}
-        pixels = self._image_inputs[family.image_inputs[0]]
-        self._image_inputs[family.image_inputs[0]] = pixels.new_zeros(len(pixels), 1)
+        names = family.inputs_of(kind)
+        self._image_inputs = {name: inputs[name] for name in names if name in inputs}
+        self._image_inputs[names[0]] = inputs[names[0]].new_zeros(len(inputs[names[0]]), 1)
         # Where writing runs of placeholders is all that the processor does to a prompt, its work on the pixels need
         # not be repeated for every question.
         self._by_runs = self._equals(inputs, lambda: self._write_runs([self.prompt(PROBE)]))

@@ -184,7 +184,10 @@ def test_bad_data_sets_are_named(folder, tmp_path):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"suite": "pope"}, "unknown suite 'pope'; known: scenes, documents, the path of a .jsonl file, or hf:NAME"),
+        (
+            {"suite": "pope"},
+            "unknown suite 'pope'; known: scenes, documents, clips, the path of a .jsonl file, or hf:NAME",
+        ),
         ({"suite": "a.jsonl", "metric": "bleu"}, "unknown metric"),
         ({"count": 3, "metric": "vqa"}, "scenes have their own questions and metric"),
         ({"count": 3, "split": "train"}, "unknown split 'train'"),

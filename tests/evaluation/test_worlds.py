@@ -20,6 +20,7 @@ from foveate.evaluation.suites import Source, drawn_suite
 from foveate.evaluation.worlds import WORLDS, get_world
 
 NAMES = ("scenes", "documents")
+"""Those of pictures; clips have tests of their own."""
 PICTURES = 16
 
 
@@ -34,8 +35,8 @@ def suite(world, tmp_path_factory):
 
 
 def test_the_worlds():
-    assert tuple(WORLDS) == NAMES and all(WORLDS[name].name == name for name in NAMES)
-    with pytest.raises(ValueError, match="unknown world 'maps'; known: scenes, documents"):
+    assert tuple(WORLDS) == (*NAMES, "clips") and all(WORLDS[name].name == name for name in WORLDS)
+    with pytest.raises(ValueError, match="unknown world 'maps'; known: scenes, documents, clips"):
         get_world("maps")
     kinds = [kind for world in WORLDS.values() for kind in world.kinds]
     assert len(kinds) == len(set(kinds))
@@ -77,7 +78,7 @@ def test_bad_arguments_are_refused(world):
 
 
 def test_a_file_of_another_world_is_refused(world, suite):
-    (other,) = (one for one in WORLDS.values() if one is not world)
+    (other,) = (WORLDS[name] for name in NAMES if WORLDS[name] is not world)
     with pytest.raises(ValueError, match="line 1: kind must be one of"):
         other.read(suite.folder / world.questions_file)
 

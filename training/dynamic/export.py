@@ -56,8 +56,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+#: A video has as many pixels, all frames together, as so many of the largest pictures: 2304 tokens.
+FRAMES = 8
+
+
+def video_options() -> dict[str, Any]:
+    """Of the video processor, whose sizes are those of all frames together."""
+    return {**image_options(), "size": {"shortest_edge": LEAST, "longest_edge": FRAMES * MOST}}
+
+
 def image_options() -> dict[str, Any]:
-    """Of the image processor; the video processor has the same."""
+    """Of the image processor."""
     return {
         "size": {"shortest_edge": LEAST, "longest_edge": MOST},
         "patch_size": PATCH,
@@ -88,6 +97,6 @@ def export(model: Qwen3VLForConditionalGeneration, folder: Path, dtype: torch.dt
     options = {
         "processor_class": "Qwen3VLProcessor",
         "image_processor": {"image_processor_type": "Qwen2VLImageProcessor", **image_options()},
-        "video_processor": {"video_processor_type": "Qwen3VLVideoProcessor", **image_options()},
+        "video_processor": {"video_processor_type": "Qwen3VLVideoProcessor", **video_options()},
     }
     (folder / "processor_config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 from foveate.app import shown
 from foveate.app.engine import ALL, Explorer, Side
 from foveate.app.visit import MANY, START, Visit, said_of
-from foveate.evaluation.worlds import WORLDS
+from foveate.evaluation.worlds import STILL
 from foveate.pruners import INSIDE_METHODS, METHODS
 from foveate.webpage.figure import asset
 
@@ -146,7 +146,7 @@ class _Page:
                 self.about = gr.HTML(elem_id="about")
             with gr.Column(scale=2):
                 with gr.Row(equal_height=True):
-                    self.world = gr.Dropdown(list(WORLDS), label="Or draw", min_width=130, elem_id="world")
+                    self.world = gr.Dropdown(list(STILL), label="Or draw", min_width=130, elem_id="world")
                     self.index = gr.Number(
                         0, label="Number", precision=0, minimum=0, maximum=MANY - 1, min_width=80, elem_id="index"
                     )

@@ -1,4 +1,5 @@
-"""Processors of the bundled models, from their parts: they read pictures with Pillow, as in training, everywhere.
+"""Processors of the bundled models, from their parts: they read pictures and videos with Pillow, as in training,
+everywhere.
 
 Left to itself, transformers chooses torchvision's resizing where that is installed, which gives other pixels, and does
 without Qwen3-VL's processor where it is not.
@@ -13,6 +14,8 @@ from typing import Any
 import transformers
 from transformers import ProcessorMixin
 
+from foveate.bundled.videos import PillowVideos
+
 
 def load(folder: Path) -> ProcessorMixin:
     """The processor of a checkpoint folder."""
@@ -23,20 +26,23 @@ def load(folder: Path) -> ProcessorMixin:
     images.pop("image_processor_type", None)
     name = options.pop("processor_class")
     if name == "Qwen3VLProcessor":
-        return qwen3_vl(images, tokenizer, template)
+        return qwen3_vl(images, tokenizer, template, options.get("video_processor"))
     assert name == "LlavaNextProcessor", name
     return transformers.LlavaNextProcessor(
         transformers.LlavaNextImageProcessorPil(**images), tokenizer, chat_template=template, **options
     )
 
 
-def qwen3_vl(images: dict[str, Any], tokenizer: Any, template: str) -> ProcessorMixin:
-    """Qwen3-VL's processor without that for videos, which needs torchvision.
+def qwen3_vl(
+    images: dict[str, Any], tokenizer: Any, template: str, videos: dict[str, Any] | None = None
+) -> ProcessorMixin:
+    """Qwen3-VL's processor without torchvision.
 
     Args:
         images: options of the image processor.
         tokenizer: with Qwen's marks in its vocabulary.
         template: chat template, Jinja.
+        videos: options of the video processor; default those for images.
     """
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -50,15 +56,9 @@ def qwen3_vl(images: dict[str, Any], tokenizer: Any, template: str) -> Processor
 
     # Transformers tells processors by their class's name.
     Pictures.__name__ = Pictures.__qualname__ = "Qwen3VLProcessor"
-    return Pictures(Qwen2VLImageProcessorPil(**images), tokenizer, NoVideos(), chat_template=template)
-
-
-class NoVideos:
-    """Stands where Qwen3-VL has a processor for videos."""
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        """Raises ModuleNotFoundError."""
-        raise ModuleNotFoundError(
-            "the bundled model's processor takes pictures only: videos need torchvision, and a processor that "
-            "transformers.AutoProcessor makes from foveate.bundled.path('dynamic')"
-        )
+    return Pictures(
+        Qwen2VLImageProcessorPil(**images),
+        tokenizer,
+        PillowVideos(**(images if videos is None else videos)),
+        chat_template=template,
+    )

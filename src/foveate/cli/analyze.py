@@ -46,6 +46,12 @@ def run(request: Request) -> None:
         ValueError: bad input, pictures that are not drawn, or an output folder made with other settings.
     """
     world = request.source.world
+    if world is not None and world.filmed:
+        from foveate.cli import recall
+
+        given = request.out, request.model, request.as_json, request.dtype, request.batch_size
+        recall.run(request.source, request.methods, request.keep, *given)
+        return
     if world is None:
         raise ValueError(
             f"--suite {request.source.suite}: it takes drawn pictures, where it is known what lies where: "

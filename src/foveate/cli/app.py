@@ -113,7 +113,8 @@ def ask(
     images_and_question: Annotated[
         list[str],
         typer.Argument(
-            metavar='IMAGE... "QUESTION"', help="Image files, then the question; - for one of them is standard input."
+            metavar='IMAGE... "QUESTION"',
+            help="Image files, or a video, then the question; - for a picture or the question is standard input.",
         ),
     ],
     model: Model = None,
@@ -134,7 +135,11 @@ def ask(
         typer.Option(help="With --again: unsure is an answer in which two tokens' probabilities are nearer; 0.5."),
     ] = None,
     show: Annotated[
-        Path | None, typer.Option(help="Write a picture of what was kept, with the maps it was chosen from.")
+        Path | None,
+        typer.Option(
+            help="Write a picture of what was kept, with the maps it was chosen from; of a video a contact sheet, or "
+            "as .gif, .webp, .apng the film."
+        ),
     ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page to explore it patch by patch: one file, opens offline.")
@@ -160,13 +165,17 @@ def ask(
         str | None,
         typer.Option(show_default="drop", help="LLaVA-NeXT's newline tokens: drop, or rows: those of rows that stay."),
     ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a video: see so many frames, evenly spread.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Of a video: see so many frames a second; default 2, in all 4 to 64.")
+    ] = None,
 ) -> None:
-    """Ask a question about image files, with part of their visual tokens."""
+    """Ask a question about image files or a video, with part of their visual tokens."""
     from foveate.cli.ask import Request, run
 
     *images, question = images_and_question
     given = max_new_tokens, repeats, dtype, again, margin, pixels, crops, html
-    more = config, option or [], device, positions, newlines
+    more = config, option or [], device, positions, newlines, frames, fps
     run(Request(images, question, model, method, keep, show, compare, as_json, *given, *more))
 
 
@@ -201,7 +210,9 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="What runs the model: transformers or vllm.")] = "transformers",
     suite: Annotated[
         str,
-        typer.Option(help="scenes, documents, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."),
+        typer.Option(
+            help="scenes, documents, clips, a .jsonl file, or hf:NAME of a Hugging Face data set or its folder."
+        ),
     ] = "scenes",
     methods: Annotated[
         str | None,
@@ -333,7 +344,7 @@ def tune(
 @app.command()
 @command
 def analyze(
-    suite: Annotated[str, typer.Option(help="Which drawn pictures: scenes or documents.")] = "scenes",
+    suite: Annotated[str, typer.Option(help="Which drawn pictures: scenes, documents or clips.")] = "scenes",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the pictures, analysis.json, analysis.png and kept.png.")
     ] = None,
@@ -341,10 +352,13 @@ def analyze(
     count: Annotated[int | None, typer.Option(min=1, help="How many pictures; default 300.")] = None,
     methods: Annotated[
         str,
-        typer.Option(help="Comma-separated names, or all: where the tokens lie that they keep, beside uniform."),
+        typer.Option(
+            help="Comma-separated names, or all: where the tokens lie that they keep, beside uniform; of "
+            "clips, which part of what is asked about they keep."
+        ),
     ] = "adafv,saliency,text,cover",
     keep: Annotated[
-        str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per image.")
+        str, typer.Option(help="Comma-separated budgets of these: fractions, or tokens per image or clip.")
     ] = "0.1",
     layer: Annotated[int, typer.Option(help="Which layer of the language model is read, from 0.")] = 2,
     seed: Seed = 0,
@@ -583,7 +597,7 @@ def scenes(
     seed: Seed = 0,
     split: Split = "test",
     world: Annotated[
-        str, typer.Option(help="scenes: things to see, or documents: words and numbers to read.")
+        str, typer.Option(help="scenes: things to see, documents: words and numbers to read, or clips: what happens.")
     ] = "scenes",
     lmms_task: Annotated[
         bool, typer.Option("--lmms-task", help="Write files that make the folder an --include_path of lmms-eval.")

@@ -1,4 +1,7 @@
-"""``foveate ask``: one question about pictures, perhaps beside the unpruned model, perhaps with a picture."""
+"""``foveate ask``: one question about pictures, perhaps beside the unpruned model, perhaps with a picture.
+
+What is asked about a video goes on in ``foveate.cli.watch``.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ from foveate.inputs import question_prompt
 from foveate.models import family_for
 from foveate.pixels import Pixels, resized, warn_fixed
 from foveate.pruners import Method, get_pruner
-from foveate.session import Session, look
+from foveate.session import Answer, Session, look
 from foveate.tokens import Selection
+from foveate.videos import is_video
 
 STDIN = "-"
 
@@ -56,11 +60,18 @@ class Request:
     device: str | None = None
     positions: str | None = None
     newlines: str | None = None
+    frames: int | None = None
+    fps: float | None = None
 
     @property
     def unsure(self) -> float:
         """The margin below which is asked again."""
         return 0.5 if self.margin is None else self.margin
+
+    @property
+    def filmed(self) -> bool:
+        """Whether it is about a video: by a file's name, or because some of its frames are asked for."""
+        return self.frames is not None or self.fps is not None or any(map(is_video, self.images))
 
 
 def run(request: Request) -> None:
@@ -69,17 +80,19 @@ def run(request: Request) -> None:
     Raises:
         ValueError, FileNotFoundError: bad input, each with what to do.
     """
-    config, pruner, question, pictures = _check(request)
+    config, pruner = _check(request)
+    if request.filmed:
+        from foveate.cli import watch
+
+        watch.run(request, config, pruner, _question(request.question))
+        return
+    pictures = _pictures(request)
+    question = _question(request.question)
     device = check_device(request.device)
     if request.compare:
         warn_when_busy()
     model, processor = load_model(request.model, request.dtype, device)
-    unknown = unknown_words(processor.tokenizer, question)
-    if unknown:
-        note(
-            f"warning: the model's vocabulary lacks {', '.join(unknown)}: it cannot see what they mean "
-            "and will answer all the same"
-        )
+    warn_of_unknown(processor.tokenizer, question)
     given = partial(
         Told, request.images, question, request.model, config, request.show, request.again is not None, request.unsure,
         pictures,
@@ -132,6 +145,11 @@ def _answer(
             do_sample=False,
             num_beams=1,
         )
+    return answer.selections, result_of(answer)
+
+
+def result_of(answer: Answer) -> dict[str, Any]:
+    """An answer for JSON."""
     told: dict[str, Any] = {
         "answer": answer.text,
         "visual_tokens": answer.visual_tokens,
@@ -139,7 +157,7 @@ def _answer(
     }
     if answer.margin is not None:
         told |= {"asked_again": answer.asked_again, "margin": answer.margin, "tokens_spent": answer.tokens_spent}
-    return answer.selections, told
+    return told
 
 
 def _of_comparison(compared: Comparison) -> dict[str, Any]:
@@ -157,6 +175,16 @@ def _of_comparison(compared: Comparison) -> dict[str, Any]:
     }
 
 
+def warn_of_unknown(tokenizer: Any, question: str) -> None:
+    """Says so where a question has words that the model cannot read."""
+    unknown = unknown_words(tokenizer, question)
+    if unknown:
+        note(
+            f"warning: the model's vocabulary lacks {', '.join(unknown)}: it cannot see what they mean "
+            "and will answer all the same"
+        )
+
+
 def unknown_words(tokenizer: Any, question: str) -> list[str]:
     """The words of a question that a tokenizer can only read as its unknown token."""
     if getattr(tokenizer, "unk_token_id", None) is None or not tokenizer.is_fast:
@@ -167,7 +195,8 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _check(request: Request) -> tuple[Config, Method | AskAgain, str, list[Image]]:
+def _check(request: Request) -> tuple[Config, Method | AskAgain]:
+    """What questions about pictures and about a video have in common."""
     if not request.images:
         raise ValueError('give at least one image and then the question: foveate ask photo.jpg "What is this?"')
     if not request.question.strip():
@@ -195,16 +224,20 @@ def _check(request: Request) -> tuple[Config, Method | AskAgain, str, list[Image
         pruner = AskAgain(pruner, second, request.unsure)
     if request.crops == "1":
         note("--crops 1 encodes a single crop of each image; all encodes all of them")
+    check_source(request.model, request.dtype)
+    check_fits(request.model, config)
+    return config, pruner
+
+
+def _pictures(request: Request) -> list[Image]:
     if request.show is not None:
         show.check_path(request.show)
     if request.html is not None:
         webpage.check_path(request.html)
-    check_source(request.model, request.dtype)
-    check_fits(request.model, config)
     pictures = [_picture(path) for path in request.images]
     if request.model in SHIPPED[:2]:
         _warn_of_photographs(request.images, pictures)
-    return config, pruner, _question(request.question), pictures
+    return pictures
 
 
 def _picture(path: str) -> Image:

@@ -170,6 +170,27 @@ def open_suite(source: Source, out: Path, processes: Processes) -> Suite:
     return suite
 
 
+def is_filmed(source: Source) -> bool:
+    """Whether a suite is of clips."""
+    return source.world is not None and source.world.filmed
+
+
+def require_videos(model: str | None) -> None:
+    """Raises ValueError where the model is the one that takes no videos."""
+    if model in (None, "bundled"):
+        raise ValueError("the bundled model takes pictures only: give --model dynamic, or another that takes videos")
+
+
+def _require_clips(request: Request) -> None:
+    """Raises ValueError where clips are asked about in a way that is for pictures."""
+    require_videos(request.model)
+    if request.engine != "transformers":
+        raise ValueError("clips are answered through transformers: leave --engine out")
+    for name, given in (("--pixels", request.pixels), ("--crops", request.crops)):
+        if given is not None:
+            raise ValueError(f"{name} is for pictures, and these are clips: leave it out")
+
+
 def answer_tokens(source: Source, wanted: int | None) -> int:
     """The longest answer in tokens: as asked for, else by the suite."""
     return wanted or (8 if source.world else 32)
@@ -181,6 +202,8 @@ def run(request: Request) -> None:
     Raises:
         ValueError: bad input, or an output folder made with other settings.
     """
+    if is_filmed(request.source):
+        _require_clips(request)
     processes = from_environment()
     request = _configured(request)
     assert request.keep is not None
@@ -329,6 +352,14 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
     wanted = None if pixels is None else pixels.value
     if request.engine == "transformers":
         warn_when_busy()
+        if is_filmed(request.source):
+            from foveate.evaluation.filmed import Filmed
+
+            if request.model == "dynamic":
+                note(
+                    "warning: the dynamic model has never seen clips: `foveate analyze --suite clips` needs no answers"
+                )
+            return Filmed(*load_model(request.model, request.dtype))
         warn_of_words(request.source.suite, request.model)
         return Transformers(*load_model(request.model, request.dtype), wanted)
     from foveate.evaluation.vllm_engine import Vllm

@@ -59,8 +59,32 @@ class Told:
     @property
     def method(self) -> str:
         """The method's name, which says so where the budget makes it another one."""
-        wraps = self.config.keep == AUTO and self.config.method.split(":")[0] != AUTO
-        return f"{AUTO}:{self.config.method}" if wraps else self.config.method
+        return method_of(self.config)
+
+
+def method_of(config: Config) -> str:
+    """The method's name, which says so where the budget makes it another one."""
+    wraps = config.keep == AUTO and config.method.split(":")[0] != AUTO
+    return f"{AUTO}:{config.method}" if wraps else config.method
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file that goes with an answer.
+
+    Args:
+        name: its key in JSON.
+        what: it is, for people.
+        path: where it goes.
+        doing: what is said meanwhile.
+        write: writes it there.
+    """
+
+    name: str
+    what: str
+    path: Path
+    doing: str
+    write: Callable[[], Any]
 
 
 def tell(answered: Told, as_json: bool, html: Path | None = None, page: Callable[[], str] | None = None) -> None:
@@ -72,23 +96,37 @@ def tell(answered: Told, as_json: bool, html: Path | None = None, page: Callable
     Raises:
         typer.Exit: with status 1, after the answer, where one of them could not be written.
     """
+    pieces = []
+    if answered.show is not None:
+        pieces.append(Piece("show", "picture", answered.show, "drawing", partial(_draw, answered, answered.show)))
+    if html is not None and page is not None:
+        pieces.append(Piece("html", "page", html, "writing", lambda: webpage.save(html, page())))
     if not as_json:
         _print(answered)
-    written: list[tuple[str, str, Path, str | None]] = []
-    if answered.show is not None:
-        written.append(("show", "picture", answered.show, _tried("drawing", partial(_draw, answered, answered.show))))
-    if html is not None and page is not None:
-        written.append(("html", "page", html, _tried("writing", lambda: webpage.save(html, page()))))
-    if as_json:
-        print_json({**_described(answered), **_shown(written)})
+    write_all(pieces, _described(answered) if as_json else None)
+
+
+def write_all(pieces: Sequence[Piece], described: dict[str, Any] | None) -> None:
+    """Writes the files that go with an answer, and prints the JSON, or of each where it is.
+
+    Args:
+        pieces: to write.
+        described: the answer for JSON, which says of the files, too; None: people have been told it.
+
+    Raises:
+        typer.Exit: with status 1 where one of them could not be written.
+    """
+    written = [(piece, _tried(piece.doing, piece.write)) for piece in pieces]
+    if described is not None:
+        print_json({**described, **_shown(written)})
     failed = False
-    for _, what, path, failure in written:
+    for piece, failure in written:
         if failure is not None:
-            line = f"foveate: error: the {what} {path} could not be written: {failure}"
+            line = f"foveate: error: the {piece.what} {piece.path} could not be written: {failure}"
             stderr().print(line, style="red", markup=False, soft_wrap=True)
             failed = True
-        elif not as_json:
-            note(f"what was kept: {path}")
+        elif described is None:
+            note(f"what was kept: {piece.path}")
     if failed:
         raise typer.Exit(FAILED)
 
@@ -116,13 +154,24 @@ def _draw(answered: Told, path: Path) -> None:
     )
 
 
-def _shown(written: Sequence[tuple[str, str, Path, str | None]]) -> dict[str, Any]:
+def _shown(written: Sequence[tuple[Piece, str | None]]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
-    for name, _, path, failure in written:
-        shown[name] = str(path) if failure is None else None
+    for piece, failure in written:
+        shown[piece.name] = str(piece.path) if failure is None else None
         if failure is not None:
-            shown[f"{name}_error"] = f"{path}: {failure}"
+            shown[f"{piece.name}_error"] = f"{piece.path}: {failure}"
     return shown
+
+
+def head(question: str, model: str | None, config: Config) -> dict[str, Any]:
+    """What was asked, of what and how it was pruned, for JSON."""
+    return {
+        "question": question,
+        "model": model or "bundled",
+        "method": method_of(config),
+        "keep": config.keep if isinstance(config.keep, str) else Keep(config.keep).written,
+        **{name: value for name, value in config.as_dict().items() if name not in ("method", "keep")},
+    }
 
 
 def _described(answered: Told) -> dict[str, Any]:
@@ -140,17 +189,10 @@ def _described(answered: Told) -> dict[str, Any]:
     if config.crops is not None:
         for one, selection in zip(images, answered.selections, strict=True):
             one |= _encoded(selection)
-    head = {
-        "question": answered.question,
-        "model": answered.model or "bundled",
-        "method": answered.method,
-        "keep": config.keep if isinstance(config.keep, str) else Keep(config.keep).written,
-        **{name: value for name, value in config.as_dict().items() if name not in ("method", "keep")},
-    }
     if config.pixels is not None:
         for one, small in zip(images, answered.seen, strict=True):
             one |= {"seen_width": small.width, "seen_height": small.height}
-    return {**head, **answered.result, "images": images}
+    return {**head(answered.question, answered.model, config), **answered.result, "images": images}
 
 
 def _print(answered: Told) -> None:
@@ -174,11 +216,13 @@ def _print(answered: Told) -> None:
     prompt = f"prompt of {result['prompt_tokens']} tokens"
     note(f"{kept} of {total} visual tokens kept by {answered.method}{encoded}, {prompt}")
     if answered.again:
-        again, than = ("asked again", "below") if result["asked_again"] else ("not asked again", "not below")
-        note(
-            f"{again}: margin {result['margin']:.2f}, {than} {answered.unsure:g}; {result['tokens_spent']} visual "
-            "tokens in all"
-        )
+        note(of_again(result, answered.unsure))
+
+
+def of_again(result: dict[str, Any], unsure: float) -> str:
+    """Whether was asked again, and why, for people."""
+    again, than = ("asked again", "below") if result["asked_again"] else ("not asked again", "not below")
+    return f"{again}: margin {result['margin']:.2f}, {than} {unsure:g}; {result['tokens_spent']} visual tokens in all"
 
 
 def _crops(answered: Told) -> list[str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from foveate.asking_again import Spelled, is_spelled
 from foveate.cli.console import load_model, note, print_json, progress_bar, stdout, warn_when_busy
-from foveate.cli.evaluate import answer_tokens, open_suite, parse_methods
+from foveate.cli.evaluate import answer_tokens, is_filmed, open_suite, parse_methods
 from foveate.cli.settling import check_source
 from foveate.cli.tables import print_table
 from foveate.evaluation import tuning
@@ -46,6 +46,8 @@ def run(request: Request) -> None:
     """
     methods = parse_methods(request.methods, varying=True)
     source = request.source
+    if is_filmed(source):
+        raise ValueError(f"budgets are tuned on pictures, and {source.suite} are none: foveate eval measures them")
     out = request.out or Path("build") / "tune" / source.slug()
     settings: dict[str, Any] = {**source.settings(), "model_name": request.model or "bundled"}
     processes = from_environment()

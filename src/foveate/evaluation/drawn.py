@@ -1,4 +1,5 @@
-"""What drawn worlds share: a world draws pictures with questions, and both become files, the same way for every world.
+"""What drawn worlds share: a world draws pictures (or clips) with questions, and both become files, the same way for
+every world.
 
 Needs numpy and Pillow only. Which worlds there are stands in ``foveate.evaluation.worlds``.
 """
@@ -44,24 +45,41 @@ class Item:
 
 
 @dataclass(frozen=True)
+class FilmedItem(Item):
+    """One question about one clip.
+
+    Attributes:
+        times: [start, end) of every box, seconds from the clip's start.
+    """
+
+    times: list[list[float]]
+
+
+@dataclass(frozen=True)
 class Asked:
-    """A question about a drawn picture; the fields are those of ``Item``."""
+    """A question about a drawn picture; the fields are those of ``Item``, and of ``FilmedItem`` about a clip."""
 
     text: str
     answers: tuple[str, ...]
     kind: str
     size: str
     boxes: list[list[int]]
+    times: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn picture (RGB) with its questions. ``rng`` goes on to decide how the picture is encoded as a file."""
+    """A drawn picture (RGB) with its questions. ``rng`` goes on to decide how the picture is encoded as a file.
+
+    A clip has ``frames``, of which ``picture`` is the first, and ``rate`` of them in a second.
+    """
 
     picture: Image.Image
     questions: tuple[Asked, ...]
     clutter: bool
     rng: np.random.Generator
+    frames: tuple[Image.Image, ...] = ()
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,7 @@ class World:
         sized: kinds that tell small from large.
         located: kinds whose boxes are what is asked about, which a score should find.
         written: kinds that the written report shows besides the figures every world has.
+        filmed: whether its pictures are clips, and its boxes have times.
     """
 
     name: str
@@ -87,6 +106,7 @@ class World:
     sized: tuple[str, ...] = ()
     located: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
+    filmed: bool = False
 
     @property
     def questions_file(self) -> str:
@@ -167,6 +187,10 @@ class World:
             raise ValueError(f"{path}: no questions in it")
         return items
 
+    @property
+    def _kind(self) -> type[Item]:
+        return FilmedItem if self.filmed else Item
+
     def _parse(self, line: str) -> Item:
         try:
             entry: Any = json.loads(line)
@@ -174,7 +198,7 @@ class World:
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(entry, dict):
             raise ValueError("not a JSON object")
-        names = [one.name for one in fields(Item)]
+        names = [one.name for one in fields(self._kind)]
         if set(entry) != set(names):
             missing = [name for name in names if name not in entry]
             unknown = [name for name in entry if name not in names]
@@ -192,7 +216,9 @@ class World:
             raise ValueError("answers must be a list of at least one text")
         if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
             raise ValueError("boxes must be a list of [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
-        return Item(**entry)
+        if self.filmed and not _are_times(entry["times"], len(boxes)):
+            raise ValueError(f"times must be {len(boxes)} of [start, end] in seconds, one per box, with start < end")
+        return self._kind(**entry)
 
 
 def _check_split(split: str) -> None:
@@ -207,6 +233,8 @@ def _check_integers(*named: tuple[str, Any, int]) -> None:
 
 
 def _save(drawing: Drawing, out: Path, stem: str) -> str:
+    if drawing.frames:
+        return _save_clip(drawing, out, f"{stem}.apng")
     if drawing.rng.random() < 0.5:
         name = f"{stem}.jpg"
         drawing.picture.save(out / name, quality=int(drawing.rng.integers(80, 96)))
@@ -216,10 +244,19 @@ def _save(drawing: Drawing, out: Path, stem: str) -> str:
     return name
 
 
+def _save_clip(drawing: Drawing, out: Path, name: str) -> str:
+    """An animated PNG: it loses nothing, Pillow reads it, and so does what reads videos."""
+    first, *others = drawing.frames
+    first.save(
+        out / name, format="png", save_all=True, append_images=others, duration=1000 / drawing.rate, loop=0,
+        disposal=0, blend=0,
+    )  # fmt: skip
+    return name
+
+
 def _item(asked: Asked, drawing: Drawing, image: str) -> Item:
-    return Item(
-        image, asked.text, list(asked.answers), asked.kind, asked.size, drawing.clutter, [*map(list, asked.boxes)]
-    )
+    about = asked.text, list(asked.answers), asked.kind, asked.size, drawing.clutter, [*map(list, asked.boxes)]
+    return FilmedItem(image, *about, [*map(list, asked.times)]) if drawing.frames else Item(image, *about)
 
 
 def _is_box(box: Any) -> bool:
@@ -228,3 +265,17 @@ def _is_box(box: Any) -> bool:
     if not all(isinstance(edge, (int, float)) and not isinstance(edge, bool) for edge in box):
         return False
     return bool(0 <= box[0] < box[2] and 0 <= box[1] < box[3])
+
+
+def _are_times(times: Any, boxes: int) -> bool:
+    """Whether these are the times of so many boxes."""
+    if not isinstance(times, list) or len(times) != boxes:
+        return False
+    for one in times:
+        if not isinstance(one, list) or len(one) != 2:
+            return False
+        if not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in one):
+            return False
+        if not 0 <= one[0] < one[1]:
+            return False
+    return True

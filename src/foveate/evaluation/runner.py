@@ -382,7 +382,7 @@ class Transformers:
     ) -> tuple[list[Answered], Spent]:
         """What some items are answered without their pictures, which only say how many tokens were left out."""
         prompts = [question_prompt(self.processor, item.question, 0, self.model) for item in items]
-        watch = _watch(self.model)
+        watch = stopwatch(self.model)
         with timing(watch):
             texts = generate(
                 self.model, self.processor, prompts, [()] * len(items), Uniform(keep=1.0),
@@ -390,7 +390,7 @@ class Transformers:
             )  # fmt: skip
         totals = [self.counts.patches(picture.size) for picture in pictures]
         told: list[Answered] = [(text, 0, total, 0) for text, total in zip(texts, totals, strict=True)]
-        return told, _spent(watch, len(items))
+        return told, shared(watch, len(items))
 
     def close(self) -> None:
         """Nothing was started."""
@@ -419,7 +419,7 @@ class _OnePicture:
         resize = pruner if isinstance(pruner, Resize) else None
         method, crops = _held(Uniform(keep=1.0) if isinstance(pruner, Resize) else pruner)
         seen = self._look(resize, crops)
-        watch = _watch(engine.model)
+        watch = stopwatch(engine.model)
         with timing(watch):
             answers = seen.session.ask_many(
                 [item.question for item in items], method, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
@@ -429,9 +429,9 @@ class _OnePicture:
         watch.taken["encoder"] = 0.0
         chosen = [answer.selections[0] for answer in answers]
         own = seen.crops_of(chosen)
-        asking = _spent(watch, len(items))
+        asking = shared(watch, len(items))
         spent = replace(asking, latency=asking.latency + self.resizing + seen.taken + own, encoder=seen.encoder + own)
-        counted = _count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
+        counted = count_passes(method, answers) if isinstance(method, AskAgain) else count_kept(method)
         if resize is not None:
             counted = [(kept, engine.counts.patches(self.picture.size)) for kept, _ in counted]
         encoded = _count_encoded(chosen) if resize is None else [kept for kept, _ in counted]
@@ -455,7 +455,7 @@ class _Look:
     """
 
     def __init__(self, model: Any, processor: Any, picture: Image, size: tuple[int, int], crops: Crops | None) -> None:
-        watch = _watch(model)
+        watch = stopwatch(model)
         with timing(watch):
             self.session: Session = look(model, processor, resized_to(picture, size), crops=crops)
         self.taken, self.encoder = sum(watch.taken.values()), watch.taken["encoder"]
@@ -491,7 +491,7 @@ class _Across:
         if isinstance(pruner, Resize):
             sizes = [pruner.size(picture.size, engine.counts) for picture in pictures]
             totals = [engine.counts.patches(picture.size) for picture in pictures]
-        watch = _watch(engine.model)
+        watch = stopwatch(engine.model)
         with timing(watch):
             if totals:
                 pictures = [resized_to(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
@@ -505,7 +505,7 @@ class _Across:
             counted = [(kept, total) for (kept, _), total in zip(counted, totals, strict=True)]
         encoded = [kept for kept, _ in counted] if totals else _count_encoded(method.selections)
         told = zip(texts, counted, encoded, strict=True)
-        return [(text, *counts, encoded) for text, counts, encoded in told], _spent(watch, len(items))
+        return [(text, *counts, encoded) for text, counts, encoded in told], shared(watch, len(items))
 
 
 def _held(pruner: Method | AskAgain | Cropped) -> tuple[Method | AskAgain, Crops | None]:
@@ -557,7 +557,7 @@ def count_kept(pruner: Method) -> list[tuple[int, int]]:
     return [(len(selection), selection.total) for selection in pruner.selections]
 
 
-def _count_passes(asking: AskAgain, answers: Sequence[Answer]) -> list[tuple[int, int]]:
+def count_passes(asking: AskAgain, answers: Sequence[Answer]) -> list[tuple[int, int]]:
     """The same of questions that were asked again where unsure: what both passes kept together."""
     first = count_kept(asking.first)
     again = iter(count_kept(asking.then) if any(answer.asked_again for answer in answers) else [])
@@ -567,12 +567,13 @@ def _count_passes(asking: AskAgain, answers: Sequence[Answer]) -> list[tuple[int
     ]
 
 
-def _watch(model: Any) -> Stopwatch:
+def stopwatch(model: Any) -> Stopwatch:
+    """One that waits for the model's device."""
     return Stopwatch(lambda: _now(model) * 1e3)
 
 
-def _spent(watch: Stopwatch, questions: int) -> Spent:
-    """What each of the questions took that shared a batch."""
+def shared(watch: Stopwatch, questions: int) -> Spent:
+    """What each of so many questions took that were one batch."""
     taken = {name: milliseconds / questions for name, milliseconds in watch.taken.items()}
     return Spent(sum(taken.values()), taken["encoder"], taken["selection"], taken["prefill"])
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from foveate.evaluation.clips import CLIPS
 from foveate.evaluation.documents import DOCUMENTS
 from foveate.evaluation.drawn import World
 from foveate.evaluation.scenes import SCENES
 
-WORLDS: dict[str, World] = {world.name: world for world in (SCENES, DOCUMENTS)}
+WORLDS: dict[str, World] = {world.name: world for world in (SCENES, DOCUMENTS, CLIPS)}
+STILL: dict[str, World] = {name: world for name, world in WORLDS.items() if not world.filmed}
+"""Those of pictures."""
 
 
 def get_world(name: str) -> World:

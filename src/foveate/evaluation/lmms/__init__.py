@@ -28,12 +28,14 @@ def write_task(folder: Path, world: str = "scenes") -> Path:
 
     Raises:
         FileNotFoundError: the folder holds no such pictures.
-        ValueError: no such world.
+        ValueError: no such world, or one of clips.
     """
     from foveate.evaluation.lmms.task import Figures
     from foveate.evaluation.worlds import get_world
 
     drawn = get_world(world)
+    if drawn.filmed:
+        raise ValueError(f"the {world} are no task of lmms-eval: scenes and documents are")
     questions = folder.resolve() / drawn.questions_file
     if not questions.is_file():
         raise FileNotFoundError(f"{folder} holds no {drawn.questions_file}: draw the {world} first")

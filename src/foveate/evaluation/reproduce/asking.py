@@ -21,7 +21,7 @@ from foveate.evaluation.lmms.task import Figures
 from foveate.evaluation.reproduce.papers import Line, Paper, Task
 from foveate.evaluation.runner import ALL, count_kept, generate
 from foveate.evaluation.suites import drawn_suite
-from foveate.evaluation.worlds import WORLDS
+from foveate.evaluation.worlds import STILL
 from foveate.images import load_image
 from foveate.inputs import question_prompt
 from foveate.loading import is_folder, load
@@ -118,16 +118,16 @@ def plan(
         ValueError: an unknown task, or one that needs what is not there.
         ModuleNotFoundError: a task of lmms-eval's, which is not installed.
     """
-    names = names or ([*WORLDS] if settings.ships else [task.name for task in paper.tasks])
-    own = [Task(name, name, FIGURE) for name in names if name in WORLDS]
-    drawn = {Figures(world).task: world.name for world in WORLDS.values()}
+    names = names or ([*STILL] if settings.ships else [task.name for task in paper.tasks])
+    own = [Task(name, name, FIGURE) for name in names if name in STILL]
+    drawn = {Figures(world).task: world.name for world in STILL.values()}
     others: list[Task] = []
     for name in names:
-        if name in WORLDS:
+        if name in STILL:
             continue
         task = Task(name, name, FIGURE) if name in drawn else paper.task(name)
         if task is None:
-            known = [*WORLDS, *drawn, *(task.name for task in (*paper.tasks, *paper.others))]
+            known = [*STILL, *drawn, *(task.name for task in (*paper.tasks, *paper.others))]
             raise ValueError(f"unknown task {name!r}; known: {', '.join(known)}")
         others.append(task)
     titles = [task.title for task in (*own, *others)]
@@ -173,7 +173,7 @@ class OwnWorlds:
         return {task.name: self._score(line, task.name) for task in tasks}
 
     def _score(self, line: Line, name: str) -> Score:
-        world, limit = WORLDS[name], self.settings.limit
+        world, limit = STILL[name], self.settings.limit
         suite = drawn_suite(world, self.out, min(PICTURES, limit or PICTURES), 0, "test")
         items = suite.items[:limit]
         model, processor = self.loaded
@@ -215,7 +215,7 @@ class LmmsEval:
             named = ", ".join(task.name for task in tasks)
             raise ModuleNotFoundError(
                 f"{named}: lmms-eval asks these, and is not installed: {INSTALL}. Without it, --tasks "
-                f"{','.join(WORLDS)} are asked by Foveate itself"
+                f"{','.join(STILL)} are asked by Foveate itself"
             )
         judged = [task.name for task in tasks if task.judged]
         if judged and not os.environ.get("OPENAI_API_KEY"):
@@ -269,7 +269,7 @@ class LmmsEval:
 
     def _draw(self, name: str) -> None:
         folder = self.out / "tasks"
-        drawn_suite(WORLDS[name], folder, min(PICTURES, self.settings.limit or PICTURES), 0, "test")
+        drawn_suite(STILL[name], folder, min(PICTURES, self.settings.limit or PICTURES), 0, "test")
         write_task(folder / name, name)
 
 
