@@ -98,6 +98,7 @@ class Idefics3(Family):
             numbers = torch.arange(first, first + count, device="cpu")
             stream, ours = tiles[first : first + count].flatten(0, 1), views[first : first + count]
             geometry = self._geometry(grid if frames == 1 else (0, 0), size, ours, stream.device)
+            geometry = geometry if frames == 1 else geometry.as_frames()
             patches = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
             images.append(EncodedImage.of_patches(read_tokens(record, stream, geometry, patches)))
             number, first = number + frames, first + count

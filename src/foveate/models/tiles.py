@@ -109,6 +109,7 @@ class TiledFamily(TowerFamily):
             if cuts[number].film:
                 seen = torch.tensor([[0, 0, covered, covered]], device="cpu").expand(len(stream), -1)
                 geometry = grid_geometry([(side, side)] * len(stream), seen, (pixels.shape[-1],) * 2, stream.device)
+                geometry = geometry.as_frames()
             else:
                 geometry = self._geometry(
                     grids[number], extents[number], len(stream), side, pixels.shape[-1], covered, stream.device
