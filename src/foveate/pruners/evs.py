@@ -34,14 +34,9 @@ class EVS(Pruner):
         """The top ``budget`` by ``change``."""
         where = visual.geometry
         frame = where.view if where.frames else torch.zeros_like(where.view)
-        first = len(visual)
-        if where.frames:
-            change = change_in_place(visual.features.detach(), frame, where.row, where.column)
-            first = min(first, where.grids[0][0] * where.grids[0][1])
-        else:
-            change = visual.features.new_zeros(first, dtype=torch.float32)
-        if budget < first:
-            return Choice(
-                uniform_grid(where.view[:first], where.row[:first], where.column[:first], budget), {"change": change}
-            )
-        return Choice(top_k(change, budget), {"change": change})
+        change = change_in_place(visual.features.detach(), frame, where.row, where.column)
+        first = min(len(visual), where.grids[0][0] * where.grids[0][1]) if where.frames else len(visual)
+        if budget >= first:
+            return Choice(top_k(change, budget), {"change": change})
+        evenly = uniform_grid(where.view[:first], where.row[:first], where.column[:first], budget)
+        return Choice(evenly, {"change": change})
