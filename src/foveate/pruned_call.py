@@ -17,6 +17,7 @@ from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request
+from foveate.models.frames_once import frames_once
 from foveate.models.view_store import Views, ViewStore
 from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
@@ -175,7 +176,7 @@ class PrunedCall(ABC, Generic[_Method]):
     def route(self, located: Located, guide: Guide | None) -> Located:
         """Every image with the tokens of what was encoded of it: the base view, and the crops that were chosen for its
         question, which are encoded here as far as they are not yet."""
-        if self.options.routed is None or self.views is None:
+        if self.options.routed is None or self.views is None or not self.options.ranks:
             return located
         asked = partial(self._asked, guide)
         images = route(self.options.routed, self.views, located, asked)
@@ -251,7 +252,7 @@ class PrunedCall(ABC, Generic[_Method]):
 
     def _encode(self, arguments: Mapping[str, Any], prompt: Tensor) -> Sequence[EncodedImage]:
         if self.views is not None:
-            images = self.views.images if self.options.routed else self.views.all()
+            images = self.views.images if self.options.ranks else self.views.all()
             return [*images] * len(prompt)
         images = []
         for kind, own in self.features.items():
@@ -264,11 +265,12 @@ class PrunedCall(ABC, Generic[_Method]):
                 return output
 
             if kind == "video":
-                images += self.family.encode_videos(arguments, self._request(features, prompt))
+                frames = frames_once(self.family, self.options.routed, arguments)
+                images += self.family.encode_videos(arguments, self._request(features, prompt, views=frames))
             elif self.options.routed is None:
                 images += self.family.encode(arguments, self._request(features, prompt))
             else:
-                encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.routed.ranks
+                encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.ranks
                 self.views = Views(encode, self.family, arguments, prompt, at_once=at_once)
                 images += self.views.images
         return images

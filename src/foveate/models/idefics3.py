@@ -90,7 +90,7 @@ class Idefics3(Family):
         sources = square_sources((side, side), self.factor)
         counts = [rows * columns + 1 for rows, columns in grids]
         # Where some views are encoded after others, frames are pictures of one view each: none of them is a crop.
-        prompt = request.prompt if request.views is None else None
+        prompt = request.prompt if request.views is None or request.views.whole else None
         films = [1] * len(grids) if prompt is None else self.films(prompt, grids)
         images, number, first = [], 0, 0
         for frames in films:
