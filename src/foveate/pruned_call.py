@@ -129,8 +129,7 @@ class PrunedCall(ABC, Generic[_Method]):
         """The model's own answer to text alone.
 
         Args:
-            original: the model's own function.
-            arguments: the call's.
+            original, arguments: the model's own function, and the call's arguments.
             ids: its prompt, where the caller's code may run beside it (``generate``).
         """
         view = None if ids is None else self.view(arguments, ids, ids)

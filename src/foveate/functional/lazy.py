@@ -54,7 +54,8 @@ class Columns:
         """(n, N) float32 of n <= 64 tokens."""
         missing = [token for token in wanted if token not in self._slot_of]
         if missing:
-            needed, slots = set(wanted), []
+            needed = set(wanted)
+            slots: list[int] = []
             while len(slots) < len(missing):
                 slot, self._next = self._next, (self._next + 1) % len(self._token_in)
                 if (before := self._token_in[slot]) in needed:

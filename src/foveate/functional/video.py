@@ -65,7 +65,7 @@ def change_in_place(visual: Tensor, frame: Tensor, row: Tensor, column: Tensor) 
     change = torch.full((len(visual),), NEW, device=visual.device)
     height = max(1, _BLOCK // visual.shape[1])
     with torch.autocast(visual.device.type, enabled=False):
-        for now, then, there in zip(order.split(height), before.split(height), same.split(height), strict=True):
+        for now, then, there in zip(*(torch.split(one, height) for one in (order, before, same)), strict=True):
             change.index_copy_(0, now, torch.where(there, _unlike(visual, now, then), NEW))
     return change
 
@@ -101,7 +101,7 @@ def kept_once(
     last = here.new_full((int(place.amax()) + 1,), -1)
     order = frame.sort(stable=True).indices
     with torch.autocast(visual.device.type, enabled=False):
-        for now in order.split(torch.bincount(frame).tolist()):
+        for now in torch.split(order, torch.bincount(frame).tolist()):
             spots = place.index_select(0, now)
             then = last.index_select(0, spots)
             unlike = torch.where(then >= 0, _unlike(visual, now, then.clamp(min=0)), NEW)
@@ -154,7 +154,7 @@ def uniqueness(visual: Tensor, frame: Tensor, frames: int, channels: float = 0.5
         height = max(1, _BLOCK // few)
         parts = [
             torch.stack([_unique(some, whole), _unique(some, centres.index_select(0, where))])
-            for some, where in zip(unit.split(height), frame.split(height), strict=True)
+            for some, where in zip(torch.split(unit, height), torch.split(frame, height), strict=True)
         ]
         in_video, in_frame = torch.cat(parts, dim=1)
     return in_video, in_frame
