@@ -77,10 +77,15 @@ def _not_in_the_matrix(items: list[pytest.Item]) -> set[pytest.Item]:
             strength = 2 if test in PAIRS and name not in KIN and len(values[0]) > 1 else 1
             kept = covering(values, strength, places[name])
         if test == "test_methods":
-            films = [one for one in kept if _is_for_films(ours[one])]
-            kept = [one for one in kept if one not in films]
+            kept = [one for one in kept if not _is_for_films(ours[one])]
+            films = [
+                number for number, one in enumerate(ours) if _is_for_films(one) and one.callspec.params["keep"] < 1
+            ]
             if name in KIN:
                 kept = [kept[(FEW * places[name] + number) % len(kept)] for number in range(FEW)]
-            kept += films if name.endswith("-video") else [films[places[name] % len(films)]] if films else []
+            if name.endswith("-video"):
+                kept += films
+            elif films and name not in KIN:
+                kept.append(films[places[name] % len(films)])
         dropped |= {one for number, one in enumerate(ours) if number not in kept}
     return dropped
