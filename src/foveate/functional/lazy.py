@@ -17,7 +17,7 @@ from foveate.functional.common import accumulator, require_finite, unit_rows
 
 STEPS = 32767  # of a cosine that is held in two bytes: off by at most 1.6e-5
 
-_SIDE = 1024  # rows and columns of the products that the first gains are put together from
+_SIDE = 512  # rows and columns of the products that the first gains are put together from: they stay in a cache
 _UNIT = 1 << 27  # values of tokens whose directions are held (512 MiB)
 _HELD = 1 << 28  # cells of the columns that are kept (512 MiB)
 _BLOCK = 1 << 22  # values of tokens that are normalised at a time, where they are not held (16 MiB)
@@ -86,18 +86,17 @@ class Columns:
         """(N,) what each column covers alone, and what all of them do together; each pair of tokens once."""
         real = accumulator(weight.device)
         gain = torch.zeros(self.tokens, dtype=real, device=weight.device)
-        best = torch.zeros_like(weight)
+        best = torch.zeros_like(weight)  # covers each: no token is liker to one than itself
         for down in range(0, self.tokens, _SIDE):
             rows, here = self._rows(slice(down, down + _SIDE)), slice(down, down + _SIDE)
             for across in range(0, down + 1, _SIDE):
                 there = slice(across, across + _SIDE)
                 columns = rows if across == down else self._rows(there)
-                block = in_steps(rows @ columns.T, self.shifted).float().div_(STEPS)
-                block = raised(block, self.power)
-                best[here] = torch.maximum(best[here], block.amax(dim=1))
+                block = raised(_stepped(rows @ columns.T, self.shifted).div_(STEPS), self.power)
                 gain[here] += (block @ weight[there]).to(real)
-                if across != down:
-                    best[there] = torch.maximum(best[there], block.amax(dim=0))
+                if across == down:
+                    best[here] = block.diagonal()
+                else:
                     gain[there] += (weight[here] @ block).to(real)
         return gain, (best * weight).sum(dtype=real)
 
@@ -114,8 +113,12 @@ def raised(values: Tensor, power: float) -> Tensor:
 
 def in_steps(cosines: Tensor, shifted: bool) -> Tensor:
     """int16, of float32 cosines that may be written into; see ``Columns``."""
+    return _stepped(cosines, shifted).to(torch.int16)
+
+
+def _stepped(cosines: Tensor, shifted: bool) -> Tensor:
     cosines = cosines.add_(1.0).div_(2.0) if shifted else cosines
-    return cosines.clamp_(0.0, 1.0).mul_(STEPS).round_().to(torch.int16)
+    return cosines.clamp_(0.0, 1.0).mul_(STEPS).round_()
 
 
 def lazy_greedy(
