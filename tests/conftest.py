@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Of the matrix, some rows go through every product of its values (``WHOLE``). The others go through every value,
     and through every pair of values where these are told apart most (``PAIRS``), or through one in turn (``TURNS``);
     rows that share an adapter with another (``KIN``) through every value, and through some of the methods, each through
-    others."""
+    others. Every row with videos goes through the methods that compare frames."""
     dropped: set[pytest.Item] = set()
     for test in PAIRED:
         dropped |= _beside(_parametrised(items, test), 2, 0)
@@ -52,6 +52,13 @@ def _beside(ours: list[pytest.Function], strength: int, first: int) -> set[pytes
     return {one for number, one in enumerate(ours) if number not in kept}
 
 
+def _is_for_films(item: pytest.Function) -> bool:
+    """Whether a method compares the frames of a video: videos go through all such, pictures through one in turn."""
+    from foveate import get_pruner
+
+    return bool(get_pruner(item.callspec.params["method"]).over_time)
+
+
 def _not_in_the_matrix(items: list[pytest.Item]) -> set[pytest.Item]:
     from tests.tiny import KIN, ROWS, WHOLE
 
@@ -69,7 +76,16 @@ def _not_in_the_matrix(items: list[pytest.Item]) -> set[pytest.Item]:
             values = [_values(one, ("row", "name")) for one in ours]
             strength = 2 if test in PAIRS and name not in KIN and len(values[0]) > 1 else 1
             kept = covering(values, strength, places[name])
-        if test == "test_methods" and name in KIN:
-            kept = [kept[(FEW * places[name] + number) % len(kept)] for number in range(FEW)]
+        if test == "test_methods":
+            kept = [one for one in kept if not _is_for_films(ours[one])]
+            films = [
+                number for number, one in enumerate(ours) if _is_for_films(one) and one.callspec.params["keep"] < 1
+            ]
+            if name in KIN:
+                kept = [kept[(FEW * places[name] + number) % len(kept)] for number in range(FEW)]
+            if name.endswith("-video"):
+                kept += films
+            elif films and name not in KIN:
+                kept.append(films[places[name] % len(films)])
         dropped |= {one for number, one in enumerate(ours) if number not in kept}
     return dropped

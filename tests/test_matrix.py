@@ -410,7 +410,10 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
     assert torch.equal(second[:, given.shape[1] :], whole[:, grown.shape[1] :])
 
 
-WRAPPED = ["centered:cdpruner", "centered:features=encoded:divprune", "merged:centered:cover", "auto:floor=1:cover"]
+WRAPPED = [
+    "centered:cdpruner", "centered:features=encoded:divprune", "merged:centered:cover", "auto:floor=1:cover",
+    "changing:threshold=0.0:cover", "spread:floor=0:adafv",
+]  # fmt: skip
 """One of every wrapper, and one around another."""
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foveate.pruners import (
         DART,
         EADP,
+        EVS,
         FSR,
         INSIDE_METHODS,
         METHODS,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Auto,
         CDPruner,
         Centered,
+        Changing,
         Cover,
         DivPrune,
         FastV,
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
         Saliency,
         Scorer,
         SparseVLM,
+        Spread,
         TextSimilarity,
         Uniform,
+        VidCom2,
         VisionZip,
         VisPruner,
         Wrapper,
@@ -66,9 +70,10 @@ _HOMES = {
     "foveate.crops": "Crops",
     "foveate.pixels": "Pixels resized",
     "foveate.pruners": (
-        "DART EADP FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner Auto CDPruner Centered Cover "
-        "DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID Pruner PyramidDrop "
-        "Random Saliency Scorer SparseVLM TextSimilarity Uniform VisPruner VisionZip Wrapper get_pruner register "
+        "DART EADP EVS FSR INSIDE_METHODS METHODS SCOPE TOPS WRAPPERS AdaFV AgilePruner Auto CDPruner Centered "
+        "Changing Cover DivPrune FastV FixedMix HoloV MMTok Merged Method Pool PruMerge PruMergePlus PruneSID "
+        "Pruner PyramidDrop Random Saliency Scorer SparseVLM Spread TextSimilarity Uniform VidCom2 VisPruner "
+        "VisionZip Wrapper get_pruner register "
     ),
     "foveate.session": "Answer Session look",
     "foveate.stateless": "Generated generate",

@@ -55,6 +55,11 @@ class Options:
         assert self.crops is None or isinstance(self.crops, Crops)
         return self.crops
 
+    @property
+    def ranks(self) -> bool:
+        """Whether crops are chosen for the question, after the base views."""
+        return self.routed is not None and self.routed.ranks
+
     def check(self, family: Family) -> None:
         """Raises ValueError for what this family does not have."""
         if self.calibrate:

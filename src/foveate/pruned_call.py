@@ -17,6 +17,7 @@ from foveate.functional import require_finite
 from foveate.guiding import Guide, ImageSpan, locate_images, masked_placeholders
 from foveate.models.base import Family
 from foveate.models.encoded import EncodedImage, Kept, Kind, Request
+from foveate.models.frames_once import frames_once
 from foveate.models.view_store import Views, ViewStore
 from foveate.options import Options
 from foveate.prompts import Prompt, is_remembered, whole_prompt
@@ -28,10 +29,7 @@ from foveate.turns import Turns
 from foveate.views import PromptView, SeeingStreamer
 
 Located = Sequence[tuple[EncodedImage, ImageSpan]]
-Rows = Mapping[Kind, Sequence[Sequence[Kept]]]
-"""By kind, what is kept of every row's images."""
-
-
+Rows = Mapping[Kind, Sequence[Sequence[Kept]]]  # by kind, what is kept of every row's images
 _Method = TypeVar("_Method", bound=Method)
 
 
@@ -175,7 +173,7 @@ class PrunedCall(ABC, Generic[_Method]):
     def route(self, located: Located, guide: Guide | None) -> Located:
         """Every image with the tokens of what was encoded of it: the base view, and the crops that were chosen for its
         question, which are encoded here as far as they are not yet."""
-        if self.options.routed is None or self.views is None:
+        if self.options.routed is None or self.views is None or not self.options.ranks:
             return located
         asked = partial(self._asked, guide)
         images = route(self.options.routed, self.views, located, asked)
@@ -251,7 +249,7 @@ class PrunedCall(ABC, Generic[_Method]):
 
     def _encode(self, arguments: Mapping[str, Any], prompt: Tensor) -> Sequence[EncodedImage]:
         if self.views is not None:
-            images = self.views.images if self.options.routed else self.views.all()
+            images = self.views.images if self.options.ranks else self.views.all()
             return [*images] * len(prompt)
         images = []
         for kind, own in self.features.items():
@@ -265,10 +263,11 @@ class PrunedCall(ABC, Generic[_Method]):
 
             if kind == "video" or self.options.routed is None:
                 encode_all = self.family.encode_videos if kind == "video" else self.family.encode
+                once = {"views": frames_once(self.family, self.options.routed, arguments)} if kind == "video" else {}
                 with stage("encoder"):
-                    images += encode_all(arguments, self._request(features, prompt))
+                    images += encode_all(arguments, self._request(features, prompt, **once))
             else:
-                encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.routed.ranks
+                encode, at_once = partial(self._encode_views, arguments, prompt), not self.options.ranks
                 self.views = Views(encode, self.family, arguments, prompt, at_once=at_once)
                 images += self.views.images
         return images

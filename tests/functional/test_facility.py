@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from foveate.functional import cosine_cover, facility, facility_location
+from foveate.functional import cosine_cover, facility, facility_location, lazy, shifted_cosine_cover
 
 
 def literal(likeness, weight, budget):
@@ -75,6 +75,84 @@ def test_a_table_in_two_bytes_a_cell_chooses_alike(monkeypatch):
     order, covered = cosine_cover(visual, weight, 15)
     assert order.tolist() == chosen
     torch.testing.assert_close(covered.double(), torch.tensor(values, dtype=torch.float64), atol=2e-4, rtol=1e-3)
+
+
+@pytest.fixture
+def without_a_table(monkeypatch):
+    """As above 23 170 tokens; of the columns only as many are kept as must be."""
+    monkeypatch.setattr(facility, "_TABLE", 1)
+    monkeypatch.setattr(lazy, "_HELD", 1)
+
+
+def film(seed, frames=8):
+    """Tokens most of which stay from frame to frame, some the very same."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(30, 12, generator=generator)
+    moves = [(torch.rand(30, 1, generator=generator) < 0.4) * torch.randn(30, 12, generator=generator)]
+    return torch.cat([base + number * 0.2 * moves[0] for number in range(frames)])
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("power", [1.0, 3.0, 8.0])
+def test_without_a_table_the_choice_is_the_formula_s(without_a_table, monkeypatch, power, held):
+    if not held:  # directions are made anew for every column, three tokens at a time
+        monkeypatch.setattr(lazy, "_UNIT", 1)
+        monkeypatch.setattr(lazy, "_BLOCK", 30)
+    monkeypatch.setattr(lazy, "_SIDE", 7)
+    generator = torch.Generator().manual_seed(1)
+    visual, weight = torch.randn(33, 10, generator=generator), torch.rand(33, generator=generator)
+    order, covered = cosine_cover(visual, weight, 12, power)
+    chosen, values = literal(powered(visual, power), weight, 12)
+    assert order.tolist() == chosen
+    torch.testing.assert_close(covered.double(), torch.tensor(values, dtype=torch.float64), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("function, budget", [(cosine_cover, 240), (cosine_cover, 60), (shifted_cosine_cover, 60)])
+def test_without_a_table_the_choice_is_the_same(monkeypatch, seed, function, budget):
+    visual, weight = film(seed), torch.rand(240, generator=torch.Generator().manual_seed(seed))
+    weight[::7] = 0.0
+    monkeypatch.setattr(facility, "_WHOLE", 1)
+    tabled = function(visual, weight, budget)
+    monkeypatch.setattr(facility, "_TABLE", 1)
+    monkeypatch.setattr(lazy, "_HELD", 240 * 70)  # fewer columns than are made
+    made = function(visual, weight, budget)
+    told = int((tabled[1].diff() > 1e-6).sum()) + 1  # where nothing is gained there is no preference but rounding's
+    assert torch.equal(made[0][:told], tabled[0][:told]) and sorted(made[0].tolist()) == sorted(set(made[0].tolist()))
+    assert len(made[0]) == budget and told >= 40
+    torch.testing.assert_close(made[1], tabled[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("enough, least", [(0.3, 1), (0.8, 20), (0.999, 1)])
+def test_without_a_table_it_ends_when_enough_is_covered(monkeypatch, enough, least):
+    visual, weight = film(4), torch.rand(240, generator=torch.Generator().manual_seed(4))
+    monkeypatch.setattr(facility, "_WHOLE", 1)
+    tabled = cosine_cover(visual, weight, 200, enough=enough, least=least)
+    monkeypatch.setattr(facility, "_TABLE", 1)
+    made = cosine_cover(visual, weight, 200, enough=enough, least=least)
+    assert torch.equal(made[0], tabled[0]) and len(made[0]) < 200
+
+
+@pytest.mark.parametrize("budget", [1, 5, 6, 9])
+@pytest.mark.parametrize("case", ["equal tokens", "no weight", "zero tokens"])
+def test_without_a_table_degenerate_videos_have_an_exact_budget(without_a_table, budget, case):
+    test_degenerate_images_still_have_an_exact_budget(budget, case)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_without_a_table_memory_grows_with_the_tokens():
+    """Peak memory of a fresh process, less that before the call, with few columns kept."""
+    program = (
+        "import sys, torch; from foveate.functional import cosine_cover\n"
+        "facility, lazy = (sys.modules['foveate.functional.' + name] for name in ('facility', 'lazy'))\n"
+        "facility._TABLE, lazy._HELD, tokens = 1, 1, int(sys.argv[1])\n"
+        "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "visual = torch.randn(tokens, 16, dtype=torch.bfloat16)\n"
+        "cosine_cover(visual[:64], torch.rand(64), 2)\n"
+        "before = peak(); cosine_cover(visual, torch.rand(tokens), 3); print(peak() - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, "12000"], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 48 << 10  # KiB; a table in two bytes a cell is 275 MiB
 
 
 def test_an_accelerator_s_walk_chooses_as_the_cpu_s(monkeypatch):

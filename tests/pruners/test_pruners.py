@@ -36,6 +36,8 @@ from foveate.functional import (
     spatial_pooling,
     text_to_image_attention,
     top_k,
+    uniform_grid,
+    unique_in_frames,
 )
 from foveate.pruners import (
     INSIDE_METHODS,
@@ -68,12 +70,14 @@ OWN_SCORES = {
     "dart": {"norm"},
     "divprune": {"distance"},
     "eadp": {"relevance", "weight"},
+    "evs": {"change"},
     "fsr": {"relevance", "priority"},
     "holov": {"context"},
     "mmtok": {"coverage"},
     "prunesid": {"loading"},
     "scope": {"coverage"},
     "tops": {"coverage"},
+    "vidcom2": {"uniqueness"},
     "vispruner": {"similarity"},
 }
 """What a method records beside saliency and text-to-image attention."""
@@ -446,6 +450,7 @@ PEERS = [
     ("divprune", {}, lambda v, t, r: [max_min_diversity(v.features, 20)[0]]),
     ("eadp", {}, lambda v, t, r: [r(0.5, 10, 1)]),
     ("eadp", {"share": 0.2, "power": 1, "sign": -1}, lambda v, t, r: [r(0.2, 1, -1)]),
+    ("evs", {}, lambda v, t, r: [r(20)]),
     ("fsr", {}, lambda v, t, r: fsr(v, t)),
     ("fsr", {"alpha": 1}, lambda v, t, r: fsr(v, t, 1)),
     ("fsr", {"beta": 0}, lambda v, t, r: fsr(v, t, 3, 0)),
@@ -494,6 +499,12 @@ PEERS = [
         lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 2, 0.5, "mean")[0]],
     ),
     ("tops", {"diversity": 3}, lambda v, t, r: [optimal_preservation(v.features, v.saliency, 20, 0.5, 3)[0]]),
+    ("vidcom2", {}, lambda v, t, r: [unique_in_frames(v.features, torch.zeros(108).long(), 1, 20)[0]]),
+    (
+        "vidcom2",
+        {"channels": 1.0},
+        lambda v, t, r: [unique_in_frames(v.features, torch.zeros(108).long(), 1, 20, 1.0)[0]],
+    ),
     ("visionzip", {}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20)),
     ("visionzip", {"contextual": 0.5}, lambda v, t, r: dominant_and_contextual(v.saliency, v.keys, 20, 0.5)),
     ("vispruner", {}, lambda v, t, r: [important_and_diverse(v.features, v.saliency, 20, 0.5, 8)[0]]),
@@ -519,6 +530,7 @@ def test_peers_are_their_functions(method, options, expected):
     where = visual.geometry
     places = where.view, where.row, where.column
     regions = {
+        "evs": lambda budget: uniform_grid(*places, budget),  # a picture is one frame; films: test_video.py
         "eadp": lambda *given: cover_of_focus(visual, text, *given),
         "holov": lambda side: spatial_crops(*places, where.grids, side),
         "prumerge-plus": lambda salient, budget: salient_and_spread(visual.saliency, *places, budget, salient),

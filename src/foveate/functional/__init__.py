@@ -40,6 +40,14 @@ from foveate.functional.principal import different_in_groups, principal_groups
 from foveate.functional.released import adafv_released, released_mixture
 from foveate.functional.runs import attention_in_runs
 from foveate.functional.text import relevance_to_text, text_to_image_attention
+from foveate.functional.video import (
+    change_in_place,
+    frame_ratios,
+    kept_once,
+    shared_by_frames,
+    unique_in_frames,
+    uniqueness,
+)
 
 __all__ = [
     "Merge",
@@ -50,6 +58,7 @@ __all__ = [
     "attention_in_runs",
     "attention_of_queries",
     "centered",
+    "change_in_place",
     "conditional_dpp",
     "cosine_cover",
     "crops_holding",
@@ -63,9 +72,11 @@ __all__ = [
     "fixed_mix",
     "focus_scan_refine",
     "focused_relevance",
+    "frame_ratios",
     "holistic_context",
     "important_and_diverse",
     "keep_and_recycle",
+    "kept_once",
     "least_duplicated",
     "least_reaching",
     "mass_in_boxes",
@@ -83,6 +94,7 @@ __all__ = [
     "saliency_coverage",
     "salient_and_apart",
     "salient_and_spread",
+    "shared_by_frames",
     "shifted_cosine_cover",
     "sizes",
     "smooth_on_grid",
@@ -93,4 +105,6 @@ __all__ = [
     "text_to_image_attention",
     "top_k",
     "uniform_grid",
+    "unique_in_frames",
+    "uniqueness",
 ]

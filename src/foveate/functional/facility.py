@@ -28,14 +28,15 @@ from foveate.functional.common import (
     unit_rows,
 )
 from foveate.functional.coverage import Reach
+from foveate.functional.lazy import STEPS, Columns, in_steps, lazy_greedy, raised
 from foveate.functional.steps import may_look, repeat
 
 _BLOCK = 1 << 22  # cells of a table that are gone through at a time (16 MiB)
 _CACHED = 1 << 19  # the same on a CPU, whose cache they stay in
 _SIDE = 1024  # rows and columns of the products that a table of cosines is put together from
 _WHOLE = 1 << 27  # cells of a table that is held in float32 (512 MiB); a larger one is held in two bytes a cell
+_TABLE = 1 << 29  # cells of the largest table that is held at all (1 GiB; N = 23 170)
 _UNIT = 1 << 26  # values of tokens whose directions are held beside it (256 MiB)
-_STEPS = 32767  # of a cosine that is held in two bytes: off by at most 1.6e-5
 _NO_GAIN = 1e-7
 """Part of what all tokens cover that is taken for no gain: rounding leaves as much."""
 
@@ -79,7 +80,10 @@ def cosine_cover(
     """Tokens that cover all tokens by their cosines: :func:`facility_location` with ``L = max(0, cos) ** power``.
 
     O(N^2 D) for the cosines, each computed once for both of its tokens. The table takes 4 bytes a cell up to N =
-    11 585, and 2 (cosines rounded to 1.6e-5) above, where no copy of the tokens is held either.
+    11 585, and 2 (cosines rounded to 1.6e-5) above, where no copy of the tokens is held either. Above N = 23 170, as
+    videos have, there is no table: the same choice of the same rounded cosines is made from columns that are computed
+    when they are needed (:mod:`foveate.functional.lazy`), in up to a gibibyte beside the tokens and some numbers for
+    each. An accelerator is waited for in every step then.
 
     Args:
         visual: (N, D) tokens of one image.
@@ -87,7 +91,7 @@ def cosine_cover(
         budget: K >= 1; with N <= K everything is taken.
         power: > 0: how alike a token must be to stand for another. Default 8.
         enough: on a CPU no further token is taken once the first ones cover this share. Default 1: up to the budget.
-            An accelerator, which would have to be waited for, goes on to the budget.
+            An accelerator, which would have to be waited for, goes on to the budget as long as there is a table.
         least: so many are taken in any case.
 
     Returns:
@@ -100,6 +104,8 @@ def cosine_cover(
     require_positive(power=power)
     require_length(len(visual), weight=weight)
     with torch.autocast(visual.device.type, enabled=False):
+        if len(visual) ** 2 > _TABLE:
+            return lazy_greedy(Columns(visual, power), _checked(weight), budget, enough, least)
         return _greedy(_cosines(visual, power), _checked(weight), budget, enough, least)
 
 
@@ -122,6 +128,8 @@ def shifted_cosine_cover(visual: Tensor, weight: Tensor, budget: int) -> tuple[T
     budget = require_budget(budget)
     require_length(len(visual), weight=weight)
     with torch.autocast(visual.device.type, enabled=False):
+        if len(visual) ** 2 > _TABLE:
+            return lazy_greedy(Columns(visual, 1.0, shifted=True), _checked(weight), budget)
         return _greedy(_cosines(visual, 1.0, shifted=True), _checked(weight), budget)
 
 
@@ -140,7 +148,7 @@ class _Table:
     def rows(self, wanted: Tensor | slice) -> Tensor:
         """(n, N) float32, that may be written into only where rows were named."""
         cells = self.cells[wanted] if isinstance(wanted, slice) else self.cells.index_select(0, wanted)
-        return cells if cells.dtype == torch.float32 else _raised(cells.float().div_(_STEPS), self.power)
+        return cells if cells.dtype == torch.float32 else raised(cells.float().div_(STEPS), self.power)
 
     def column(self, token: Tensor) -> Tensor:
         """(R,) float32, of a (1,) int64."""
@@ -173,22 +181,14 @@ def _cosines(visual: Tensor, power: float, shifted: bool = False) -> _Table:
         rows = of(down)
         for across in range(0, down + 1, _SIDE):
             block = rows @ (rows if across == down else of(across)).T
-            block = (block.add_(1.0).div_(2.0) if shifted else block).clamp_(0.0, 1.0)
-            block = _raised(block, power) if small else block.mul_(_STEPS).round_().to(torch.int16)
+            if small:
+                block = raised((block.add_(1.0).div_(2.0) if shifted else block).clamp_(0.0, 1.0), power)
+            else:
+                block = in_steps(block, shifted)
             cells[down : down + _SIDE, across : across + _SIDE] = block
             if across != down:
                 cells[across : across + _SIDE, down : down + _SIDE] = block.T
     return _Table(cells, power, mirrored=True)
-
-
-def _raised(values: Tensor, power: float) -> Tensor:
-    """``values ** power`` in their own place; powers of two by squaring, which is several times faster."""
-    doublings = math.log2(power)
-    if not (doublings.is_integer() and doublings >= 0):
-        return values.pow_(power)
-    for _ in range(int(doublings)):
-        values.mul_(values)
-    return values
 
 
 def _greedy(table: _Table, weight: Tensor, budget: int, enough: float = 1.0, least: int = 1) -> tuple[Tensor, Tensor]:

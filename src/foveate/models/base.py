@@ -48,6 +48,9 @@ class Family(ABC):
     crops: ClassVar[bool] = False
     """Whether pictures are cut into crops beside a base view, each encoded by itself: ``encode`` honours
     ``Request.views`` then, and there is ``views_of``."""
+    frame_by_frame: ClassVar[bool] = False
+    """Whether the frames of ``video_inputs`` go through the tower as a picture's views do, so that ``encode_videos``
+    honours ``Request.views``: frames with the same pixels can be encoded once."""
     per_token: ClassVar[Mapping[str, int]] = {}
     """Inputs of its own with one entry per prompt token, and what padding gets in them: they are shortened with it."""
     spent: ClassVar[tuple[str, ...]] = ()

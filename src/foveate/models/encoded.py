@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -78,6 +78,11 @@ class EncodedImage:
     handed: Tensor | None = None
     whole: Geometry | None = None
     places: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        # Here for every family: methods must know that a video's views follow each other in time.
+        if self.kind == "video" and not self.tokens.geometry.frames:
+            object.__setattr__(self, "tokens", replace(self.tokens, geometry=self.tokens.geometry.as_frames()))
 
     @classmethod
     def of_patches(cls, tokens: VisualTokens, planes: tuple[Tensor, ...] = (), kind: Kind = "image") -> EncodedImage:

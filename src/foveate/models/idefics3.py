@@ -90,7 +90,7 @@ class Idefics3(Family):
         sources = square_sources((side, side), self.factor)
         counts = [rows * columns + 1 for rows, columns in grids]
         # Where some views are encoded after others, frames are pictures of one view each: none of them is a crop.
-        prompt = request.prompt if request.views is None else None
+        prompt = request.prompt if request.views is None or request.views.whole else None
         films = [1] * len(grids) if prompt is None else self.films(prompt, grids)
         images, number, first = [], 0, 0
         for frames in films:
@@ -98,6 +98,7 @@ class Idefics3(Family):
             numbers = torch.arange(first, first + count, device="cpu")
             stream, ours = tiles[first : first + count].flatten(0, 1), views[first : first + count]
             geometry = self._geometry(grid if frames == 1 else (0, 0), size, ours, stream.device)
+            geometry = geometry if frames == 1 else geometry.as_frames()
             patches = (sources + numbers[:, None, None] * side**2).flatten(0, 1)
             images.append(EncodedImage.of_patches(read_tokens(record, stream, geometry, patches)))
             number, first = number + frames, first + count

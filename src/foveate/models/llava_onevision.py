@@ -38,6 +38,7 @@ class LlavaOnevision(LlavaNext):
     video_inputs = ("pixel_values_videos",)
     views = "1 + crops; 1 of several images"
     merge = "1; 2x2 in videos"
+    frame_by_frame = True
     saliency = "mean received attention"
     packing = MappingProxyType({"vision_aspect_ratio": "anyres_max_1000000"})  # a limit that shrinks nothing
 

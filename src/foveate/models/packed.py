@@ -16,6 +16,8 @@ from foveate.models.encoded import EncodedImage, Kind, Request, grid_geometry, r
 from foveate.models.frame_labels import frame_labels
 from foveate.patches import Patch
 
+SECONDS = ("second_per_grid_ts", "video_second_per_grid")
+"""What an argument is called, in one family or another, that says how long a step of a video's grid lasts."""
 Grid = tuple[int, int, int]
 """Frames, rows, columns of the encoder's patches."""
 
@@ -157,6 +159,9 @@ class PackedFamily(Family):
             for plane in getattr(output, "deepstack_features", None) or []
         ]
         sources = self.sources(grids)
+        # Of every video, the seconds from one step of its grid to the next; other families write times as text alone.
+        given = next((inputs[name] for name in SECONDS if kind == "video" and inputs.get(name) is not None), None)
+        seconds = None if given is None else torch.as_tensor(given, device="cpu").flatten().tolist()
         images, start = [], 0
         for number, (grid, stream) in enumerate(zip(grids, output.pooler_output, strict=True)):
             times, rows, columns = self.tokens_of(grid)
@@ -169,6 +174,8 @@ class PackedFamily(Family):
             if self.pads:
                 unit = self.side * self.patch
                 geometry = replace(geometry, padded=unit, least=self.least * unit**2 // times)
+            if kind == "video":
+                geometry = geometry.as_frames(None if seconds is None else seconds[number])
             slots, deeper = self.slots(grid), tuple(plane[number] for plane in planes)
             features = stream if slots is None else stream[(slots >= 0).to(stream.device)]
             tokens = read_tokens(record, features, geometry, ours)

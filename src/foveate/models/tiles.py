@@ -86,7 +86,7 @@ class TiledFamily(TowerFamily):
         pixels = inputs["pixel_values"]
         side, _ = self._side(pixels)
         # Where some views are encoded after others, frames are pictures of one view each: none of them is a crop.
-        cuts = self._read(request.prompt, side**2, len(pixels), films=request.views is None)
+        cuts = self._read(request.prompt, side**2, len(pixels), films=request.views is None or request.views.whole)
         return self.encode_cuts(inputs, request, cuts)
 
     def encode_cuts(self, inputs: Mapping[str, Any], request: Request, cuts: Sequence[Cut]) -> list[EncodedImage]:
@@ -109,6 +109,7 @@ class TiledFamily(TowerFamily):
             if cuts[number].film:
                 seen = torch.tensor([[0, 0, covered, covered]], device="cpu").expand(len(stream), -1)
                 geometry = grid_geometry([(side, side)] * len(stream), seen, (pixels.shape[-1],) * 2, stream.device)
+                geometry = geometry.as_frames()
             else:
                 geometry = self._geometry(
                     grids[number], extents[number], len(stream), side, pixels.shape[-1], covered, stream.device

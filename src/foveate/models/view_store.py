@@ -35,13 +35,15 @@ class ViewStore:
         total: how many views there are, of all pictures together.
         alike: of every view, the first with the same pixels: what is known of one is known of all that are alike.
             Default: no two are.
+        whole: whether all are encoded in one run, so that pictures need not be told apart by views: a film's frames
+            are one picture's then.
 
     ``wanted`` says which of them the next run of the tower takes, ``known`` which have been through it, or one that is
     alike.
     """
 
-    def __init__(self, total: int, alike: Sequence[int] | None = None) -> None:
-        self.total = total
+    def __init__(self, total: int, alike: Sequence[int] | None = None, *, whole: bool = False) -> None:
+        self.total, self.whole = total, whole
         self.alike = tuple(range(total) if alike is None else alike)
         self.wanted: tuple[int, ...] = ()
         self.known: set[int] = set()
@@ -180,9 +182,9 @@ class Views:
             that are equal there are encoded once.
         at_once: whether all views are encoded now, in one run. Default: the base views are.
 
-    ``pictures`` are, of each, the places of its views among all (see ``Family.views_of``), ``images`` what is known of
-    it, and ``bases`` the same with the tokens of its base view alone. What a copy encodes later, it has the original's
-    model encode.
+    ``pictures`` are, of each (under ``at_once``, of each frame of a film), the places of its views among all (see
+    ``Family.views_of``), ``images`` what is known of it, and ``bases`` the same with the tokens of its base view alone.
+    What a copy encodes later, it has the original's model encode.
     """
 
     def __init__(
@@ -199,7 +201,7 @@ class Views:
         self._lock = OwnLock()
         self.pictures: Sequence[tuple[int, ...]] = family.views_of(inputs, prompt)
         alike = alike_views(*(family.pixels_of(inputs) if pixels is None else pixels))
-        self.store = ViewStore(sum(map(len, self.pictures)), alike)
+        self.store = ViewStore(sum(map(len, self.pictures)), alike, whole=at_once)
         if known:
             self.store.put_back(known)
         self.images: Sequence[EncodedImage] = ()

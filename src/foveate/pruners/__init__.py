@@ -6,10 +6,12 @@ from foveate.pruners.auto import Auto
 from foveate.pruners.base import Choice, Method, Pruner, Scorer
 from foveate.pruners.cdpruner import CDPruner
 from foveate.pruners.centered import Centered
+from foveate.pruners.changing import Changing
 from foveate.pruners.cover import Cover
 from foveate.pruners.dart import DART
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.eadp import EADP
+from foveate.pruners.evs import EVS
 from foveate.pruners.fastv import FastV
 from foveate.pruners.fsr import FSR
 from foveate.pruners.holov import HoloV
@@ -36,9 +38,11 @@ from foveate.pruners.registry import (
 from foveate.pruners.saliency import Saliency
 from foveate.pruners.scope import SCOPE
 from foveate.pruners.sparsevlm import SparseVLM
+from foveate.pruners.spread import Spread
 from foveate.pruners.text import TextSimilarity
 from foveate.pruners.tops import TOPS
 from foveate.pruners.uniform import Uniform
+from foveate.pruners.vidcom2 import VidCom2
 from foveate.pruners.visionzip import VisionZip
 from foveate.pruners.vispruner import VisPruner
 from foveate.pruners.wrapper import Wrapper
@@ -54,6 +58,7 @@ for _method in (
     DART,
     DivPrune,
     EADP,
+    EVS,
     FSR,
     HoloV,
     MMTok,
@@ -62,6 +67,7 @@ for _method in (
     PruneSID,
     SCOPE,
     TOPS,
+    VidCom2,
     VisionZip,
     VisPruner,
     Random,
@@ -73,13 +79,16 @@ for _method in (
     Centered,
     Merged,
     Auto,
+    Changing,
+    Spread,
 ):
     register(_method)
 
 __all__ = [
-    "DART", "EADP", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner", "Auto",
-    "CDPruner", "Centered", "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV", "InsidePruner", "MMTok",
-    "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "PruneSID", "Pruner", "PyramidDrop", "Random", "Saliency",
-    "Scorer", "SparseVLM", "TextSimilarity", "Uniform", "VisPruner", "VisionZip", "Wrapper", "get_pruner",
-    "known_methods", "parse_method", "register", "replaced", "takes",
+    "DART", "EADP", "EVS", "FSR", "INSIDE_METHODS", "METHODS", "SCOPE", "TOPS", "WRAPPERS", "AdaFV", "AgilePruner",
+    "Auto", "CDPruner", "Centered", "Changing", "Choice", "Cover", "DivPrune", "FastV", "FixedMix", "HoloV",
+    "InsidePruner", "MMTok", "Merged", "Method", "Pool", "PruMerge", "PruMergePlus", "PruneSID", "Pruner",
+    "PyramidDrop", "Random", "Saliency", "Scorer", "SparseVLM", "Spread", "TextSimilarity", "Uniform", "VidCom2",
+    "VisPruner", "VisionZip", "Wrapper", "get_pruner", "known_methods", "parse_method", "register", "replaced",
+    "takes",
 ]  # fmt: skip

@@ -140,6 +140,8 @@ class Pruner(Method, ABC):
     """Whether kept tokens are put together from several."""
     takes_weight: ClassVar[bool] = False
     """Whether it compares tokens by ``VisualTokens.likened`` and counts their ``weight``: what ``Centered`` needs."""
+    over_time: ClassVar[bool] = False
+    """Whether it compares the frames of a video with one another, as frames in time."""
     exact: ClassVar[bool] = True
     """Whether it keeps just as many tokens as the budget says (``adaptive``: no more), none of them twice."""
 

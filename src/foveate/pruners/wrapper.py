@@ -71,6 +71,6 @@ def _held(flag: str) -> property:
 
 for _flag in (
     "reads_saliency", "reads_keys", "reads_encoded", "reads_text", "text_span", "special_tokens", "merges",
-    "takes_weight", "exact", "adaptive",
+    "takes_weight", "over_time", "exact", "adaptive",
 ):  # fmt: skip
     setattr(Wrapper, _flag, _held(_flag))
