@@ -411,7 +411,7 @@ def test_second_turn(row: Row, model: Any, cache: type, positions: str, keep: fl
 
 
 WRAPPED = [
-    "centered:cdpruner", "centered:features=encoded:divprune", "merged:centered:cover", "auto:floor=1:cover",
+    "centered:cdpruner", "centered:features=encoded:divprune", "merged:centered:cover", "auto:floor=1t:cover",
     "changing:threshold=0.0:cover", "spread:floor=0:adafv",
 ]  # fmt: skip
 """One of every wrapper, and one around another."""
