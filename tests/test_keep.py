@@ -73,7 +73,7 @@ def test_options_that_are_budgets() -> None:
     assert parse_method("auto:floor=2%:cover")[1]["floor"] == 0.02
     assert parse_method("auto:floor=1t:cover")[1]["floor"] == 1
     with pytest.raises(ValueError, match="floor 1 may mean"):
-        parse_method("auto:floor=1t:cover")
+        parse_method("auto:floor=1:cover")
     (dial, _) = dials_of("ask-again:first=5%:margin=0.5:cover")
     assert dial.runs == (("ask-again:first=0.05:margin=0.5:cover", 1.0),)
 

@@ -157,7 +157,7 @@ def test_brackets_in_another_package_s_words_are_printed(fresh, capsys):
         ("merged:threshold=None:cover", TypeError, "threshold must be a number, got None"),
         ("merged:cover:power=True", ValueError, "power must be a number, got True"),
         ("auto:floor=x:cover", ValueError, "floor 'x' is no budget"),
-        ("auto:floor=1t:cover", ValueError, "floor 1 may mean all tokens or a single one"),
+        ("auto:floor=1:cover", ValueError, "floor 1 may mean all tokens or a single one"),
         ("cover:power=3:power=4", ValueError, "power twice"),
         ("ask-again:first=0.1:first=0.2:cover", ValueError, "first twice"),
         ("merged:", ValueError, "merged:cdpruner"),
