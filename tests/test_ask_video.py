@@ -57,6 +57,24 @@ def test_frames_are_chosen(clip: Path, tmp_path: Path) -> None:
         assert shown.n_frames == 4
 
 
+def test_options_and_a_file_of_them(clip: Path, tmp_path: Path) -> None:
+    """As for pictures; what cannot be drawn comes after the answer."""
+    (tmp_path / "how.json").write_text('{"method": "cover", "options": {"power": 4.0}, "calibrate": true}')
+    out = tmp_path / "kept.png"
+    out.mkdir()
+    options = ["ask", clip, QUESTION, "--model", "dynamic", "--config", tmp_path / "how.json", "--keep", "20%"]
+    told = json.loads(call(*options, "--show", out, "--json", status=1).stdout)
+    pruner = foveate.Cover(keep=0.2, power=4.0)
+    answer = watch(*dynamic(), load_video(clip)).ask(
+        QUESTION, pruner, calibrate=True, max_new_tokens=32, do_sample=False
+    )
+    assert told["answer"] == answer.text and told["visual_tokens"] == answer.visual_tokens
+    assert (told["method"], told["keep"], told["options"]) == ("cover", 0.2, {"power": 4.0})
+    assert told["show"] is None and "kept.png" in told["show_error"]
+    (tmp_path / "how.json").write_text('{"layout": "released"}')
+    assert "layout is for pictures: leave it out" in refused(*options)
+
+
 def test_bad_input(clip: Path, tmp_path: Path) -> None:
     model = ["--model", "dynamic"]
     assert "the bundled model takes pictures only: give --model dynamic" in refused("ask", clip, QUESTION)
