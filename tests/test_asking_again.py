@@ -309,7 +309,7 @@ def test_names() -> None:
         "ask-again:first=0.1": "the method stands behind",
         "ask-again:then=0.1:cdpruner": "no option 'then'",
         "ask-again:first=2.0:cdpruner": "no fraction",
-        "ask-again:first=few:cdpruner": "keep must be",
+        "ask-again:first=few:cdpruner": "'few' is no budget",
         "ask-again:margin=high:cdpruner": "margin must be a number",
         "ask-again:nope": "unknown method",
         "ask-again:ask-again:cdpruner": "no method but a way",

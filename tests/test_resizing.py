@@ -253,7 +253,7 @@ def test_bench_report(tmp_path: Any) -> None:
     )  # fmt: skip
     one = report.find("resize", 0.2)
     assert one is not None and one.prompt_tokens == small["input_ids"].shape[1]
-    assert ["resize", "0.2"] in [row[:2] for row in results_table(report)[1]]
+    assert ["resize", "20%"] in [row[:2] for row in results_table(report)[1]]
     plot(report, "title").savefig(tmp_path / "plot.png")
     with pytest.raises(RuntimeError, match="more than the"):
         prefill.measure(
