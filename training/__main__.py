@@ -50,6 +50,13 @@ def _arguments(presets: Iterable[str]) -> argparse.Namespace:
         action="store_true",
         help="the control: language model and finish always see all visual tokens; exported to OUT/checkpoint-control",
     )
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="weights to begin with instead of random ones: a folder that an export wrote, such as the one that ships; "
+        "the dynamic model then needs no letters first",
+    )
     parser.add_argument("--language-steps", type=int, help="another length of stage 2, as for a shorter control")
     return parser.parse_args()
 
@@ -77,6 +84,10 @@ def main() -> None:
         torch.set_num_threads(os.cpu_count() or 1)
     dropout = not arguments.no_token_dropout
     model = recipe.build(preset)
+    if arguments.start_from is not None:
+        _start_from(model, arguments.start_from)
+        if hasattr(preset, "letters"):
+            preset = replace(preset, letters=replace(preset.letters, steps=0))
     log.info(
         "preset %s on %s, %.1f M parameters",
         preset.name,
@@ -103,6 +114,14 @@ def main() -> None:
         recipe.export(model, folder)
         (folder / "training.json").write_text((out / "training.json").read_text("utf-8"), encoding="utf-8")
         log.info("checkpoint written to %s", folder)
+
+
+def _start_from(model, checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
+    from transformers import AutoModelForImageTextToText
+
+    trained = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="float32", local_files_only=True)
+    model.load_state_dict(trained.state_dict())
+    model.tie_weights()
 
 
 def _restore(model, state, stage: str) -> None:  # type: ignore[no-untyped-def]

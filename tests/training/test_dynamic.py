@@ -274,3 +274,15 @@ def test_a_checkpoint_is_written_beside_what_is_there(trained: Path, stock: Any,
     assert (tmp_path / "MODEL_CARD.md").read_text() == "card"
     written, kept = (folder / "model.safetensors" for folder in (tmp_path, trained / "checkpoint"))
     assert written.read_bytes() == kept.read_bytes()
+
+
+def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
+    from safetensors.torch import load_file
+
+    from training.__main__ import _start_from
+
+    model = build(PRESET)
+    _start_from(model, trained / "checkpoint")
+    weights = model.state_dict()
+    for name, stored in load_file(trained / "checkpoint" / "model.safetensors").items():
+        assert torch.equal(weights[name], stored.float()), name
