@@ -83,7 +83,7 @@ def warnings_of(explorer: Explorer, visit: Visit) -> str:
     if not unknown:
         return ""
     some = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-    return f"The model's vocabulary lacks {some}: it cannot see what they mean, and answers all the same."
+    return f"The model's vocabulary lacks {some}: the model does not know what that means and answers all the same."
 
 
 def code(explorer: Explorer, visit: Visit, shown: Shown) -> Mapping[str, str]:

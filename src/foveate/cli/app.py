@@ -603,7 +603,7 @@ def scenes(
         bool, typer.Option("--lmms-task", help="Write files that make the folder an --include_path of lmms-eval.")
     ] = False,
 ) -> None:
-    """Draw the pictures and questions of the scenes suite, or of documents."""
+    """Draw the pictures and questions of the scenes suite, of documents, or of clips."""
     from foveate.cli.evaluate import draw
 
     typer.echo(draw(world, out, count, seed, split))

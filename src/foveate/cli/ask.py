@@ -180,8 +180,8 @@ def warn_of_unknown(tokenizer: Any, question: str) -> None:
     unknown = unknown_words(tokenizer, question)
     if unknown:
         note(
-            f"warning: the model's vocabulary lacks {', '.join(unknown)}: it cannot see what they mean "
-            "and will answer all the same"
+            f"warning: the model's vocabulary lacks {', '.join(unknown)}: the model does not know what "
+            "that means and answers all the same"
         )
 
 
@@ -191,7 +191,7 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
         return []
     read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     spans = zip(read["input_ids"], read["offset_mapping"], strict=True)
-    words = [question[start:end] for token, (start, end) in spans if token == tokenizer.unk_token_id]
+    words = [question[start:end].strip() for token, (start, end) in spans if token == tokenizer.unk_token_id]
     return list(dict.fromkeys(words))
 
 

@@ -31,7 +31,8 @@ NOTES = {
     "bootstrap's over pictures",
     "to the best": "the difference to the method with the best figure of the table on the same questions, points, with "
     "its bootstrap interval over pictures",
-    "mean of kinds": "of a drawn suite, the mean over kinds of questions",
+    "mean of kinds": "of a drawn suite, the mean over the kinds that it is about (of scenes, presence, attribute, "
+    "reading and biggest; counting, position and relation are left out)",
     "not guessed": "accuracy on the questions that are not answered rightly without the picture",
     "group A": "accuracy on what all tokens answer rightly, and the picture made smaller to the same budget (resize) "
     "does not",
