@@ -200,7 +200,7 @@ def test_pictures_at_other_sizes(engine, stock):
         ({"pixels": 0}, "a number of pixels"), ({"pixels": "auto"}, "looks at a picture"), ({"pixels": 2.0}, "up to 1"),
         ({"pixels": True}, "got True"), ({"pixels": "half"}, "unknown"),
         ({"keep": 1.5}, "no fraction"), ({"keep": float("nan")}, "no fraction"), ({"keep": True}, "keep must be"),
-        ({"keep": None}, "keep must be"), ({"keep": "1"}, "may mean all tokens"), ({"method": "uniform"}, "not served here"),
+        ({"keep": None}, "keep must be"), ({"keep": "1"}, "all tokens or"), ({"method": "uniform"}, "not served here"),
         ({"method": ["adafv"]}, "not served here"), ({"budget": 3}, "may set keep and method"),
     ],
 )  # fmt: skip
