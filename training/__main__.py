@@ -86,8 +86,7 @@ def main() -> None:
     model = recipe.build(preset)
     if arguments.start_from is not None:
         _start_from(model, arguments.start_from)
-        if hasattr(preset, "letters"):
-            preset = replace(preset, letters=replace(preset.letters, steps=0))
+        preset = preset.going_on()
     log.info(
         "preset %s on %s, %.1f M parameters",
         preset.name,

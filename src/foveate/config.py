@@ -22,6 +22,7 @@ from foveate.tokens import Selection
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from foveate.asking_again import AskAgain
     from foveate.attachment import Attachment
     from foveate.session import Answer, Session
 
@@ -108,10 +109,11 @@ class Config:
 
         return look(model, processor, images, layout=self.layout, crops=self.crops, pixels=self.pixels)
 
-    def ask(self, session: Session, question: str, **options: Any) -> Answer:
-        """Asks a session that ``look`` made, as it says; ``options`` as for ``Session.ask``."""
+    def ask(self, session: Session, question: str, pruner: Method | AskAgain | None = None, **options: Any) -> Answer:
+        """Asks a session that ``look`` made, as it says, or under another ``pruner``; ``options`` as for
+        ``Session.ask``."""
         given = {"positions": self.positions, "newlines": self.newlines, "calibrate": self.calibrate, **options}
-        return session.ask(question, self.pruner, **given)
+        return session.ask(question, self.pruner if pruner is None else pruner, **given)
 
     @property
     def name(self) -> str:

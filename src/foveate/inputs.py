@@ -136,3 +136,13 @@ def picture_list(images: Any) -> list[Image]:
                 "width, 3) uint8 values"
             )
     return pictures
+
+
+def unknown_words(tokenizer: Any, question: str) -> list[str]:
+    """The words of a question that a tokenizer can only read as its unknown token."""
+    if getattr(tokenizer, "unk_token_id", None) is None or not tokenizer.is_fast:
+        return []
+    read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    spans = zip(read["input_ids"], read["offset_mapping"], strict=True)
+    words = [question[start:end].strip() for token, (start, end) in spans if token == tokenizer.unk_token_id]
+    return list(dict.fromkeys(words))

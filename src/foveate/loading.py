@@ -47,10 +47,9 @@ def load(source: str | None = None, *, dtype: str = "auto", device: str | None =
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if source is None or source in bundled.FOLDERS:
-        small, processor = bundled.load(
-            source or "bundled", torch.float32 if dtype == "auto" else getattr(torch, dtype)
-        )
+    ships = bundled.shipped(source)
+    if source is None or ships is not None:  # None ships, which a type checker does not see
+        small, processor = bundled.load(ships or "bundled", torch.float32 if dtype == "auto" else getattr(torch, dtype))
         return small.to(device), processor
 
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor

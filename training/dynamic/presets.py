@@ -40,6 +40,10 @@ class Preset(Recipe):
     mix: Mix = Mix()
     seed: int = 30
 
+    def going_on(self) -> Preset:
+        """Without the letters, which such a model knows."""
+        return replace(self, letters=replace(self.letters, steps=0))
+
 
 PRESETS: dict[str, Preset] = {
     "dynamic": Preset(

@@ -14,7 +14,8 @@ except ModuleNotFoundError as error:
 
 from foveate.app import shown
 from foveate.app.engine import ALL, Explorer, Side
-from foveate.app.visit import MANY, START, Visit, said_of
+from foveate.app.visit import MANY, START, Visit
+from foveate.cli.console import told
 from foveate.evaluation.worlds import STILL
 from foveate.pruners import INSIDE_METHODS, METHODS
 from foveate.webpage.figure import asset
@@ -208,7 +209,7 @@ class _Page:
         try:
             said = visit.take_files(self.explorer, paths or [])
         except BAD_INPUT as error:
-            return [gr.skip(), gr.skip(), gr.skip(), *self._all(visit, said_of(error))]
+            return [gr.skip(), gr.skip(), gr.skip(), *self._all(visit, told(error))]
         return [shown.pictures_html(visit), gr.Dropdown(visible=False), gr.skip(), *self._all(visit, said, typed)]
 
     def _take_drawn(self, visit: Visit | None, world: str, index: float | None, *typed: Any) -> list[Any]:
@@ -216,7 +217,7 @@ class _Page:
         try:
             questions = visit.take_drawn(self.explorer, world, int(index or 0))
         except BAD_INPUT as error:
-            return [gr.skip(), gr.skip(), gr.skip(), *self._all(visit, said_of(error))]
+            return [gr.skip(), gr.skip(), gr.skip(), *self._all(visit, told(error))]
         asked = gr.Dropdown([(f"{text} ({answer})", text) for text, answer in questions], value=None, visible=True)
         question = typed[0] if typed[0].strip() else questions[0][0]
         return [shown.pictures_html(visit), asked, question, *self._all(visit, "", (question, *typed[1:]))]
@@ -232,14 +233,14 @@ class _Page:
             for _ in visit.ask(self.explorer):
                 yield [visit, _message(message), *self._each(visit, self._streamed)]
         except BAD_INPUT as error:
-            message = said_of(error)
+            message = told(error)
         yield self._all(visit, message)
 
     def _export(self, visit: Visit | None) -> tuple[str, str]:
         try:
             return shown.exported(self.explorer, visit or Visit()), ""
         except BAD_INPUT as error:
-            return "", _message(said_of(error))
+            return "", _message(told(error))
 
     def _all(self, visit: Visit, said: str, typed: Sequence[Any] | None = None) -> list[Any]:
         """Everything of a visit, as ``typed`` has it now: a question, and a method and a percentage for every side."""
@@ -249,7 +250,7 @@ class _Page:
                 sides = [Side(str(rest[n] or ALL), float(rest[n + 1] or 1)) for n in range(0, len(rest), 2)]
                 visit.set(self.explorer, str(question or ""), sides)
             except BAD_INPUT as error:
-                said = said_of(error)
+                said = told(error)
             said = said or (shown.warnings_of(self.explorer, visit) if visit.looked else "")
         return [visit, _message(said), *self._each(visit, self._whole)]
 

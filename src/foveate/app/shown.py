@@ -8,7 +8,7 @@ from html import escape
 from foveate.app.engine import Explorer
 from foveate.app.snippets import as_curl, as_python
 from foveate.app.visit import Shown, Visit
-from foveate.cli.ask import unknown_words
+from foveate.inputs import unknown_words
 from foveate.webpage import Column, document, figure
 
 NOTHING = '<p class="fv-nothing">What is kept is shown here, once there are a picture and a question.</p>'

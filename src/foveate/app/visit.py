@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from foveate.app.engine import Chosen, Explorer, Looked, Side, Told
 from foveate.app.snippets import Source
+from foveate.cli.console import told
 from foveate.evaluation.worlds import get_world
 from foveate.images import load_image
 
@@ -114,14 +115,14 @@ class Visit:
             shown.told = None
         for shown in list(self.sides):
             try:
-                for told in explorer.ask(looked, question, shown.side):
-                    shown.told, shown.note = told, ""
-                    if told.done:
-                        shown.chosen = told.chosen
+                for step in explorer.ask(looked, question, shown.side):
+                    shown.told, shown.note = step, ""
+                    if step.done:
+                        shown.chosen = step.chosen
                     yield
             except (ValueError, TypeError, RuntimeError) as error:
                 # Also what torch raises, out of memory for one: the other side may fit.
-                shown.told, shown.note = None, said_of(error)
+                shown.told, shown.note = None, told(error)
                 yield
 
     def _take(self, explorer: Explorer, pictures: list[Image], sources: Sequence[Source]) -> None:
@@ -143,9 +144,4 @@ class Visit:
             if not shown.chosen.selections and shown.told is None:
                 shown.note = "This method chooses within the language model: ask, and see what it kept."
         except (ValueError, TypeError, RuntimeError) as error:
-            shown.note = said_of(error)
-
-
-def said_of(error: BaseException) -> str:
-    """An error as a sentence for the page."""
-    return " ".join(str(error).split()) or type(error).__name__
+            shown.note = told(error)

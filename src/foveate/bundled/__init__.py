@@ -35,6 +35,13 @@ PARTS = (
 )
 
 
+def shipped(source: str | None) -> str | None:
+    """Which of these models a source names, where a folder or a hub id may be given: None is ``"bundled"``; None comes
+    back where it is another model."""
+    name = source or "bundled"
+    return name if name in FOLDERS else None
+
+
 def path(name: str = "bundled") -> Path:
     """A checkpoint's folder, as ``from_pretrained`` and vLLM take it.
 

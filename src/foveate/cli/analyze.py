@@ -13,12 +13,11 @@ from rich.table import Table
 from foveate.cli.console import load_model, note, parse_keeps, print_json, progress_bar, stdout
 from foveate.cli.evaluate import open_suite, parse_methods, warn_of_words
 from foveate.cli.settling import check_source
-from foveate.cli.tables import print_table
+from foveate.cli.tables import interval, print_table
 from foveate.evaluation import analysis
 from foveate.evaluation.kept import BASE, CROPS, EVERY, UNIFORM, Kept, Lying
 from foveate.evaluation.processes import ALONE
 from foveate.evaluation.runner import factory
-from foveate.evaluation.statistics import Estimate
 from foveate.evaluation.suites import Source
 from foveate.evaluation.worlds import WORLDS
 from foveate.keep import keep_label
@@ -96,14 +95,6 @@ def run(request: Request) -> None:
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
-def _shown(estimate: Estimate, scale: float = 1, digits: int = 2) -> str:
-    """With its interval where pictures differ at all: of one, or of what is fixed, nothing says how sure it is."""
-    if not estimate.high > estimate.low:
-        return f"{scale * estimate.value:.{digits}f}"
-    value, low, high = (scale * number for number in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.{digits}f} [dim]{low:.{digits}f} to {high:.{digits}f}[/]"
-
-
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
@@ -118,7 +109,7 @@ def _bias(found: analysis.Analysis) -> Table:
         "score", "first quarter", "last quarter", "base view", "rank correlation with place",
     )  # fmt: skip
     for one in found.bias:
-        shown = map(_shown, (one.first, one.last, one.base, one.slope))
+        shown = map(interval, (one.first, one.last, one.base, one.slope))
         table.add_row(analysis.TITLES[one.score], *shown)
     return table
 
@@ -132,8 +123,8 @@ def _alignment(found: analysis.Analysis) -> Table:
     for one in found.alignment:
         head = (one.group, str(one.auc.count)) if one.group != before else ("", "")
         before = one.group
-        recalls = (_shown(recall, 100, 1) for recall in one.recall.values())
-        table.add_row(*head, analysis.TITLES[one.score], _shown(one.auc, 1, 3), *recalls, f"{100 * one.share:.1f} %")
+        recalls = (interval(recall, 100, 1) for recall in one.recall.values())
+        table.add_row(*head, analysis.TITLES[one.score], interval(one.auc, 1, 3), *recalls, f"{100 * one.share:.1f} %")
     table.columns[2].justify = "left"
     return table
 
@@ -163,6 +154,6 @@ def _lying(maps: Sequence[Lying]) -> Table:
         if one.view == EVERY:
             others = (found.get((one.method, repr(one.keep), view)) for view in views)
             parts = [one.edge, one.centre, *(other.share if other else None for other in others)]
-            shown = ["" if part is None or not part.count else _shown(part, 100, 1) for part in parts]
+            shown = ["" if part is None or not part.count else interval(part, 100, 1) for part in parts]
             table.add_row(keep_label(one.keep), one.method, f"{100 * one.share.value:.1f}", *shown)
     return table

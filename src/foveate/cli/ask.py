@@ -14,21 +14,20 @@ from typing import Any
 
 from PIL.Image import Image
 
-from foveate import show, webpage
+from foveate import bundled, show, webpage
 from foveate.asking_again import AskAgain
 from foveate.cli import answer_page
 from foveate.cli.console import load_model, note, parse_keep, progress_bar, warn_when_busy, working
-from foveate.cli.settling import SHIPPED, check_device, check_fits, check_source, settled
+from foveate.cli.settling import check_device, check_fits, check_source, settled
 from foveate.cli.telling import Told, tell
 from foveate.compare import Comparison, compare
 from foveate.config import Config
 from foveate.images import decode_image, load_image
-from foveate.inputs import question_prompt
+from foveate.inputs import question_prompt, unknown_words
 from foveate.models import family_for
 from foveate.pixels import Pixels, resized, warn_fixed
 from foveate.pruners import Method, get_pruner
 from foveate.session import Answer, Session, look
-from foveate.tokens import Selection
 from foveate.videos import is_video
 
 STDIN = "-"
@@ -124,28 +123,19 @@ def run(request: Request) -> None:
     else:
         with working("looking"):
             session = config.look(model, processor, pictures)
-        answered = given(session.pictures, *_answer(session, request, config, question, pruner))
+        answer = answer_of(session, request, config, question, pruner)
+        answered = given(session.pictures, answer.selections, result_of(answer))
     page = None
     if request.html is not None and session is not None:
         page = partial(answer_page.make, answered, session, question, pictures, answered.selections)
     tell(answered, request.as_json, request.html, page)
 
 
-def _answer(
-    session: Session, request: Request, config: Config, question: str, pruner: Method | AskAgain
-) -> tuple[Sequence[Selection], dict[str, Any]]:
+def answer_of(session: Session, request: Request, config: Config, question: str, pruner: Method | AskAgain) -> Answer:
+    """What a session of pictures or of a video answers."""
+    options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "do_sample": False, "num_beams": 1}
     with working("answering"):
-        answer = session.ask(
-            question,
-            pruner,
-            positions=config.positions,
-            newlines=config.newlines,
-            calibrate=config.calibrate,
-            max_new_tokens=request.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-        )
-    return answer.selections, result_of(answer)
+        return config.ask(session, question, pruner, **options)
 
 
 def result_of(answer: Answer) -> dict[str, Any]:
@@ -183,16 +173,6 @@ def warn_of_unknown(tokenizer: Any, question: str) -> None:
             f"warning: the model's vocabulary lacks {', '.join(unknown)}: the model does not know what "
             "that means and answers all the same"
         )
-
-
-def unknown_words(tokenizer: Any, question: str) -> list[str]:
-    """The words of a question that a tokenizer can only read as its unknown token."""
-    if getattr(tokenizer, "unk_token_id", None) is None or not tokenizer.is_fast:
-        return []
-    read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
-    spans = zip(read["input_ids"], read["offset_mapping"], strict=True)
-    words = [question[start:end].strip() for token, (start, end) in spans if token == tokenizer.unk_token_id]
-    return list(dict.fromkeys(words))
 
 
 def _check(request: Request) -> tuple[Config, Method | AskAgain]:
@@ -235,7 +215,7 @@ def _pictures(request: Request) -> list[Image]:
     if request.html is not None:
         webpage.check_path(request.html)
     pictures = [_picture(path) for path in request.images]
-    if request.model in SHIPPED[:2]:
+    if bundled.shipped(request.model) == "bundled":
         _warn_of_photographs(request.images, pictures)
     return pictures
 

@@ -220,7 +220,7 @@ def load_model(source: str | None, dtype: str, device: str | None = None) -> tup
 
         from foveate import bundled, loading
     logging.set_verbosity_error()
-    local = source is None or source in bundled.FOLDERS or loading.is_folder(source)
+    local = source is None or bundled.shipped(source) is not None or loading.is_folder(source)
     if local or not stderr().is_terminal:
         logging.disable_progress_bar()
         with working(f"loading {source or 'the bundled model'}"):

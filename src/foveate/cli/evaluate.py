@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rich.table import Table
 
+from foveate import bundled
 from foveate.asking_again import is_spelled
 from foveate.cli.console import (
     load_model,
@@ -177,7 +178,7 @@ def is_filmed(source: Source) -> bool:
 
 def require_videos(model: str | None) -> None:
     """Raises ValueError where the model is the one that takes no videos."""
-    if model in (None, "bundled"):
+    if bundled.shipped(model) == "bundled":
         raise ValueError("the bundled model takes pictures only: give --model dynamic, or another that takes videos")
 
 
@@ -376,7 +377,7 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
 
 def warn_of_words(suite: str, model: str | None) -> None:
     """Says so where the bundled model is to read."""
-    if suite == "documents" and model in (None, "bundled"):
+    if suite == "documents" and bundled.shipped(model) == "bundled":
         note("warning: the bundled model has never seen documents: give --model dynamic, or one that reads")
 
 

@@ -11,12 +11,11 @@ from rich.table import Table
 from foveate.cli.console import load_model, note, parse_keeps, print_json, progress_bar, stdout
 from foveate.cli.evaluate import open_suite, parse_methods, require_videos
 from foveate.cli.settling import check_source
-from foveate.cli.tables import print_table
+from foveate.cli.tables import interval, print_table
 from foveate.evaluation import recall
 from foveate.evaluation.kept import UNIFORM
 from foveate.evaluation.processes import ALONE
 from foveate.evaluation.runner import factory
-from foveate.evaluation.statistics import Estimate
 from foveate.evaluation.suites import Source
 from foveate.keep import keep_label
 
@@ -73,13 +72,8 @@ def _table(found: recall.Recall) -> Table:
         table.add_row(
             keep_label(whole.keep),
             method,
-            _shown(whole.recall),
-            _shown(whole.moments),
+            interval(whole.recall, 100, 1),
+            interval(whole.moments, 100, 1),
             *("" if one is None else f"{100 * one.recall.value:.1f}" for one in rest),
         )
     return table
-
-
-def _shown(estimate: Estimate) -> str:
-    value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.1f} [dim]{low:.1f} to {high:.1f}[/]" if high > low else f"{value:.1f}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate import loading
+from foveate import bundled, loading
 from foveate.config import Config, from_config
 from foveate.coverage import SUPPORTED
 from foveate.inside.supported import check_inside_type
@@ -15,9 +15,6 @@ from foveate.options import Options
 from foveate.pruners.registry import AUTO
 from foveate.readable import check_readable
 from foveate.serving.server import parse_options
-
-SHIPPED = (None, "bundled", "dynamic")
-"""Models that come with the package."""
 
 
 def settled(file: str | None, *, keep: str | None = None, option: Sequence[str] = (), **given: Any) -> Config:
@@ -61,13 +58,13 @@ def check_source(source: str | None, dtype: str = "auto") -> None:
     """
     if dtype not in loading.DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(loading.DTYPES)}")
-    if source not in SHIPPED and loading.is_folder(str(source)):
+    if bundled.shipped(source) is None and loading.is_folder(str(source)):
         loading.check_folder(Path(str(source)).expanduser())
 
 
 def check_fits(source: str | None, config: Config) -> None:
     """Raises ValueError where a folder's model type says that it cannot be pruned so."""
-    if source in SHIPPED or not loading.is_folder(str(source)):
+    if bundled.shipped(source) is not None or not loading.is_folder(str(source)):
         return
     model_type = loading.declared_type(Path(str(source)).expanduser())
     family = SUPPORTED.get(model_type)

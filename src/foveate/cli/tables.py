@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from foveate.evaluation.statistics import Estimate
 
 GAP = 2
 LABELS = 0.6
@@ -38,6 +42,15 @@ def print_table(console: Console, table: Table, labels: int = 1) -> None:
         fits = _room([*widths[:labels], *(whole[place] for place in places[labels:])]) <= console.width
         shown = [whole[place] if fits and place >= labels else widths[place] for place in places]
         console.print(_part(table, places, shown, titled=not number))
+
+
+def interval(estimate: Estimate, scale: float = 1, digits: int = 2) -> str:
+    """A figure with its interval where pictures differ at all: of one, or of what is fixed, nothing says how sure it
+    is."""
+    if not estimate.high > estimate.low:
+        return f"{scale * estimate.value:.{digits}f}"
+    value, low, high = (scale * number for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.{digits}f} [dim]{low:.{digits}f} to {high:.{digits}f}[/]"
 
 
 def _room(widths: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from foveate import show_video
 from foveate.asking_again import AskAgain
-from foveate.cli.ask import STDIN, Request, result_of, warn_of_unknown
+from foveate.cli.ask import STDIN, Request, answer_of, result_of, warn_of_unknown
 from foveate.cli.console import load_model, note, stdout, working
 from foveate.cli.evaluate import require_videos
 from foveate.cli.settling import check_device
@@ -40,17 +40,7 @@ def run(request: Request, config: Config, pruner: Method | AskAgain, question: s
     warn_of_unknown(processor.tokenizer, question)
     with working("watching"):
         session = watch(model, processor, video)
-    with working("answering"):
-        answer = session.ask(
-            question,
-            pruner,
-            positions=config.positions,
-            newlines=config.newlines,
-            calibrate=config.calibrate,
-            max_new_tokens=request.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-        )
+    answer = answer_of(session, request, config, question, pruner)
     (selection,) = answer.selections
     pieces = []
     if request.show is not None:

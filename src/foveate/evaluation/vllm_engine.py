@@ -103,7 +103,7 @@ class Vllm:
         require_tested(vllm.__version__)
         if dtype not in loading.DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(loading.DTYPES)}")
-        ships = model if model in bundled.FOLDERS else None
+        ships = bundled.shipped(model)
         if ships:
             model, dtype = str(bundled.path(ships)), "float32" if dtype == "auto" else dtype
         elif loading.is_folder(model):

@@ -44,7 +44,7 @@ def arguments(model: str, rest: Sequence[str], pruning: dict[str, Any]) -> argpa
     from foveate.serving import starting
 
     given = list(rest)
-    ships = model if model in bundled.FOLDERS else None
+    ships = bundled.shipped(model)
     if ships:
         model = str(bundled.path(ships))
         typed = memory.names_of(given)
