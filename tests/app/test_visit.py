@@ -47,11 +47,11 @@ def test_nothing_is_encoded_or_chosen_again_but_what_changed(explorer, visit, mo
     monkeypatch.setattr(engine, "look", lambda *args, **options: looks.append(1))
     choose = explorer.choose
     monkeypatch.setattr(explorer, "choose", lambda *args: (chosen.append(args[1:]), choose(*args))[1])
-    visit.set(explorer, ASKED, [Side(), Side("adafv", 10)])
+    assert not visit.set(explorer, ASKED, [Side(), Side("adafv", 10)])  # the page need not draw anything anew
     assert not chosen
-    visit.set(explorer, ASKED, [Side(), Side("adafv", 20)])
+    assert visit.set(explorer, ASKED, [Side(), Side("adafv", 20)])
     assert chosen == [(ASKED, Side("adafv", 20))] and visit.sides[0].chosen is left
-    visit.set(explorer, "Is there a robot?", [Side(), Side("adafv", 20)])
+    assert visit.set(explorer, "Is there a robot?", [Side(), Side("adafv", 20)])
     assert len(chosen) == 3 and not looks
     assert visit.sides[1].chosen is not right
 

@@ -223,7 +223,7 @@ class _Page:
         return [shown.pictures_html(visit), asked, question, *self._all(visit, "", (question, *typed[1:]))]
 
     def _redraw(self, visit: Visit | None, *typed: Any) -> list[Any]:
-        return self._all(visit or Visit(), "", typed)
+        return self._all(visit or Visit(), "", typed, anyway=False)
 
     def _ask(self, visit: Visit | None, *typed: Any) -> Iterator[list[Any]]:
         visit = visit or Visit()
@@ -242,17 +242,22 @@ class _Page:
         except BAD_INPUT as error:
             return "", _message(told(error))
 
-    def _all(self, visit: Visit, said: str, typed: Sequence[Any] | None = None) -> list[Any]:
-        """Everything of a visit, as ``typed`` has it now: a question, and a method and a percentage for every side."""
+    def _all(self, visit: Visit, said: str, typed: Sequence[Any] | None = None, *, anyway: bool = True) -> list[Any]:
+        """Everything of a visit, as ``typed`` has it now: a question, and a method and a percentage for every side.
+
+        ``anyway``: also where nothing is another than before. A figure that is drawn anew shows what it showed at first,
+        not what the visitor has clicked on, and a text that comes while somebody types is told of more than once.
+        """
+        changed = anyway
         if typed is not None:
             question, *rest = typed
             try:
                 sides = [Side(str(rest[n] or ALL), float(rest[n + 1] or 1)) for n in range(0, len(rest), 2)]
-                visit.set(self.explorer, str(question or ""), sides)
+                changed |= visit.set(self.explorer, str(question or ""), sides)
             except BAD_INPUT as error:
                 said = told(error)
             said = said or (shown.warnings_of(self.explorer, visit) if visit.looked else "")
-        return [visit, _message(said), *self._each(visit, self._whole)]
+        return [visit, _message(said), *self._each(visit, self._whole if changed else _as_it_is)]
 
     def _each(self, visit: Visit, drawn: Callable[[Visit, Any], Sequence[Any]]) -> list[Any]:
         return [one for side in visit.sides for one in drawn(visit, side)]
@@ -265,6 +270,10 @@ class _Page:
     def _streamed(self, visit: Visit, side: Any) -> Sequence[Any]:
         # Pictures are large, and stay as they are while the words come.
         return shown.answer_text(side), gr.skip(), shown.counters_html(visit, side), gr.skip(), gr.skip()
+
+
+def _as_it_is(*_: Any) -> Sequence[Any]:
+    return [gr.skip()] * 5
 
 
 def _outputs(side: _Side) -> list[Any]:

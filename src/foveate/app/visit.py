@@ -89,9 +89,14 @@ class Visit:
         self.looked, self.sources = None, ()
         self._forget()
 
-    def set(self, explorer: Explorer, question: str, sides: Sequence[Side]) -> None:
+    def set(self, explorer: Explorer, question: str, sides: Sequence[Side]) -> bool:
         """The question and the sides as they are on the page: whatever of the selections and answers is no longer true
-        goes, and what would be kept is chosen anew, without encoding again."""
+        goes, and what would be kept is chosen anew, without encoding again.
+
+        Returns:
+            Whether anything that is shown is another than before.
+        """
+        before = self._all_shown()
         if question != self.question:
             self.question = question
             self._forget()
@@ -99,6 +104,7 @@ class Visit:
             if self.sides[number].side != side:
                 self.sides[number] = Shown(side)
             self._choose(explorer, self.sides[number])
+        return self._all_shown() != before
 
     def ask(self, explorer: Explorer) -> Iterator[None]:
         """Asks both sides, one after the other, so that each has the machine to itself; yields as they come.
@@ -132,6 +138,9 @@ class Visit:
         looked = explorer.look(pictures)
         self.looked, self.sources = looked, tuple(sources)
         self._forget()
+
+    def _all_shown(self) -> list[tuple[Shown, Chosen | None, str]]:
+        return [(shown, shown.chosen, shown.note) for shown in self.sides]
 
     def _forget(self) -> None:
         self.sides = [Shown(shown.side) for shown in self.sides]
