@@ -245,8 +245,8 @@ class _Page:
     def _all(self, visit: Visit, said: str, typed: Sequence[Any] | None = None, *, anyway: bool = True) -> list[Any]:
         """Everything of a visit, as ``typed`` has it now: a question, and a method and a percentage for every side.
 
-        ``anyway``: also where nothing is another than before. A figure that is drawn anew shows what it showed at first,
-        not what the visitor has clicked on, and a text that comes while somebody types is told of more than once.
+        ``anyway``: also where nothing is another than before. A figure that is drawn anew forgets what the visitor has
+        clicked on, and one change of a text may be told of twice.
         """
         changed = anyway
         if typed is not None:
