@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +187,6 @@ def train_language(
         facts = {"settled": settle_tokens(model, preset, device)}
         log.info("tokens' common part: %s", facts)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
-    mix = replace(preset.mix.asked(), clips=preset.clips)
 
     def show(batch: list[Picture | Clip]) -> list[Shown]:
         with torch.no_grad(), autocast:
@@ -210,7 +209,7 @@ def train_language(
         trained=trained,
         decay=0.05,
         hidden=hidden(model.model.language_model),
-        batches=lambda first: replayed(preset, first, make_batch, (mix, 1.0), show),
+        batches=lambda first: replayed(preset, first, make_batch, (preset.asked, 1.0), show),
         loss_of=loss_of,
         facts=facts,
     )

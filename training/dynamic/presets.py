@@ -36,14 +36,15 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset(Recipe):
-    """Of the dynamic model. ``letters`` comes before stage 1, ``mix`` is what is drawn, and the part ``clips`` of what
-    stage 2 is shown is clips. In ``heads`` only the readouts learn, which no checkpoint holds: a model that goes on
-    unlearns within a hundred steps what it knew if they begin at random."""
+    """Of the dynamic model. ``letters`` comes before stage 1, ``mix`` is what is drawn, and ``asked`` what stage 2 is
+    asked about: larger pictures, whose encoding it shares over several questions. In ``heads`` only the readouts learn,
+    which no checkpoint holds: a model that goes on unlearns within a hundred steps what it knew if they begin at
+    random."""
 
     letters: Stage
     heads: Stage | None = None
     mix: Mix = Mix()
-    clips: float = 0.2
+    asked: Mix = Mix(pages=(0.0, 0.0), clips=0.2)
     seed: int = 30
 
     def going_on(self) -> Preset:
@@ -72,6 +73,7 @@ PRESETS: dict[str, Preset] = {
         memory=6000,
         workers=1,
         mix=Mix(sides=(308, 448, 672), often=(0.35, 0.35, 0.3)),
+        asked=Mix(pages=(0.0, 0.0), clips=0.2, sides=(308, 448, 672), often=(0.2, 0.3, 0.5)),
     ),
     "dynamic-gpu": Preset(
         name="dynamic-gpu",
@@ -101,6 +103,7 @@ PRESETS: dict[str, Preset] = {
         memory=8,
         workers=0,
         mix=Mix(sides=(280,), often=(1.0,)),
+        asked=Mix(pages=(0.0, 0.0), clips=0.2, sides=(280,), often=(1.0,)),
         log_every=1,
         save_every=2,
     ),
