@@ -57,6 +57,12 @@ def _arguments(presets: Iterable[str]) -> argparse.Namespace:
         help="weights to begin with instead of random ones: a folder that an export wrote, such as the one that ships; "
         "the dynamic model then needs no letters first",
     )
+    parser.add_argument(
+        "--language-afresh",
+        action="store_true",
+        help="stage 2 begins with random layers whatever --start-from holds: for a control that has seen no dropout",
+    )
+    parser.add_argument("--vision-steps", type=int, help="another length of stage 1, as for a model that goes on")
     parser.add_argument("--language-steps", type=int, help="another length of stage 2, as for a shorter control")
     return parser.parse_args()
 
@@ -73,8 +79,10 @@ def main() -> None:
     arguments = _arguments(recipes)
     recipe = recipes[arguments.preset]
     preset = recipe.PRESETS[arguments.preset]
-    if arguments.language_steps is not None:
-        preset = replace(preset, language=replace(preset.language, steps=arguments.language_steps))
+    for stage in ("vision", "language"):
+        steps = getattr(arguments, f"{stage}_steps")
+        if steps is not None:
+            preset = replace(preset, **{stage: replace(getattr(preset, stage), steps=steps)})
     out = arguments.out or Path(__file__).parent / "runs" / preset.name
     out.mkdir(parents=True, exist_ok=True)
     handlers = [logging.StreamHandler(), logging.FileHandler(out / "log.txt", encoding="utf-8")]
@@ -84,6 +92,7 @@ def main() -> None:
         torch.set_num_threads(os.cpu_count() or 1)
     dropout = not arguments.no_token_dropout
     model = recipe.build(preset)
+    random = {name: weight.clone() for name, weight in model.state_dict().items() if "language_model.layers." in name}
     if arguments.start_from is not None:
         _start_from(model, arguments.start_from)
         preset = preset.going_on()
@@ -100,6 +109,8 @@ def main() -> None:
         recipe.train_vision(model, preset, out, device)
     if "language" in arguments.stage:
         _restore(model, load_state(out / "vision.pt"), "vision")
+        if arguments.language_afresh:
+            model.load_state_dict(random, strict=False)
         recipe.train_language(model, preset, out, device, dropout=dropout)
     if "joint" in arguments.stage:
         _restore(model, load_state(out / f"language{suffix}.pt"), "language")
@@ -119,14 +130,25 @@ def _start_from(model, checkpoint: Path) -> None:  # type: ignore[no-untyped-def
     from transformers import AutoModelForImageTextToText
 
     trained = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="float32", local_files_only=True)
-    model.load_state_dict(trained.state_dict())
-    model.tie_weights()
+    _load(model, trained.state_dict())
 
 
 def _restore(model, state, stage: str) -> None:  # type: ignore[no-untyped-def]
     if state is None:
         sys.exit(f"no state of stage {stage} in the output folder: train it first")
-    model.load_state_dict(state["model"])
+    _load(model, state["model"])
+
+
+def _load(model, weights) -> None:  # type: ignore[no-untyped-def]
+    """Takes over weights, also those from before the vocabulary grew: words that they lack stay as they are."""
+    import torch
+
+    own = model.state_dict()
+    for name, weight in weights.items():
+        lacking = own[name][len(weight) :]
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and len(lacking):
+            weights = {**weights, name: torch.cat([weight.to(lacking), lacking])}
+    model.load_state_dict(weights)
     model.tie_weights()
 
 

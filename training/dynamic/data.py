@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -97,6 +98,19 @@ class Picture:
     shows: np.ndarray
     questions: list[Asked]
 
+    stamps: ClassVar[tuple[tuple[int, ...], ...]] = ((),)
+    """As of a clip: there is one moment, and no time is written."""
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(1, rows * CELL, columns * CELL, 3): as of a clip."""
+        return self.pixels[None]
+
+    @property
+    def cells(self) -> int:
+        """How many visual tokens it makes."""
+        return self.grid.cells
+
     def without_pixels(self) -> Picture:
         """The same, for when its tokens are there already."""
         return replace(self, pixels=self.pixels[:0])
@@ -112,9 +126,7 @@ def label(
     """Tells cell by cell what is to be seen."""
     cells = grid.cells
     covered = np.stack([region.covered for region in regions]) if regions else np.zeros((0, cells), np.float32)
-    fullest = covered.max(1, initial=0.0)
-    least = np.minimum(COVERED, np.maximum(OF_FULLEST * fullest, LEAST_COVERED))
-    shows = covered >= least[:, None]
+    shows = shown_in(covered)
     owner = np.where(covered.max(0, initial=0.0) < UNCOVERED, -1, -2)
     if regions:
         most = np.where(shows, covered, 0).argmax(0)
@@ -139,6 +151,13 @@ def label(
     if letters is None:
         letters = np.full((cells, SLOTS), IGNORE, np.int64)
     return Picture(pixels, grid, names, shares, digits, letters, keys, color, center, side, owner, shows, questions)
+
+
+def shown_in(covered: np.ndarray) -> np.ndarray:
+    """(regions, C): which cells show a region, by how much of each it covers."""
+    fullest = covered.max(1, initial=0.0)
+    least = np.minimum(COVERED, np.maximum(OF_FULLEST * fullest, LEAST_COVERED))
+    return np.asarray(covered >= least[:, None])
 
 
 def digits_of(number: int) -> list[int]:

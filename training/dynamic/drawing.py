@@ -12,6 +12,7 @@ from foveate.evaluation.scenes.files import Sample as SceneSample
 from foveate.evaluation.scenes.files import make_sample as make_scene
 from foveate.evaluation.scenes.world import COLORS
 from training.data import through_jpeg
+from training.dynamic.clips import SCALES, Clip, make_clip
 from training.dynamic.data import NAME_INDEX, Asked, Picture, Region, label, side_in_cells
 from training.dynamic.grid import Grid, covered, lay_out, resized
 from training.dynamic.letters import spell
@@ -31,7 +32,7 @@ _VALUE_OF = {
 _BUTTONS = {"word": "button:{}", "button": "word:{}"}
 
 
-def make_batch(seed: int, first: int, count: int, mix: Mix, progress: float) -> list[Picture]:
+def make_batch(seed: int, first: int, count: int, mix: Mix, progress: float) -> list[Picture | Clip]:
     """Pictures ``first`` to ``first + count - 1``.
 
     Args:
@@ -42,9 +43,11 @@ def make_batch(seed: int, first: int, count: int, mix: Mix, progress: float) -> 
     return [make_picture(seed, first + number, mix, progress) for number in range(count)]
 
 
-def make_picture(seed: int, index: int, mix: Mix, progress: float) -> Picture:
-    """Training picture number ``index``."""
+def make_picture(seed: int, index: int, mix: Mix, progress: float) -> Picture | Clip:
+    """Training picture number ``index``, or clip."""
     rng = np.random.default_rng([seed, index, 7])
+    if mix.clips and rng.random() < mix.clips:
+        return make_clip(seed, index, clutter=bool(rng.random() < 0.5), scale=float(rng.choice(SCALES)))
     if rng.random() < _between(mix.pages, progress):
         return make_page(rng)
     clutter = bool(rng.random() < _between(mix.clutter, progress))

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from transformers import Qwen3VLForConditionalGeneration
 
 from training.data import ahead
+from training.dynamic.clips import Clip
 from training.dynamic.data import Picture
 from training.dynamic.drawing import make_batch
-from training.dynamic.grid import rope_extent, rope_places
 from training.dynamic.heads import Heads
 from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
+from training.dynamic.prompt import VISUAL, lead
 from training.dynamic.vision import vision_losses
 from training.dynamic.words import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, PAD, encode
 from training.questions import BUDGETS, budget_of, loss_of_answers, pack, question_mask
@@ -27,8 +28,13 @@ from training.runs import learn, log
 
 _COMMON_TAKEN = 0.65
 """How much of what all visual tokens have in common is taken out of them."""
-_EMPHASIS = {"counting": 2.0, "biggest": 2.0, "place": 1.5, "position": 1.5, "relation": 1.5}
+_EMPHASIS = {
+    "counting": 2.0, "biggest": 2.0, "place": 1.5, "position": 1.5, "relation": 1.5,
+    "often": 2.0, "when": 1.5, "what": 1.5,
+}  # fmt: skip
 """What is asked rarely in a picture, or learned late, weighs more."""
+_MOST = 400
+"""Tokens of a clip that are shown at once, so that no batch becomes several times as long as others."""
 _JOINT_DROPOUT = 0.3
 """How often tokens are dropped in the finish."""
 _NEEDS_ALL = ("counting", "biggest")
@@ -63,14 +69,14 @@ def _some_tokens(model: Qwen3VLForConditionalGeneration, preset: Preset, device:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture without its pixels, and what the encoder made of it: (cells, D) each."""
+    """A picture or a clip without its pixels, and what the encoder made of it: (cells, D) each."""
 
-    picture: Picture
+    picture: Picture | Clip
     tokens: Tensor
     deep: Tensor
 
 
-def answerable(picture: Picture, kept: np.ndarray, everything: bool) -> list[bool]:
+def answerable(picture: Picture | Clip, kept: np.ndarray, everything: bool) -> list[bool]:
     """Which questions can be answered from the cells that are kept: of all that must be seen, something is left."""
     shown = picture.shows[:, kept].any(1) if len(picture.shows) else np.zeros(0, bool)
     return [
@@ -79,7 +85,7 @@ def answerable(picture: Picture, kept: np.ndarray, everything: bool) -> list[boo
     ]
 
 
-def drop_tokens(picture: Picture, budget: int, rng: np.random.Generator) -> np.ndarray:
+def drop_tokens(picture: Picture | Clip, budget: int, rng: np.random.Generator) -> np.ndarray:
     """``budget`` cells, ascending, drawn so that most things keep a few."""
     owner = picture.owner
     weight = np.full(len(owner), 1e-4)
@@ -88,6 +94,13 @@ def drop_tokens(picture: Picture, budget: int, rng: np.random.Generator) -> np.n
         weight[members] = (1.0 if value == -1 else 0.5 if value == -2 else 2.0) / members.sum()
     noise = rng.gumbel(size=len(owner)) * rng.choice([0.6, 1.0, 1.5])
     return np.sort(np.argsort(-(np.log(weight) + noise), kind="stable")[:budget])
+
+
+def kept_of(picture: Picture | Clip, budget: int | None, rng: np.random.Generator) -> np.ndarray:
+    """The cells that are left of a picture; of a long clip never more than ``_MOST`` of them."""
+    if budget is None:
+        budget = picture.cells if isinstance(picture, Picture) else min(picture.cells, _MOST)
+    return np.arange(picture.cells) if budget >= picture.cells else drop_tokens(picture, budget, rng)
 
 
 def answer_loss(
@@ -107,34 +120,36 @@ def answer_loss(
     """
     device = shown[0].tokens.device
     words, start = embeddings(model), len(BEFORE_IMAGE)
-    kept = [
-        np.arange(one.picture.grid.cells) if budget is None else drop_tokens(one.picture, budget, rng) for one in shown
-    ]
+    kept = [kept_of(one.picture, budget, rng) for one in shown]
     asked = [
         [
             ([*AFTER_IMAGE, *encode(question.text), *BEFORE_ANSWER], encode(question.answer), question.kind)
-            for question, use in zip(one.picture.questions, answerable(one.picture, keep, budget is None), strict=True)
+            for question, use in zip(
+                one.picture.questions, answerable(one.picture, keep, len(keep) == one.picture.cells), strict=True
+            )
             if use
         ]
         for one, keep in zip(shown, kept, strict=True)
     ]
     packed = pack(asked, PAD, END)
-    longest = max(len(keep) for keep in kept)
-    visual = torch.zeros(len(shown), longest, words.shape[1], device=device)
+    leads = [lead(one.picture, keep) for one, keep in zip(shown, kept, strict=True)]
+    longest = max(len(one.ids) for one in leads)
+    front = torch.full((len(shown), longest), PAD)
     real = torch.zeros(len(shown), longest, dtype=torch.bool, device=device)
     places = torch.zeros(3, len(shown), longest, dtype=torch.long)
-    after = torch.zeros(len(shown), 1, dtype=torch.long)
-    tokens, planes = [], []
-    for number, (one, keep) in enumerate(zip(shown, kept, strict=True)):
-        chosen = torch.from_numpy(keep)
-        tokens.append(one.tokens[chosen.to(device)])
-        planes.append(one.deep[chosen.to(device)])
-        real[number, : len(keep)] = True
-        places[:, number, : len(keep)] = rope_places(one.picture.grid, start)[:, chosen]
-        after[number] = start + rope_extent(one.picture.grid)
-    visual = visual.masked_scatter(real[..., None], torch.cat(tokens).to(visual.dtype))
+    for number, one in enumerate(leads):
+        front[number, : len(one.ids)], places[:, number, : len(one.ids)] = one.ids, one.places
+        real[number, : len(one.ids)] = True
+    after = torch.tensor([[one.after] for one in leads])
+    chosen = [torch.from_numpy(keep).to(device) for keep in kept]
+    tokens, planes = (
+        torch.cat([getattr(one, plane)[keep] for one, keep in zip(shown, chosen, strict=True)])
+        for plane in ("tokens", "deep")
+    )
+    visual = (front == VISUAL).to(device)
+    picture = words[front.clamp(min=0).to(device)].masked_scatter(visual[..., None], tokens.to(words.dtype))
     before = words[list(BEFORE_IMAGE)].expand(len(shown), -1, -1)
-    inputs = torch.cat([before, visual, words[packed.ids.to(device)]], 1)
+    inputs = torch.cat([before, picture, words[packed.ids.to(device)]], 1)
     positions = torch.cat(
         [
             torch.arange(start).expand(3, len(shown), -1),
@@ -144,14 +159,14 @@ def answer_loss(
         2,
     ).to(device)
     is_visual = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=device)
-    is_visual[:, start : start + longest] = real
+    is_visual[:, start : start + longest] = visual
     with autocast:
         states = model.model.language_model(
             inputs_embeds=inputs,
             attention_mask=question_mask(real, packed.block.to(device), start),
             position_ids=positions,
             visual_pos_masks=is_visual,
-            deepstack_visual_embeds=[torch.cat(planes)],
+            deepstack_visual_embeds=[planes],
             use_cache=False,
         ).last_hidden_state[:, start + longest :]
     return loss_of_answers(states, words, packed, "/all" if budget is None else "/kept", emphasis)
@@ -173,10 +188,10 @@ def train_language(
         log.info("tokens' common part: %s", facts)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
 
-    def show(batch: list[Picture]) -> list[Shown]:
+    def show(batch: list[Picture | Clip]) -> list[Shown]:
         with torch.no_grad(), autocast:
             tokens, deep = see(model, batch, device)
-        counts = [picture.grid.cells for picture in batch]
+        counts = [picture.cells for picture in batch]
         parts = zip(batch, tokens.float().split(counts), deep.float().split(counts), strict=True)
         return [Shown(picture.without_pixels(), *planes) for picture, *planes in parts]
 
@@ -194,7 +209,7 @@ def train_language(
         trained=trained,
         decay=0.05,
         hidden=hidden(model.model.language_model),
-        batches=lambda first: replayed(preset, first, make_batch, (preset.mix.asked(), 1.0), show),
+        batches=lambda first: replayed(preset, first, make_batch, (preset.asked, 1.0), show),
         loss_of=loss_of,
         facts=facts,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from training.dynamic.clips import Clip
 from training.dynamic.data import Picture
 from training.dynamic.drawing import make_batch
 from training.dynamic.grid import MERGE, PATCH, TEMPORAL, patches
@@ -139,10 +141,14 @@ def hidden(layers: nn.Module) -> list[nn.Parameter]:
     return [weight for name, weight in layers.named_parameters() if weight.ndim == 2 and "embed" not in name]
 
 
-def see(model: Qwen3VLForConditionalGeneration, pictures: list[Picture], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tokens of some pictures, one picture behind the other, and their DeepStack plane: (cells, D) each."""
-    pixels = torch.cat([patches(torch.from_numpy(picture.pixels).to(device)) for picture in pictures])
-    grids = torch.tensor([[1, MERGE * picture.grid.rows, MERGE * picture.grid.columns] for picture in pictures])
+def see(
+    model: Qwen3VLForConditionalGeneration, pictures: Sequence[Picture | Clip], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The tokens of some pictures and clips, one behind the other, and their DeepStack plane: (cells, D) each. The
+    encoder sees every moment of a clip by itself."""
+    frames = [(frame, picture.grid) for picture in pictures for frame in torch.from_numpy(picture.frames)]
+    pixels = torch.cat([patches(frame.to(device)) for frame, _ in frames])
+    grids = torch.tensor([[1, MERGE * grid.rows, MERGE * grid.columns] for _, grid in frames])
     seen = model.model.visual(pixels, grid_thw=grids.to(device))
     return seen.pooler_output, seen.deepstack_features[0]
 

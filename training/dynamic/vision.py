@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
 from training.dynamic.reading import train_letters
 from training.dynamic.words import COLOR_NAMES, ID, MARK, NAMES
+from training.presets import Stage
 from training.runs import learn
 from training.vision import SCALE, cross_entropy
 from training.words import DIGITS, THINGS
@@ -55,12 +57,10 @@ def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Pa
     torch.manual_seed(preset.seed + 1)
     heads = Heads(preset.text_width)
     model.to(device), heads.to(device)
-    if not (out / "vision.pt").exists():
-        train_letters(model, heads, preset, out, device)
 
-    def batches(first: int) -> Iterator[list[Picture]]:
+    def batches(stage: Stage, seed: int, first: int) -> Iterator[list[Picture]]:
         tasks = (
-            (preset.seed, step * stage.batch, stage.batch, preset.mix, step / stage.steps)
+            (seed, step * stage.batch, stage.batch, preset.mix, step / stage.steps)
             for step in range(first, stage.steps)
         )
         return ahead(make_batch, tasks, preset.workers)
@@ -69,6 +69,27 @@ def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Pa
         with torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16):
             tokens, deep = see(model, batch, device)
         return vision_losses(tokens.float(), deep.float(), batch, embeddings(model), heads)
+
+    def loss_of_heads(step: int, batch: list[Picture]) -> tuple[Tensor, dict[str, float]]:
+        model.requires_grad_(False)
+        return loss_of(step, batch)
+
+    if not (out / "vision.pt").exists():
+        train_letters(model, heads, preset, out, device)
+        if preset.heads is not None:
+            learn(
+                "heads",
+                preset.heads,
+                preset,
+                out,
+                device,
+                parts={"heads": heads},
+                trained=list(heads.parameters()),
+                decay=0.02,
+                batches=partial(batches, preset.heads, preset.seed + 3),
+                loss_of=loss_of_heads,
+            )
+            model.requires_grad_(True)
 
     learn(
         "vision",
@@ -80,7 +101,7 @@ def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Pa
         trained=[*model.model.visual.parameters(), *heads.parameters(), embeddings(model)],
         decay=0.02,
         hidden=hidden(model.model.visual),
-        batches=batches,
+        batches=partial(batches, stage, preset.seed),
         loss_of=loss_of,
     )
 

@@ -32,10 +32,17 @@ _ASKING = """
     way what where which who written
 """
 
+#: Of questions about clips, and of what a processor writes in front of every moment of one: "<0.2 seconds>".
+_FILMED = """
+    appear appears before down four half move moves often one seconds three times turn two up video was
+"""
+_STAMP = (MARK, "<", ">")
+
 _WORDS = (*(word for word in FUNCTION_WORDS if word not in PUNCTUATION), *_ASKING.split(), *NAMES, *COLORS, *PLURALS)
 VOCABULARY: tuple[str, ...] = tuple(
     dict.fromkeys((
         *SPECIAL, *PUNCTUATION, *(MARK + word for word in _WORDS), *(MARK + digit for digit in DIGITS), *DIGITS,
+        *_STAMP, *(MARK + word for word in _FILMED.split()),  # last: a checkpoint from before them can be gone on from
     ))
 )  # fmt: skip
 ID: dict[str, int] = {word: number for number, word in enumerate(VOCABULARY)}
