@@ -221,7 +221,7 @@ def evaluate(
             "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
             "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost. "
             "crops:amount=0.5:cdpruner encodes half of the crops. blind: the question without its picture. "
-            "Default: all, resize where pictures can be made so small, blind."
+            "Default: all, resize, blind."
         ),
     ] = None,
     keep: Annotated[

@@ -9,6 +9,7 @@ from foveate.evaluation.blind import NAME as BLIND
 from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
 from foveate.evaluation.statistics import Estimate
+from foveate.keep import keep_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
                 [100 * (estimate.value - estimate.low) for _, estimate in points],
                 [100 * (estimate.high - estimate.value) for _, estimate in points],
             ],
-            label=method_title(method), color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8,
+            label=_label(report, method), color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8,
             elinewidth=1, capsize=2, zorder=3 if method in ("adafv", "cover") else 2,
         )  # fmt: skip
     whole = whole_of(report, group)
@@ -123,10 +124,20 @@ def _draw_rows(axes: Axes, report: Report, group: str, methods: Sequence[str]) -
     if whole is not None:
         axes.axvline(100 * whole.value, color="#333333", linestyle="--", linewidth=1, label="all tokens", zorder=1)
         axes.axvspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
-    axes.set_yticks(range(len(ranked)), [method_title(method) for method in ranked], fontsize=8)
+    axes.set_yticks(range(len(ranked)), [_label(report, method) for method in ranked], fontsize=8)
     axes.set_ylim(-0.7, len(ranked) - 0.3)
     axes.set_xlabel("accuracy, %")
     finish(axes, group, whole)
+
+
+def _label(report: Report, method: str) -> str:
+    """A method's name, and at which of its budgets it exceeds them."""
+    runs = [run for run in report.runs if run.method == method]
+    over = [keep_label(run.keep) for run in runs if run.over_budget]
+    if not over:
+        return method_title(method)
+    where = "" if len(over) == len(runs) else f" at {', '.join(over)}"
+    return f"{method_title(method)} (over budget{where})"
 
 
 def whole_of(report: Report, group: str) -> Estimate | None:
