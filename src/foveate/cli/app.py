@@ -194,11 +194,20 @@ def explore(
     dtype: Dtype = "auto",
     pixels: AskPixels = None,
     crops: Crops = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="A YAML or JSON file: its method, keep and options stand on the right side at first; its crops and "
+            "pixels are the page's, and what is typed goes before them.",
+        ),
+    ] = None,
 ) -> None:
     """Open a page in the browser: ask about pictures, and see what is kept, patch by patch."""
     from foveate.cli.explore import Request, run
 
-    run(Request(model, host, port, share, max_new_tokens, dtype, pixels, crops))
+    run(Request(model, host, port, share, max_new_tokens, dtype, pixels, crops, config))
 
 
 @app.command("eval")

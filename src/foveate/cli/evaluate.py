@@ -25,9 +25,8 @@ from foveate.cli.console import (
     warn_when_busy,
     working,
 )
-from foveate.cli.settling import check_source, settled
+from foveate.cli.settling import ATTACHING, check_source, refuse_set, settled
 from foveate.cli.tables import print_table
-from foveate.config import Config
 from foveate.crops import Crops
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
@@ -273,9 +272,7 @@ def _configured(request: Request) -> Request:
     if request.config is None:
         return request
     config = settled(request.config, crops=request.crops, pixels=request.pixels)
-    for name in ("positions", "newlines", "layout", "calibrate"):
-        if getattr(config, name) != getattr(Config(), name):
-            raise ValueError(f"{name} is not measured by this command: leave it out of {request.config}")
+    refuse_set(config, request.config, ATTACHING, "is not measured by this command")
     keep = f"1.0,{keep_label(config.pruner.keep)}"  # of one that chooses its own number, the most
     return replace(
         request,
