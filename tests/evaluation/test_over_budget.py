@@ -142,6 +142,15 @@ def test_rows_are_marked_and_group_a_is_what_the_smallest_picture_gets_wrong(tmp
     assert not within.legend and "over budget" not in tables(within, ["all"])
 
 
+def test_labels_of_the_plot_keep_apart() -> None:
+    """Smaller pictures have a few tokens fewer than methods keep: 24 and 25 of 100 share a label, 9 has its own."""
+    items: list[Item] = [Question("0.png", "q", ["yes"], "0")]
+    spent = (ALL, 1.0, 100), ("adafv", 0.25, 25), ("resize", 0.25, 24), ("resize", 0.1, 9)
+    rows = [Row("0", method, keep, "q", "yes", kept, 100, 5.0) for method, keep, kept in spent]
+    axes = plot(summarise(rows, items, plain_groups(items)), ["all"]).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["9", "24"]
+
+
 def test_on_the_leaderboard(tmp_path: Path) -> None:
     items, rows = answered()
     out = tmp_path / "made"

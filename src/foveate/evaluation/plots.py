@@ -28,6 +28,8 @@ COLOURS = {
 
 WIDEN = 1.25
 """How far the axis of budgets goes past the smallest and the largest, as a factor."""
+APART = 1.15
+"""Budgets on the axis that are nearer than this factor share one label, which would else be printed over each other."""
 MANY = 10
 """More methods than this are drawn below each other: so many lines and colours cannot be told apart."""
 
@@ -87,13 +89,23 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
         axes.axhspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
     if ticks:
         axes.set_xscale("log")
-        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+        labelled = _apart(ticks)
+        axes.set_xticks(labelled, [f"{tick:g}" for tick in labelled])
         axes.xaxis.minorticks_off()
         low, high = axes.get_xlim()  # of one budget: its methods stand a little apart, not at the two ends of the axis
         axes.set_xlim(min(low, min(ticks) / WIDEN), max(high, max(ticks) * WIDEN))
     axes.set_xlabel("visual tokens kept, %")
     axes.set_ylabel("accuracy, %")
     finish(axes, group, whole)
+
+
+def _apart(ticks: set[float]) -> list[float]:
+    """Those that labels have room for, ascending."""
+    found: list[float] = []
+    for tick in sorted(ticks):
+        if not found or tick >= APART * found[-1]:
+            found.append(tick)
+    return found
 
 
 def _draw_rows(axes: Axes, report: Report, group: str, methods: Sequence[str]) -> None:
