@@ -171,7 +171,7 @@ def ask(
     ] = None,
 ) -> None:
     """Ask a question about image files or a video, with part of their visual tokens."""
-    from foveate.cli.ask import Request, run
+    from foveate.cli.asked import Request, run
 
     *images, question = images_and_question
     given = max_new_tokens, repeats, dtype, again, margin, pixels, crops, html

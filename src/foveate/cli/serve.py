@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.cli.console import parse_keep, split_list
 from foveate.cli.settling import ATTACHING, refuse_set, settled
-from foveate.pruners.registry import AUTO
+from foveate.method_names import AUTO
 
 
 @dataclass(frozen=True)

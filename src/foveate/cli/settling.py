@@ -11,8 +11,8 @@ from foveate.config import Config, from_config
 from foveate.coverage import SUPPORTED
 from foveate.inside.supported import check_inside_type
 from foveate.keep import Keep
+from foveate.method_names import AUTO
 from foveate.options import Options
-from foveate.pruners.registry import AUTO
 from foveate.readable import check_readable
 from foveate.serving.server import parse_options
 
