@@ -17,6 +17,7 @@ from foveate.evaluation.leaderboard.board import board
 from foveate.evaluation.leaderboard.checked import check, read_all
 from foveate.evaluation.leaderboard.pages import markdown, page
 from foveate.evaluation.leaderboard.result import write
+from foveate.evaluation.metrics import EXACT
 from foveate.evaluation.plots import plot
 from foveate.evaluation.report import GROUP_A, plain_groups, summarise
 from foveate.evaluation.runner import ALL, SETTINGS_FILE, Row, Transformers, evaluate, fingerprint, write_parquet
@@ -80,10 +81,6 @@ def test_the_smallest_picture_is_asked_about(few: bool, asked: list[Question], t
         ("0.png", 0.5, False, False), ("0.png", 0.1, True, False), ("1.png", 0.5, True, True),
         ("1.png", 0.1, True, True),
     }  # fmt: skip
-    pq = pytest.importorskip("pyarrow.parquet")
-    suite = Suite("made", tmp_path, tuple(items))
-    told = pq.read_table(write_parquet(rows, items, suite.metric, tmp_path / "a.parquet")).to_pylist()
-    assert [one["over_budget"] for one in told] == [row.over_budget for row in rows]
 
 
 def test_of_a_model_with_one_resolution_it_is_all_tokens(asked: list[Question], tmp_path: Path) -> None:
@@ -140,6 +137,14 @@ def test_rows_are_marked_and_group_a_is_what_the_smallest_picture_gets_wrong(tmp
     assert "resize (over budget)" in figure.axes[0].get_legend_handles_labels()[1]
     within = summarise([row for row in rows if row.method != "resize"], items, plain_groups(items))
     assert not within.legend and "over budget" not in tables(within, ["all"])
+
+
+def test_in_the_table_of_answers(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    items, rows = answered()
+    told = pq.read_table(write_parquet(rows, items, EXACT, tmp_path / "a.parquet")).to_pylist()
+    over = [one["kept"] for one in told if one["over_budget"]]
+    assert over == [7, *KEPT["resize", 0.1]] and {one["method"] for one in told if one["over_budget"]} == {"resize"}
 
 
 def test_labels_of_the_plot_keep_apart() -> None:
