@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import foveate
+from foveate import method_names
 from foveate.cli import app, console
 from foveate.cli.settling import check_device
 from foveate.coverage import in_transformers
@@ -69,6 +71,70 @@ def test_an_error_is_json_too(words: tuple[str, ...], said: str) -> None:
     assert "foveate: error: " in result.stderr and "Traceback" not in result.stderr
     plain = CliRunner().invoke(app, [word for word in words if word != "--json"])
     assert plain.exit_code == 2 and plain.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("none.png", QUESTION), "no such image file: none.png"),
+        (("none.mp4", QUESTION), "no such video file: none.mp4"),
+        (("https://a.b/c.png", QUESTION), "is a URL"),
+        (("PHOTO", QUESTION, "--keep", "7"), None),
+        (("PHOTO", QUESTION, "--keep", "140%"), "--keep 140%"),
+        (("PHOTO", QUESTION, "--keep", "1"), "may mean all tokens or a single one"),
+        (("PHOTO", QUESTION, "--again", "half"), "--again 'half' is no budget"),
+        (("PHOTO", QUESTION, "--method", "cove:power=4"), "unknown method 'cove'; known: adafv, cover, "),
+        (("PHOTO", QUESTION, "--method", "resize"), "resize is not available: it is no method but a baseline"),
+        (("PHOTO", " "), "the question is empty"),
+        (("PHOTO",), "give at least one image and then the question"),
+    ],
+)
+def test_what_is_plainly_wrong_is_said_before_torch_is_imported(
+    words: tuple[str, ...], said: str | None, photo: str
+) -> None:
+    """``said`` None: nothing is plainly wrong, and what comes next would import it."""
+    code = (
+        "import sys; from foveate.cli import app; import foveate.cli.asked as asked\n"
+        "if not int(sys.argv.pop(1)): asked.run = asked.check\n"
+        "try: app()\n"
+        "finally: print(*({'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    given = [photo if word == "PHOTO" else word for word in words]
+    command = [sys.executable, "-c", code, str(int(said is not None)), "ask", *given]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "", done.stderr
+    assert done.returncode == (0 if said is None else 2), done.stderr
+    assert said is None or said in done.stderr
+
+
+def test_names_are_those_of_the_methods_that_ship() -> None:
+    """In the order in which they are listed, so that a wrong one is told in the same words early and late."""
+    code = (
+        "from foveate import INSIDE_METHODS, METHODS, WRAPPERS, get_pruner\n"
+        "from foveate.method_names import NAMES, check_name\n"
+        "assert list(NAMES) == [*METHODS, *INSIDE_METHODS, *WRAPPERS]\n"
+        "def said(of):\n"
+        "    try: of('cove')\n"
+        "    except ValueError as error: return str(error)\n"
+        "assert said(check_name) == said(get_pruner) and 'did you mean' in said(check_name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_method_of_ones_own_has_a_name_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = dataclasses.dataclass(type("Mine", (foveate.Saliency,), {"name": "of-mine"}))
+    with pytest.raises(ValueError, match="unknown method 'of-mine'"):
+        method_names.check_name("of-mine:a=1")
+    try:
+        foveate.register(mine)
+        method_names.check_name("of-mine:a=1")
+    finally:
+        foveate.METHODS.pop("of-mine", None)
+        method_names.NAMES.pop("of-mine", None)
+    monkeypatch.setattr("foveate.method_names.entry_points", lambda **_: ["another package's"])
+    method_names.check_name("of-mine:a=1")  # theirs are known once they are imported
+    with pytest.raises(ValueError, match="trim is not available"):
+        method_names.check_name("trim")
 
 
 def test_a_fault_of_our_own_is_json_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, photo: str) -> None:

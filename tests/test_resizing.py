@@ -92,9 +92,60 @@ def test_out_of_reach() -> None:
             Resize(wrong)  # type: ignore[arg-type]
 
 
+def enlarged(unit: int, least: int) -> Counts:
+    """A model that makes a token of every square, and enlarges pictures of fewer than ``least`` of them."""
+
+    def count(size: tuple[int, int]) -> int:
+        side = max(1.0, (least * unit * unit / (size[0] * size[1])) ** 0.5)
+        return round(size[0] * side / unit + 0.25) * round(size[1] * side / unit + 0.25)
+
+    return Counts(count)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (301, 299), (200, 900), (112, 112), (60, 90), (42, 28)])
+@pytest.mark.parametrize("least", [1, 16, 64])
+def test_as_few_tokens_as_can_be(size: tuple[int, int], least: int) -> None:
+    """Of all sizes of a picture's proportions, a pixel apart, it is the largest of those with the fewest tokens."""
+    counts, known = enlarged(28, least), {}
+    for width in range(8, size[0] + 1):
+        for height in range(8, size[1] + 1):
+            if abs(width * size[1] / (height * size[0]) - 1) < 0.01:
+                known[width, height] = counts((width, height))
+    few = min(known.values())
+    largest = max(one[0] for one, count in known.items() if count == few)
+    for keep in (0.5, 0.1, 2):
+        most = Keep(keep).budget(counts(size))
+        found = Resize(keep, or_fewest=True).size(size, counts)
+        if few > most:
+            assert counts(found) == few
+            assert largest / 1.02 - 1 <= found[0] <= largest and known[found] == few
+            with pytest.raises(ValueError, match="leave resize out"):
+                Resize(keep).size(size, counts)
+        else:
+            assert found == Resize(keep).size(size, counts)
+
+
+def test_where_the_size_does_not_matter_the_picture_stays() -> None:
+    """LLaVA-1.5 makes 576 tokens of any; and a picture that has the fewest already is not made smaller for nothing."""
+    seen = Image.new("RGB", (640, 480))
+    for counts in (Counts(lambda size: 576), Counts(lambda size: 576 + (size[0] > 700))):
+        assert Resize(0.1, or_fewest=True).picture(seen, counts) is seen
+
+
+def test_a_larger_picture_with_as_few_tiles_is_found() -> None:
+    """Of tiles, a smaller picture may have more tokens: between 200 and 400 pixels there are few, below more again."""
+    counts = Counts(lambda size: 100 if size[0] > 400 else 40 if size[0] > 200 else 60)
+    assert Resize(0.5).size((1000, 1000), counts)[0] == pytest.approx(400, rel=0.01)
+    assert Resize(0.1, or_fewest=True).size((1000, 1000), counts)[0] == pytest.approx(400, rel=0.01)
+
+
 def test_by_name() -> None:
     make = factory("resize")
-    assert make(0.25, 7) == Resize(0.25) and budgets_of(make, [1.0, 0.5, 1, 64]) == [0.5, 1, 64]
+    assert make(0.25, 7) == Resize(0.25, or_fewest=True) != Resize(0.25) and budgets_of(make, [1.0, 0.5, 1, 64]) == [
+        0.5,
+        1,
+        64,
+    ]
     with pytest.raises(ValueError, match="resize has no options"):
         factory("resize:seed=3")
     with pytest.raises(ValueError, match="no method but a baseline"):
@@ -164,8 +215,9 @@ def test_evaluation_of_resized_pictures(asked: list[Asked], tmp_path: Any) -> No
 
 def test_out_of_reach_is_refused_before_anything_is_asked(asked: list[Asked], tmp_path: Any) -> None:
     engine = Transformers(ROWS["llava-clip"].make("sdpa"), checkpoint.llava_processor())
+    strict = {"saliency": factory("saliency"), "resize": lambda keep, picture: Resize(keep)}
     with pytest.raises(ValueError, match="brings all of them to one resolution"):
-        evaluate(engine, asked, ["saliency", "resize"], [1.0, 0.5], tmp_path / "out", folder=tmp_path)
+        evaluate(engine, asked, strict, [1.0, 0.5], tmp_path / "out", folder=tmp_path)
     assert not (tmp_path / "out").exists()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -215,7 +267,9 @@ def test_eval_command(folder: str, photo: str, tmp_path: Any) -> None:
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert page.splitlines()[0].endswith(", pixels 0.5") and "`resize`" in page
     assert "pixels: 0.5 then, None now" in refused(*options, "--keep", "0.9")
-    assert "at least: leave resize out" in refused(*options[:-2], "--out", tmp_path / "few", "--keep", "0.05")
+    few = json.loads(call(*options[:-2], "--out", tmp_path / "few", "--keep", "0.05", "--json").stdout)
+    (over,) = (run for run in few["runs"] if run["method"] == "resize")
+    assert over["over_budget"] == 2 and 0.05 * over["total"] + 1 < over["kept"] < over["total"]
     assert "pixels=" in refused(*options, "--pixels", "half")
     vllm = [*options[:-4], "--engine", "vllm"]
     assert "use --engine transformers" in refused(*vllm, "--methods", "resize")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.crops import Crops
 from foveate.keep import Keep
+from foveate.method_names import AUTO
 from foveate.models.encoded import Layout, Newlines, Positions
 from foveate.options import Options
 from foveate.pixels import Pixels
 from foveate.pruners import Method, get_pruner
-from foveate.pruners.registry import AUTO
 from foveate.tokens import Selection
 
 if TYPE_CHECKING:

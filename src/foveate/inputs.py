@@ -138,6 +138,19 @@ def picture_list(images: Any) -> list[Image]:
     return pictures
 
 
+MANY = 8
+"""Words that are named before the others are left unsaid."""
+
+
+def warning_of_unknown(tokenizer: Any, question: str) -> str:
+    """What is to be said, without a full stop, of a question with words that the model cannot read; else nothing."""
+    unknown = unknown_words(tokenizer, question)
+    if not unknown:
+        return ""
+    some = ", ".join(unknown[:MANY]) + (", ..." if len(unknown) > MANY else "")
+    return f"the model's vocabulary lacks {some}: the model does not know what that means and answers all the same"
+
+
 def unknown_words(tokenizer: Any, question: str) -> list[str]:
     """The words of a question that a tokenizer can only read as its unknown token."""
     if getattr(tokenizer, "unk_token_id", None) is None or not tokenizer.is_fast:

@@ -20,6 +20,10 @@ SHORTEST = 8
 """Pixels of the shorter side below which no smaller picture is tried: processors take thinner ones for other things."""
 FINE = 1.005
 """Two scales of a side that are nearer are not told apart."""
+STEP = 2**0.25
+"""Between the scales of a side that are looked through, from the whole picture down."""
+DRIFT = 0.01
+"""By which whole pixels may change a picture's proportions where its sizes are held against each other."""
 
 Size = tuple[int, int]
 """Width and height, pixels."""
@@ -31,12 +35,16 @@ class Resize:
 
     Args:
         keep: the budget, as of any method: a fraction of the tokens of the picture as it is, or an int.
+        or_fewest: what is done where the model makes more tokens of any size: False raises ValueError, True exceeds the
+            budget, with the largest picture of which there are the fewest tokens; where the size does not matter, that
+            is the picture as it is. Default False.
 
     Raises:
         TypeError, ValueError: see ``Keep``.
     """
 
     keep: float | int
+    or_fewest: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep(self.keep).value)
@@ -49,11 +57,13 @@ class Resize:
             counts: of the model.
 
         Raises:
-            ValueError: the model makes more tokens of any picture of these proportions.
+            ValueError: the model makes more tokens of any picture of these proportions, unless ``or_fewest``.
         """
         patches = counts.patches(size)
         most = Keep(self.keep).budget(patches)
-        return size if most == patches else shrunk(size, most, counts)  # with every patch, the row ends stay as well
+        if most == patches:
+            return size  # with every patch, the row ends stay as well
+        return shrunk(size, most, counts, or_fewest=self.or_fewest)
 
     def picture(self, picture: Image, counts: Counts) -> Image:
         """The smaller picture; the same object where all of its tokens may stay. Raises ValueError as ``size``."""
@@ -94,54 +104,74 @@ class Counts:
         return self(size) - self._newlines(size)
 
 
-def shrunk(size: Size, most: int, counts: Callable[[Size], int]) -> Size:
-    """The largest size of the same proportions of which there are at most ``most`` tokens, as bisection finds it.
+def shrunk(size: Size, most: int, counts: Callable[[Size], int], *, or_fewest: bool = False) -> Size:
+    """The largest size of the same proportions of which there are at most ``most`` tokens, and at least one.
+
+    Sizes are looked through from the whole picture down, since of tiles a smaller picture may have more tokens. The
+    first that will do is then made as large as it may be. They are ``STEP`` apart: what would do between two of them
+    and at neither is missed.
 
     Args:
         size: width and height; never exceeded.
         most: tokens, >= 1.
-        counts: (width, height) -> tokens. Where it does not grow evenly with the size, as with tiles, a larger one may
-            do too; what is given back has been counted.
+        counts: (width, height) -> tokens. What is given back has been counted.
+        or_fewest: where there are more at any size, gives the largest of which there are the fewest: one that the
+            processor would enlarge to the same number has lost more and saves nothing. Sizes so small that their
+            proportions are others are left out then: what they save, another picture saves.
 
     Raises:
         ValueError: there are more at any size; the message says how few there may be, and whether the size matters.
     """
-
-    def at(side: float) -> Size:
-        return max(1, round(size[0] * side)), max(1, round(size[1] * side))
-
-    whole = counts(size)
-    if whole <= most:
-        return size
-    least = min(1.0, SHORTEST / min(size))
-    low = max(least, (most / whole) ** 0.5)
-    high, tried = 1.0, {size: whole}
-    while (found := counts(at(low))) > most:
-        tried[at(low)] = found
-        if low <= least:
+    scales, tried = _scales(size), list[int]()
+    for side in scales:
+        tried.append(counts(_scaled(size, side)))
+        if 1 <= tried[-1] <= most:
+            break
+    else:
+        if not or_fewest:
             raise ValueError(_out_of_reach(size, most, tried))
-        low, high = max(least, low / 2), low
-    while high / low > FINE and at(low) != at(high):
+        most = min(count for side, count in zip(scales, tried, strict=True) if count >= 1 and _is_alike(size, side))
+    place = next(place for place, count in enumerate(tried) if 1 <= count <= most)
+    if place == 0:
+        return size
+    low, high = scales[place], scales[place - 1]
+    while high / low > FINE and _scaled(size, low) != _scaled(size, high):
         middle = (low * high) ** 0.5
-        if counts(at(middle)) <= most:
+        if 1 <= counts(_scaled(size, middle)) <= most:
             low = middle
         else:
             high = middle
-    if counts(at(low)) < 1:  # a shape rounds a side away
-        raise ValueError(
-            f"{NAME}: of {size[0]}x{size[1]} pixels no size between none and more than {most} tokens is known"
-        )
-    return at(low)
+    return _scaled(size, low)
 
 
-def _out_of_reach(size: Size, most: int, tried: dict[Size, int]) -> str:
-    fewest = min(tried.values())
+def _scales(size: Size) -> list[float]:
+    """Of a side, from 1 down to where the shorter side is ``SHORTEST``."""
+    scales, least = [1.0], min(1.0, SHORTEST / min(size))
+    while scales[-1] > least:
+        scales.append(max(least, scales[-1] / STEP))
+    return scales
+
+
+def _scaled(size: Size, side: float) -> Size:
+    return max(1, round(size[0] * side)), max(1, round(size[1] * side))
+
+
+def _is_alike(size: Size, side: float) -> bool:
+    """Whether a scaled picture has the proportions of the whole one."""
+    width, height = _scaled(size, side)
+    return abs(width * size[1] / (height * size[0]) - 1) <= DRIFT
+
+
+def _out_of_reach(size: Size, most: int, tried: list[int]) -> str:
+    if 0 in tried:  # a shape rounds a side away
+        return f"{NAME}: of {size[0]}x{size[1]} pixels no size between none and more than {most} tokens is known"
+    few = min(tried)
     told = f"{NAME}: the budget for a picture of {size[0]}x{size[1]} pixels is {most} tokens, and "
-    if len(set(tried.values())) == 1:
-        told += f"this model makes {fewest} of any picture, because its processor brings all of them to one resolution"
+    if len(set(tried)) == 1:
+        told += f"this model makes {few} of any picture, because its processor brings all of them to one resolution"
     else:
-        last = list(tried)[-1]
-        told += f"of the smaller sizes tried, down to {last[0]}x{last[1]}, this model makes {fewest} at least"
+        width, height = _scaled(size, _scales(size)[-1])
+        told += f"of the smaller sizes tried, down to {width}x{height}, this model makes {few} at least"
     return f"{told}: leave {NAME} out, give a larger budget, or use a model of dynamic resolution, such as Qwen-VL"
 
 

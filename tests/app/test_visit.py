@@ -125,7 +125,10 @@ def test_counters_are_those_of_the_answer(explorer, visit):
 
 def test_words_that_the_model_does_not_know_are_named(explorer, visit):
     visit.set(explorer, "Is there a quasar?", [Side(), Side()])
-    assert "vocabulary lacks quasar:" in shown.warnings_of(explorer, visit)
+    said = "The model's vocabulary lacks quasar: the model does not know what that means and answers all the same."
+    assert shown.warnings_of(explorer, visit) == said
+    visit.set(explorer, "quasar qua qub quc qud que quf qug quh", [Side(), Side()])
+    assert "lacks quasar, qua, qub, quc, qud, que, quf, qug, ...: the" in shown.warnings_of(explorer, visit)
     visit.set(explorer, ASKED, [Side(), Side()])
     assert shown.warnings_of(explorer, visit) == ""
 

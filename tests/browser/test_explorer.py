@@ -12,6 +12,8 @@ from selenium.webdriver.common.by import By
 
 import foveate
 from foveate import bundled
+from foveate.app import page as pages
+from foveate.app.engine import ALL, START, Explorer, Side
 from foveate.evaluation.worlds import get_world
 from tests.browser.conftest import waited_for
 
@@ -116,6 +118,16 @@ def test_both_sides_answer_as_the_library_does(page, model):
     # The cache has a key and a value for every token of the prompt, and nothing for those that were dropped.
     left_mib, right_mib = (float(page.counter(side, "KV cache, MiB")) for side in ("left", "right"))
     assert left_mib / right_mib == pytest.approx(full.prompt_tokens / kept.prompt_tokens, rel=0.05)
+
+
+def test_it_begins_with_the_sides_it_is_given(model):
+    """Of the page as Gradio sends it, without a browser."""
+    explorer = Explorer(*model, start=(START[0], Side("cover:power=4.0", 2.5)))
+    parts = {one["props"].get("elem_id"): one["props"] for one in pages.page(explorer).get_config_file()["components"]}
+    assert parts["right-method"]["value"] == "cover:power=4.0" and parts["left-method"]["value"] == ALL
+    right, left = parts["right-keep"], parts["left-keep"]
+    assert (right["value"], right["minimum"], right["step"]) == (2.5, 0.1, 0.1)
+    assert (left["value"], left["minimum"], left["step"]) == (10, 1, 1)
 
 
 def test_another_budget_or_question_redraws_what_is_kept_and_encodes_nothing(page, model):

@@ -10,19 +10,16 @@ import pytest
 from PIL import Image
 
 import foveate
-from foveate.cli.evaluate import _small_enough
 from foveate.evaluation.engines import Item
 from foveate.evaluation.plots import plot
 from foveate.evaluation.report import GROUP_A, UNGUESSED, Group, Report, Stratum, plain_groups, summarise
 from foveate.evaluation.runner import ALL, Row, Transformers, evaluate, factory
 from foveate.evaluation.saving import tables
-from foveate.evaluation.suites import Question, Suite
+from foveate.evaluation.suites import Question
 from foveate.evaluation.vllm_engine import servable
 from foveate.inputs import question_prompt
 from foveate.resizing import Counts
-from tests import checkpoint
 from tests.dynamic import pair, picture
-from tests.tiny import ROWS
 
 QUESTIONS = ("is there a cat", "what is red", "how many are there")
 
@@ -69,7 +66,7 @@ def made(right: dict[tuple[str, float | int], str], ms: dict[tuple[str, float | 
     """A report on eight questions; ``right`` has a 1 for every one that a run answered rightly."""
     items: list[Item] = [Question(f"{n // 2}.png", "q", ["yes"], str(n)) for n in range(8)]
     rows = [
-        Row(str(n), method, keep, "q", "yes" if mark == "1" else "no", 3, 10, (ms or {}).get((method, keep), 5.0))
+        Row(str(n), method, keep, "q", "yes" if mark == "1" else "no", 1, 10, (ms or {}).get((method, keep), 5.0))
         for (method, keep), marks in right.items()
         for n, mark in enumerate(marks)
     ]
@@ -108,7 +105,7 @@ def test_what_downsampling_gets_wrong() -> None:
     told = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert any(one["group"] == GROUP_A and one["value"] is None for one in told["accuracy"])
     lines = tables(report, ["all", UNGUESSED, GROUP_A]).splitlines()
-    assert "| `resize` | 10% | 3 | 25.0 [7.1, 59.1] | 16.7 |  |" in "\n".join(lines)
+    assert "| `resize` | 10% | 1 | 25.0 [7.1, 59.1] | 16.7 |  |" in "\n".join(lines)
     assert "nan" not in "\n".join(lines)
     plot(report, ["all", GROUP_A])
 
@@ -136,14 +133,3 @@ def test_without_the_picture_of_a_group_with_strata() -> None:
     report = summarise(rows, items, [group])
     assert report.cell("blind", 0, "both").estimate.value == 1.0
     assert report.cell(ALL, 1.0, UNGUESSED).estimate.count == 0
-
-
-def test_downsampling_is_left_out_where_it_cannot_be(
-    asked: list[Question], tmp_path: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    suite = Suite("made", tmp_path, tuple(asked))
-    methods = ["adafv", "resize", "blind"]
-    assert _small_enough(Transformers(*pair("qwen2_5_vl")), suite, methods, [1.0, 0.5]) == methods
-    fixed = Transformers(ROWS["llava-clip"].make("sdpa"), checkpoint.llava_processor())
-    assert _small_enough(fixed, suite, methods, [1.0, 0.5]) == ["adafv", "blind"]
-    assert "resize is not run" in capsys.readouterr().err

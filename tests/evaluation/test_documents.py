@@ -17,7 +17,7 @@ from foveate.evaluation.documents import DOCUMENTS, KINDS, faces, make_sample
 from foveate.evaluation.documents.page import SIDES
 from foveate.evaluation.documents.panel import LARGE, SMALL, Word, luminance
 from foveate.evaluation.documents.papers import PAPERS, Bars, Form, Line, Receipt, Screen, Sign, Table
-from foveate.evaluation.documents.sample import SPLITS, Sample
+from foveate.evaluation.documents.sample import FONTS, Sample
 from foveate.evaluation.documents.words import POOLS, QUESTION_WORDS, VOCABULARY, accepted, numbers
 from foveate.evaluation.scenes.world import COLORS
 
@@ -288,10 +288,10 @@ def test_splits_have_fonts_of_their_own():
     assert not set(faces.SEEN) & set(faces.UNSEEN) and set(faces.SEEN) | set(faces.UNSEEN) == set(faces.FAMILIES)
     designs = {
         split: {faces.face(family, bold, 20).getname()[0].split()[0] for family in families for bold in (False, True)}
-        for split, (_, families) in SPLITS.items()
+        for split, families in FONTS.items()
     }
     assert designs["train"] == designs["test"] == {"DejaVu"} and designs["style"] == {"STIXGeneral", "Aileron"}
-    for split, (_, families) in SPLITS.items():
+    for split, families in FONTS.items():
         pages = [make_sample(split, 3, index).page for index in range(28)]
         used = {word.family for page in pages for panel, *_ in page.panels for word in words_of(panel)}
         assert used == set(families)
@@ -426,7 +426,7 @@ def test_same_arguments_same_bytes(tmp_path):
 
 
 def test_splits_and_seeds_differ():
-    pages = [make_sample(split, seed, 0).page.papers for split in SPLITS for seed in (0, 1)]
+    pages = [make_sample(split, seed, 0).page.papers for split in FONTS for seed in (0, 1)]
     assert len(set(pages)) == len(pages)
 
 

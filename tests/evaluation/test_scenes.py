@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from foveate.evaluation import scenes as scenes_package
+from foveate.evaluation.drawn import STREAMS
 from foveate.evaluation.scenes import KINDS, SCENES, SIZES, Item
 from foveate.evaluation.scenes.asking import ask
 from foveate.evaluation.scenes.composing import LARGE, SMALL, Scene, Thing, compose
 from foveate.evaluation.scenes.drawing import draw
-from foveate.evaluation.scenes.files import SPLITS, make_sample
+from foveate.evaluation.scenes.files import make_sample
 from foveate.evaluation.scenes.world import CLASSES, plural, with_article
 
 COUNT = 40
@@ -161,7 +162,7 @@ def test_same_arguments_same_bytes(tmp_path: Path) -> None:
 
 
 def test_splits_and_seeds_differ() -> None:
-    things = [make_sample(split, seed, 0).scene.things for split in SPLITS for seed in (0, 1)]
+    things = [make_sample(split, seed, 0).scene.things for split in STREAMS for seed in (0, 1)]
     assert len(set(things)) == len(things)
 
 

@@ -22,6 +22,8 @@ from foveate.session import Session, look
 
 ALL = "all tokens"
 """What stands in a method's place where nothing is pruned."""
+STEPS = (1, 0.1, 0.01)
+"""Of sliders, %."""
 LONGEST = 50_000
 """Letters of a question that is not even looked at."""
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
@@ -45,6 +47,11 @@ class Side:
         return 1.0 if self.method == ALL else round(self.percent / 100, 6)
 
     @property
+    def step(self) -> float:
+        """How finely a slider must go for the percentage to lie on it: 1 where it can, else 0.1 or 0.01."""
+        return next((step for step in STEPS if round(self.percent % step, 6) in (0, step)), STEPS[-1])
+
+    @property
     def title(self) -> str:
         """For people."""
         return ALL if self.method == ALL else f"{self.method}, {self.percent:g} %"
@@ -56,6 +63,10 @@ class Side:
             ValueError, TypeError: no such method, or options that it refuses.
         """
         return None if self.method == ALL else get_pruner(self.method, keep=self.keep)
+
+
+START = (Side(percent=10.0), Side(method="adafv", percent=10.0))
+"""What stands on the two sides at first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +93,7 @@ class Explorer:
         crops, pixels: see ``foveate.look``.
         max_new_tokens: longest answer, tokens.
         dtype: as the model was loaded, for the code that is shown.
+        start: what stands on the two sides at first; default all tokens, and a tenth by ``adafv``.
     """
 
     def __init__(
@@ -94,6 +106,7 @@ class Explorer:
         pixels: float | int | str | None = None,
         max_new_tokens: int = 64,
         dtype: str = "auto",
+        start: tuple[Side, Side] = START,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -103,6 +116,7 @@ class Explorer:
         self.pixels = pixels
         self.max_new_tokens = max_new_tokens
         self.dtype = dtype
+        self.start = start
         self.lock = threading.Lock()
 
     def warm(self) -> None:

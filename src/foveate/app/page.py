@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 
 from foveate.app import shown
 from foveate.app.engine import ALL, Explorer, Side
-from foveate.app.visit import MANY, START, Visit
+from foveate.app.visit import MANY, Visit
 from foveate.cli.console import told
 from foveate.evaluation.worlds import STILL
 from foveate.pruners import INSIDE_METHODS, METHODS
@@ -106,10 +106,10 @@ class _Side:
             elem_id=f"{name}-method",
         )
         self.keep = gr.Slider(
-            1,
+            start.step,
             100,
             value=start.percent,
-            step=1,
+            step=start.step,
             label="Keep, %",
             elem_classes=_unless_all(start.method),
             buttons=[],
@@ -163,9 +163,9 @@ class _Page:
         self.message = gr.HTML(elem_id="message")
         with gr.Row():
             with gr.Column():
-                left = _Side("left", START[0])
+                left = _Side("left", explorer.start[0])
             with gr.Column():
-                right = _Side("right", START[1])
+                right = _Side("right", explorer.start[1])
         self.sides = (left, right)
         self.export = gr.Button("Export as one HTML file", elem_id="export")
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
@@ -205,7 +205,7 @@ class _Page:
         given.then(None, self.exported, None, js=SAVE)
 
     def _take_files(self, visit: Visit | None, paths: Sequence[str] | None, *typed: Any) -> list[Any]:
-        visit = visit or Visit()
+        visit = visit or Visit.begun(self.explorer)
         try:
             said = visit.take_files(self.explorer, paths or [])
         except BAD_INPUT as error:
@@ -213,7 +213,7 @@ class _Page:
         return [shown.pictures_html(visit), gr.Dropdown(visible=False), gr.skip(), *self._all(visit, said, typed)]
 
     def _take_drawn(self, visit: Visit | None, world: str, index: float | None, *typed: Any) -> list[Any]:
-        visit = visit or Visit()
+        visit = visit or Visit.begun(self.explorer)
         try:
             questions = visit.take_drawn(self.explorer, world, int(index or 0))
         except BAD_INPUT as error:
@@ -223,10 +223,10 @@ class _Page:
         return [shown.pictures_html(visit), asked, question, *self._all(visit, "", (question, *typed[1:]))]
 
     def _redraw(self, visit: Visit | None, *typed: Any) -> list[Any]:
-        return self._all(visit or Visit(), "", typed, anyway=False)
+        return self._all(visit or Visit.begun(self.explorer), "", typed, anyway=False)
 
     def _ask(self, visit: Visit | None, *typed: Any) -> Iterator[list[Any]]:
-        visit = visit or Visit()
+        visit = visit or Visit.begun(self.explorer)
         yield self._all(visit, "", typed)
         message = shown.warnings_of(self.explorer, visit)
         try:
@@ -238,7 +238,7 @@ class _Page:
 
     def _export(self, visit: Visit | None) -> tuple[str, str]:
         try:
-            return shown.exported(self.explorer, visit or Visit()), ""
+            return shown.exported(self.explorer, visit or Visit.begun(self.explorer)), ""
         except BAD_INPUT as error:
             return "", _message(told(error))
 

@@ -8,7 +8,8 @@ from html import escape
 from foveate.app.engine import Explorer
 from foveate.app.snippets import as_curl, as_python
 from foveate.app.visit import Shown, Visit
-from foveate.inputs import unknown_words
+from foveate.cli.console import answer_line
+from foveate.inputs import warning_of_unknown
 from foveate.webpage import Column, document, figure
 
 NOTHING = '<p class="fv-nothing">What is kept is shown here, once there are a picture and a question.</p>'
@@ -79,11 +80,8 @@ def pictures_html(visit: Visit) -> str:
 
 def warnings_of(explorer: Explorer, visit: Visit) -> str:
     """What the visitor should know of the question; nothing where all is well."""
-    unknown = unknown_words(explorer.processor.tokenizer, visit.question)
-    if not unknown:
-        return ""
-    some = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-    return f"The model's vocabulary lacks {some}: the model does not know what that means and answers all the same."
+    warning = warning_of_unknown(explorer.processor.tokenizer, visit.question)
+    return warning and f"{warning[0].upper()}{warning[1:]}."
 
 
 def code(explorer: Explorer, visit: Visit, shown: Shown) -> Mapping[str, str]:
@@ -98,7 +96,7 @@ def answer_text(shown: Shown) -> str:
     """The answer, so far."""
     if shown.told is None:
         return ""
-    return shown.told.text or ("(the model gave an empty answer)" if shown.told.done else "")
+    return answer_line(shown.told.text) if shown.told.done else shown.told.text
 
 
 def exported(explorer: Explorer, visit: Visit) -> str:

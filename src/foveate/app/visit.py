@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
-from foveate.app.engine import Chosen, Explorer, Looked, Side, Told
+from foveate.app.engine import START, Chosen, Explorer, Looked, Side, Told
 from foveate.app.snippets import Source
 from foveate.cli.console import told
 from foveate.evaluation.worlds import get_world
 from foveate.images import load_image
 
-START = (Side(percent=10.0), Side(method="adafv", percent=10.0))
-"""What stands on the two sides at first."""
 MANY = 10_000
 """Drawn pictures to choose from, per world."""
 
@@ -46,6 +44,11 @@ class Visit:
     sources: Sequence[Source] = ()
     question: str = ""
     sides: list[Shown] = field(default_factory=lambda: [Shown(side) for side in START])
+
+    @classmethod
+    def begun(cls, explorer: Explorer) -> Visit:
+        """One that has seen nothing, with what stands on the explorer's sides at first."""
+        return cls(sides=[Shown(side) for side in explorer.start])
 
     def take_files(self, explorer: Explorer, paths: Sequence[str | os.PathLike[str]]) -> str:
         """Reads pictures and looks at them; what stood there before goes. After an error it stays.

@@ -56,7 +56,7 @@ class Accuracies:
 
 
 def read(folder: Path, model: Any) -> Accuracies:
-    """The figures of a results folder of ``foveate eval``.
+    """The figures of a results folder of ``foveate eval``, but those of downsampling that exceeded its budget.
 
     Args:
         folder: what was its ``--out``.
@@ -78,12 +78,14 @@ def read(folder: Path, model: Any) -> Accuracies:
             f"the results in {folder} are of pictures resized by pixels={settings['pixels']}, and times are measured "
             "without: evaluate without --pixels"
         )
+    # Times are measured of pictures within the budget, or not at all.
+    over = {(run["method"], repr(run["keep"])) for run in report["runs"] if run.get("over_budget")}
     figures = {
         (one["method"], repr(one["keep"]), one["group"]): Estimate(
             *(one[key] for key in ("value", "low", "high", "count"))
         )
         for one in report["accuracy"]
-        if one["count"]
+        if one["count"] and (one["method"], repr(one["keep"])) not in over
     }
     known = {group for *_, group in figures}
     groups = next(tuple(name for name in names if name in known) for names in GROUPS if names[0] in known)

@@ -171,7 +171,7 @@ def ask(
     ] = None,
 ) -> None:
     """Ask a question about image files or a video, with part of their visual tokens."""
-    from foveate.cli.ask import Request, run
+    from foveate.cli.asked import Request, run
 
     *images, question = images_and_question
     given = max_new_tokens, repeats, dtype, again, margin, pixels, crops, html
@@ -194,11 +194,20 @@ def explore(
     dtype: Dtype = "auto",
     pixels: AskPixels = None,
     crops: Crops = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="A YAML or JSON file: its method, keep and options stand on the right side at first; its crops and "
+            "pixels are the page's, and what is typed goes before them.",
+        ),
+    ] = None,
 ) -> None:
     """Open a page in the browser: ask about pictures, and see what is kept, patch by patch."""
     from foveate.cli.explore import Request, run
 
-    run(Request(model, host, port, share, max_new_tokens, dtype, pixels, crops))
+    run(Request(model, host, port, share, max_new_tokens, dtype, pixels, crops, config))
 
 
 @app.command("eval")
@@ -221,7 +230,7 @@ def evaluate(
             "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
             "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost. "
             "crops:amount=0.5:cdpruner encodes half of the crops. blind: the question without its picture. "
-            "Default: all, resize where pictures can be made so small, blind."
+            "Default: all, resize, blind."
         ),
     ] = None,
     keep: Annotated[

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -17,67 +16,25 @@ from PIL.Image import Image
 from foveate import bundled, show, webpage
 from foveate.asking_again import AskAgain
 from foveate.cli import answer_page
+from foveate.cli.asked import STDIN, Request
 from foveate.cli.console import load_model, note, parse_keep, progress_bar, warn_when_busy, working
 from foveate.cli.settling import check_device, check_fits, check_source, settled
 from foveate.cli.telling import Told, tell
 from foveate.compare import Comparison, compare
 from foveate.config import Config
 from foveate.images import decode_image, load_image
-from foveate.inputs import question_prompt, unknown_words
+from foveate.inputs import question_prompt, warning_of_unknown
 from foveate.models import family_for
 from foveate.pixels import Pixels, resized, warn_fixed
 from foveate.pruners import Method, get_pruner
 from foveate.session import Answer, Session, look
-from foveate.videos import is_video
-
-STDIN = "-"
-
-
-@dataclass(frozen=True)
-class Request:
-    """The command's arguments, as typed; ``again`` is the budget of a second pass, None where there shall be none, and
-    ``margin`` its dial."""
-
-    images: Sequence[str]
-    question: str
-    model: str | None
-    method: str | None
-    keep: str | None
-    show: Path | None
-    compare: bool
-    as_json: bool
-    max_new_tokens: int
-    repeats: int
-    dtype: str
-    again: str | None = None
-    margin: float | None = None
-    pixels: str | None = None
-    crops: str | None = None
-    html: Path | None = None
-    config: str | None = None
-    option: Sequence[str] = ()
-    device: str | None = None
-    positions: str | None = None
-    newlines: str | None = None
-    frames: int | None = None
-    fps: float | None = None
-
-    @property
-    def unsure(self) -> float:
-        """The margin below which is asked again."""
-        return 0.5 if self.margin is None else self.margin
-
-    @property
-    def filmed(self) -> bool:
-        """Whether it is about a video: by a file's name, or because some of its frames are asked for."""
-        return self.frames is not None or self.fps is not None or any(map(is_video, self.images))
 
 
 def run(request: Request) -> None:
-    """Checks everything that is cheap to check, then loads, answers and prints.
+    """Checks everything else that is cheap to check, then loads, answers and prints; see ``asked.run``.
 
     Raises:
-        ValueError, FileNotFoundError: bad input, each with what to do.
+        ValueError, TypeError, FileNotFoundError: bad input, each with what to do.
     """
     config, pruner = _check(request)
     if request.filmed:
@@ -167,26 +124,13 @@ def _of_comparison(compared: Comparison) -> dict[str, Any]:
 
 def warn_of_unknown(tokenizer: Any, question: str) -> None:
     """Says so where a question has words that the model cannot read."""
-    unknown = unknown_words(tokenizer, question)
-    if unknown:
-        note(
-            f"warning: the model's vocabulary lacks {', '.join(unknown)}: the model does not know what "
-            "that means and answers all the same"
-        )
+    warning = warning_of_unknown(tokenizer, question)
+    if warning:
+        note(f"warning: {warning}")
 
 
 def _check(request: Request) -> tuple[Config, Method | AskAgain]:
     """What questions about pictures and about a video have in common."""
-    if not request.images:
-        raise ValueError('give at least one image and then the question: foveate ask photo.jpg "What is this?"')
-    if not request.question.strip():
-        raise ValueError("the question is empty")
-    if request.question != STDIN and Path(request.question).is_file():
-        raise ValueError(
-            f"the last argument is the question, and {request.question} is a file: add the question after it"
-        )
-    if [*request.images, request.question].count(STDIN) > 1:
-        raise ValueError("- is standard input, and that can be one picture or the question, not both")
     config = settled(
         request.config, method=request.method, keep=request.keep, option=request.option, crops=request.crops,
         pixels=request.pixels, positions=request.positions, newlines=request.newlines,

@@ -103,6 +103,11 @@ def print_error(message: str, kind: str, status: int) -> None:
     print_json({"error": {"message": message, "kind": kind, "status": status}})
 
 
+def answer_line(text: str) -> str:
+    """A model's answer for people, who would take an empty one for a fault."""
+    return text or "(the model gave an empty answer)"
+
+
 def told(error: BaseException) -> str:
     """An error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__

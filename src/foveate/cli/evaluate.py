@@ -18,15 +18,15 @@ from foveate.cli.console import (
     note,
     parse_keeps,
     print_json,
+    print_wrapped,
     progress_bar,
     split_list,
     stdout,
     warn_when_busy,
     working,
 )
-from foveate.cli.settling import check_source, settled
+from foveate.cli.settling import ATTACHING, check_source, refuse_set, settled
 from foveate.cli.tables import print_table
-from foveate.config import Config
 from foveate.crops import Crops
 from foveate.evaluation import report as reporting
 from foveate.evaluation import saving
@@ -49,7 +49,6 @@ from foveate.evaluation.runner import (
     claim,
     evaluate,
     factory,
-    sizes_of,
     write_parquet,
 )
 from foveate.evaluation.suites import Source, Suite, check_split
@@ -58,7 +57,7 @@ from foveate.keep import keep_label
 from foveate.pixels import Pixels
 from foveate.pruners import METHODS, get_pruner, known_methods
 from foveate.resizing import NAME as RESIZE
-from foveate.resizing import Resize, is_resize
+from foveate.resizing import is_resize
 
 PLOTTED = ("overall", "small in clutter")
 WRITTEN = (
@@ -73,7 +72,7 @@ TAGS = (
 )  # fmt: skip
 FEW = 6
 """Methods, up to which the paired table has each of them beside all tokens."""
-USUAL = ("all", RESIZE, BLIND)
+USUAL: tuple[str, ...] = ("all", RESIZE, BLIND)
 """What is run unless methods are named."""
 
 
@@ -225,8 +224,6 @@ def run(request: Request) -> None:
     suite = open_suite(request.source, out, processes)
     asking = "asking" if processes.size == 1 else f"asking, process {processes.rank}"
     with closing(_engine(request, methods, pixels)) as engine, progress_bar(asking) as progress:
-        if request.methods is None:
-            methods = _small_enough(engine, suite, methods, keeps)
         rows = evaluate(
             engine, suite.items, methods, keeps, out, folder=suite.folder, settings=settings,
             max_new_tokens=answer_tokens(request.source, request.max_new_tokens), batch=request.batch_size,
@@ -260,6 +257,9 @@ def run(request: Request) -> None:
     if compared.rows:
         print_table(console, compared, labels=4)
         console.print()
+    if report.legend:
+        print_wrapped(report.legend)
+        console.print()
     note(f"written: {', '.join(str(file) for file in files)}")
 
 
@@ -272,9 +272,7 @@ def _configured(request: Request) -> Request:
     if request.config is None:
         return request
     config = settled(request.config, crops=request.crops, pixels=request.pixels)
-    for name in ("positions", "newlines", "layout", "calibrate"):
-        if getattr(config, name) != getattr(Config(), name):
-            raise ValueError(f"{name} is not measured by this command: leave it out of {request.config}")
+    refuse_set(config, request.config, ATTACHING, "is not measured by this command")
     keep = f"1.0,{keep_label(config.pruner.keep)}"  # of one that chooses its own number, the most
     return replace(
         request,
@@ -285,20 +283,6 @@ def _configured(request: Request) -> Request:
     )
 
 
-def _small_enough(engine: Engine, suite: Suite, methods: list[str], keeps: Sequence[float | int]) -> list[str]:
-    """The methods, without downsampling where the model makes more tokens of any picture than a budget says."""
-    if RESIZE not in methods:
-        return methods
-    sizes = sizes_of(suite.items, suite.folder)
-    try:
-        for keep in budgets_of(factory(RESIZE), keeps):
-            engine.require_sizes(Resize(keep), sizes)
-    except ValueError as error:
-        note(f"{RESIZE} is not run: {error}")
-        return [name for name in methods if name != RESIZE]
-    return methods
-
-
 def _spread(request: Request, keeps: Sequence[float | int]) -> list[str]:
     """The methods, each under every amount of crops.
 
@@ -306,6 +290,8 @@ def _spread(request: Request, keeps: Sequence[float | int]) -> list[str]:
         ValueError: unknown methods, impossible amounts.
     """
     usual = USUAL if request.engine == "transformers" else USUAL[:1]
+    if is_filmed(request.source):  # clips are seen at their size
+        usual = tuple(name for name in usual if name != RESIZE)
     methods = parse_methods(request.methods or ",".join(usual), varying=True, resizing=True, cropping=True)
     if request.crops is None:
         return methods
@@ -429,7 +415,7 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
         more = [f"{100 * cells[0].extras[name]:.1f}" for name in extras]
         spent = *(f"{100 * run.share_encoded:.0f} %" for _ in encoded), f"{run.kept:.0f}", f"{run.latency_ms:.0f}"
         table.add_row(
-            reporting.method_title(run.method),
+            run.title,
             keep_label(run.keep),
             *spent,
             *(saving.milliseconds(run.milliseconds(name)) for name in report.stages),
@@ -438,7 +424,9 @@ def _accuracy(report: reporting.Report, heading: str, columns: tuple[str, ...]) 
             *timed,
             *more,
         )
-    counts = [str(report.cell(ALL, 1.0, name).estimate.count) for name in columns]
+    # Which questions group A has is another matter at every budget.
+    counted = (report.cell(ALL, 1.0, name).estimate.count for name in columns)
+    counts = [str(count) if name != reporting.GROUP_A else "" for name, count in zip(columns, counted, strict=True)]
     table.add_section()
     table.add_row("[dim]questions[/]", *[""] * (3 + len(encoded) + len(stages)), *counts, "")
     return table
@@ -468,8 +456,8 @@ def _paired(report: reporting.Report) -> Table:
         table.add_row(
             reporting.group_title(pair.group),
             keep_label(pair.keep),
-            reporting.method_title(pair.first),
-            reporting.method_title(pair.second),
+            report.run(pair.first, pair.keep).title,
+            report.run(pair.second, pair.keep).title,
             f"{100 * d.value:+.1f} [dim]{' to '.join(saving.bounds(d.low, d.high, 1, '+'))}[/]",
             f"{d.first_only}:{d.second_only}",
             f"{d.p_value:.2g}",

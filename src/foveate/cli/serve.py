@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.cli.console import parse_keep, split_list
-from foveate.cli.settling import settled
-from foveate.config import Config
-from foveate.pruners.registry import AUTO
+from foveate.cli.settling import ATTACHING, refuse_set, settled
+from foveate.method_names import AUTO
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,7 @@ def run(request: Request) -> None:
     )  # fmt: skip
     if config.keep == AUTO:
         raise ValueError(f"keep {AUTO}: a server lays the prompt out before it sees the picture: give a budget")
-    for name in ("positions", "newlines", "layout", "calibrate"):
-        if getattr(config, name) != getattr(Config(), name):
-            raise ValueError(f"{name} is the family's own in a server: leave it out of {request.config}")
+    refuse_set(config, request.config, ATTACHING, "is the family's own in a server")
     pruning: dict[str, Any] = {
         "method": config.method,
         "keep": config.keep,

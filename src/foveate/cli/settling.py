@@ -11,10 +11,13 @@ from foveate.config import Config, from_config
 from foveate.coverage import SUPPORTED
 from foveate.inside.supported import check_inside_type
 from foveate.keep import Keep
+from foveate.method_names import AUTO
 from foveate.options import Options
-from foveate.pruners.registry import AUTO
 from foveate.readable import check_readable
 from foveate.serving.server import parse_options
+
+ATTACHING = ("positions", "newlines", "layout", "calibrate")
+"""Values of a configuration that are of how a pruner is attached, of which some commands have no choice."""
 
 
 def settled(file: str | None, *, keep: str | None = None, option: Sequence[str] = (), **given: Any) -> Config:
@@ -32,6 +35,20 @@ def settled(file: str | None, *, keep: str | None = None, option: Sequence[str] 
     kept = keep if keep in (None, AUTO) else Keep.read(keep, "--keep").written
     changes: Mapping[str, Any] = {**given, "keep": kept, "options": parse_options(option) or None}
     return from_config({} if file is None else Path(file), **changes)
+
+
+def refuse_set(config: Config, file: str | None, names: Sequence[str], why: str) -> None:
+    """Raises ValueError where a configuration sets one of some values that a command has no use for.
+
+    Args:
+        config: of the command.
+        file: where it stands.
+        names: of the values.
+        why: they are of no use, behind the name.
+    """
+    for name in names:
+        if getattr(config, name) != getattr(Config(), name):
+            raise ValueError(f"{name} {why}: leave it out of {file}")
 
 
 def check_device(device: str | None) -> str | None:

@@ -13,13 +13,13 @@ from PIL.Image import Image
 from rich.table import Table
 
 from foveate import webpage
-from foveate.cli.console import FAILED, note, print_json, stderr, stdout, told, working
+from foveate.cli.console import FAILED, answer_line, note, print_json, stderr, stdout, told, working
 from foveate.cli.tables import print_table
 from foveate.compare import Comparison, Side
 from foveate.config import Config
 from foveate.crops import encoded_tokens
 from foveate.keep import Keep
-from foveate.pruners.registry import AUTO
+from foveate.method_names import AUTO
 from foveate.tokens import Selection
 
 ENCODED = "tokens encoded"
@@ -210,7 +210,7 @@ def _print(answered: Told) -> None:
         for line in _crops(answered):
             note(line)
         return
-    stdout().print(result["answer"] or "(the model gave an empty answer)", markup=False, soft_wrap=True)
+    stdout().print(answer_line(result["answer"]), markup=False, soft_wrap=True)
     kept, total = sum(map(len, answered.selections)), sum(selection.total for selection in answered.selections)
     encoded = "".join(f", {one}" for one in _crops(answered))
     prompt = f"prompt of {result['prompt_tokens']} tokens"

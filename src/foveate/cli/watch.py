@@ -7,8 +7,9 @@ from typing import Any
 
 from foveate import show_video
 from foveate.asking_again import AskAgain
-from foveate.cli.ask import STDIN, Request, answer_of, result_of, warn_of_unknown
-from foveate.cli.console import load_model, note, stdout, working
+from foveate.cli.ask import answer_of, result_of, warn_of_unknown
+from foveate.cli.asked import STDIN, Request
+from foveate.cli.console import answer_line, load_model, note, stdout, working
 from foveate.cli.evaluate import require_videos
 from foveate.cli.settling import check_device
 from foveate.cli.telling import Piece, head, method_of, of_again, write_all
@@ -54,7 +55,7 @@ def run(request: Request, config: Config, pruner: Method | AskAgain, question: s
         described = {**head(question, request.model, config), **result}
         write_all(pieces, {**described, "video": _described(request.images[0], video, selection)})
         return
-    stdout().print(answer.text or "(the model gave an empty answer)", markup=False, soft_wrap=True)
+    stdout().print(answer_line(answer.text), markup=False, soft_wrap=True)
     kept = kept_by_moment(selection)
     note(
         f"{len(video)} frames of {video.duration:.1f} s seen as {len(kept)} moments; {len(selection)} of "

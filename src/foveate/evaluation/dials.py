@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from foveate.asking_again import NAME as ASK_AGAIN
 from foveate.keep import keep_label
-from foveate.pruners.registry import AUTO
+from foveate.method_names import AUTO
 from foveate.tokens import Keep
 
 LADDER = tuple(round(0.02 ** (rung / 24), 3) for rung in range(25))

@@ -18,6 +18,9 @@ from PIL import Image
 Split = Literal["test", "style", "train"]
 """``style`` is drawn with what training never sees: other artwork in scenes, other fonts in documents."""
 
+STREAMS: dict[str, int] = {"train": 0, "test": 1, "style": 2}
+"""Split -> its own stream of random numbers."""
+
 SIZES = ("small", "large", "none")
 
 
@@ -219,6 +222,12 @@ class World:
         if self.filmed and not _are_times(entry["times"], len(boxes)):
             raise ValueError(f"times must be {len(boxes)} of [start, end] in seconds, one per box, with start < end")
         return self._kind(**entry)
+
+
+def begun(split: str, seed: int, index: int, clutter: bool | None = None) -> tuple[np.random.Generator, bool]:
+    """What a world makes picture number ``index`` of a split and seed from: random numbers that no other picture has,
+    and whether it is cluttered; every second one is, unless ``clutter`` says otherwise."""
+    return np.random.default_rng([STREAMS[split], seed, index]), index % 2 == 1 if clutter is None else clutter
 
 
 def _check_split(split: str) -> None:

@@ -70,7 +70,8 @@ class Engine(Protocol):
         """Raises ValueError where a method, made for two pictures, cannot run here."""
 
     def require_sizes(self, resize: Resize, sizes: Sequence[tuple[int, int]]) -> None:
-        """Raises ValueError where pictures of one of these sizes, (width, height), cannot be made small enough."""
+        """Raises ValueError where it refuses pictures of one of these sizes, (width, height), for want of a smaller
+        one with few enough tokens, or where pictures are not made smaller here at all."""
 
     def asker(self, folder: Path, across: bool) -> Asker:
         """One for the next piece.

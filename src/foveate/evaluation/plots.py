@@ -9,6 +9,7 @@ from foveate.evaluation.blind import NAME as BLIND
 from foveate.evaluation.report import Report, group_title, method_title
 from foveate.evaluation.runner import ALL
 from foveate.evaluation.statistics import Estimate
+from foveate.keep import keep_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,8 @@ COLOURS = {
 
 WIDEN = 1.25
 """How far the axis of budgets goes past the smallest and the largest, as a factor."""
+APART = 1.15
+"""Budgets on the axis that are nearer than this factor share one label, which would else be printed over each other."""
 MANY = 10
 """More methods than this are drawn below each other: so many lines and colours cannot be told apart."""
 
@@ -77,7 +80,7 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
                 [100 * (estimate.value - estimate.low) for _, estimate in points],
                 [100 * (estimate.high - estimate.value) for _, estimate in points],
             ],
-            label=method_title(method), color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8,
+            label=_label(report, method), color=COLOURS.get(method), marker="o", markersize=4, linewidth=1.8,
             elinewidth=1, capsize=2, zorder=3 if method in ("adafv", "cover") else 2,
         )  # fmt: skip
     whole = whole_of(report, group)
@@ -86,13 +89,23 @@ def _draw_panel(axes: Axes, report: Report, group: str, methods: Sequence[str]) 
         axes.axhspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
     if ticks:
         axes.set_xscale("log")
-        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+        labelled = _apart(ticks)
+        axes.set_xticks(labelled, [f"{tick:g}" for tick in labelled])
         axes.xaxis.minorticks_off()
         low, high = axes.get_xlim()  # of one budget: its methods stand a little apart, not at the two ends of the axis
         axes.set_xlim(min(low, min(ticks) / WIDEN), max(high, max(ticks) * WIDEN))
     axes.set_xlabel("visual tokens kept, %")
     axes.set_ylabel("accuracy, %")
     finish(axes, group, whole)
+
+
+def _apart(ticks: set[float]) -> list[float]:
+    """Those that labels have room for, ascending."""
+    found: list[float] = []
+    for tick in sorted(ticks):
+        if not found or tick >= APART * found[-1]:
+            found.append(tick)
+    return found
 
 
 def _draw_rows(axes: Axes, report: Report, group: str, methods: Sequence[str]) -> None:
@@ -123,10 +136,20 @@ def _draw_rows(axes: Axes, report: Report, group: str, methods: Sequence[str]) -
     if whole is not None:
         axes.axvline(100 * whole.value, color="#333333", linestyle="--", linewidth=1, label="all tokens", zorder=1)
         axes.axvspan(100 * whole.low, 100 * whole.high, color="#333333", alpha=0.08, linewidth=0)
-    axes.set_yticks(range(len(ranked)), [method_title(method) for method in ranked], fontsize=8)
+    axes.set_yticks(range(len(ranked)), [_label(report, method) for method in ranked], fontsize=8)
     axes.set_ylim(-0.7, len(ranked) - 0.3)
     axes.set_xlabel("accuracy, %")
     finish(axes, group, whole)
+
+
+def _label(report: Report, method: str) -> str:
+    """A method's name, and at which of its budgets it exceeds them."""
+    runs = [run for run in report.runs if run.method == method]
+    over = [keep_label(run.keep) for run in runs if run.over_budget]
+    if not over:
+        return method_title(method)
+    where = "" if len(over) == len(runs) else f" at {', '.join(over)}"
+    return f"{method_title(method)} (over budget{where})"
 
 
 def whole_of(report: Report, group: str) -> Estimate | None:

@@ -13,6 +13,7 @@ from foveate.evaluation.blind import NAME as BLIND
 from foveate.evaluation.cropped import Spelled, is_cropped
 from foveate.evaluation.drawn import World
 from foveate.evaluation.metrics import EXACT, Metric
+from foveate.evaluation.over_budget import MEANING, marked
 from foveate.evaluation.runner import ALL, Row
 from foveate.evaluation.statistics import (
     Design,
@@ -24,6 +25,7 @@ from foveate.evaluation.statistics import (
     paired_difference,
     wilson,
 )
+from foveate.keep import keep_label
 from foveate.resizing import NAME as RESIZE
 
 
@@ -100,7 +102,8 @@ class Pair:
 @dataclass(frozen=True)
 class Run:
     """What a method at a budget sent and took: means over its answers, tokens and milliseconds; ``encoded`` are the
-    patch tokens that the vision tower encoded. Where the time goes are medians, None where it was not measured."""
+    patch tokens that the vision tower encoded. Where the time goes are medians, None where it was not measured.
+    ``over_budget`` counts answers, see ``runner.Row``."""
 
     method: str
     keep: float | int
@@ -112,6 +115,12 @@ class Run:
     encoder_ms: float | None = None
     selection_ms: float | None = None
     prefill_ms: float | None = None
+    over_budget: int = 0
+
+    @property
+    def title(self) -> str:
+        """What tables call it: see ``method_title``; behind it stands where it exceeds its budget."""
+        return marked(method_title(self.method), self.over_budget, self.count)
 
     @property
     def share_encoded(self) -> float:
@@ -134,7 +143,8 @@ NOTE = (
     "answer, vision tower included, per question; questions asked as one batch share its time. encoder_ms, "
     "selection_ms, prefill_ms: of it, medians: the vision tower and what reads it; choosing and shortening; from there "
     "to the logits of the first token. encoded: patch tokens that the vision "
-    "tower encoded. not guessed: questions that are not answered rightly without the picture. group A: "
+    "tower encoded. over_budget: answers of resize that exceed the budget: {meaning}. "
+    "not guessed: questions that are not answered rightly without the picture. group A: "
     "what all tokens answer rightly, and the picture made smaller to the same budget does not. resize_in_same_time: "
     "what smaller pictures reach in the milliseconds of that run, on the line through their own runs and all tokens'."
 )
@@ -175,6 +185,32 @@ class Report:
     def resized(self) -> bool:
         """Whether pictures were made smaller in some runs."""
         return any(run.method == RESIZE for run in self.runs)
+
+    def run(self, method: str, keep: float | int) -> Run:
+        """One run, that with all tokens at any budget. Raises KeyError when there is none."""
+        for run in self.runs:
+            if run.method == method and (method == ALL or repr(run.keep) == repr(keep)):
+                return run
+        raise KeyError(f"{method} was not run at keep {keep}")
+
+    @property
+    def legend(self) -> str:
+        """What stands below tables in which downsampling exceeds a budget: at which, how often, and with how many
+        tokens; nothing where none does."""
+        over = [run for run in self.runs if run.over_budget]
+        if not over:
+            return ""
+        text = f"over budget: {MEANING}. " + "; ".join(
+            f"{run.method} at {keep_label(run.keep)}: {run.over_budget} of {run.count} questions, "
+            f"{run.kept:.1f} of {run.total:.1f} tokens on average"
+            for run in over
+        )
+        if any(run.kept == run.total for run in over):
+            text += (
+                f". Where it sends all of them, no smaller size has fewer tokens: {RESIZE} is all tokens there, and "
+                "leaves group A no question"
+            )
+        return f"{text}."
 
     def resized_in_time_of(self, run: Run, group: str) -> float:
         """What downsampling reaches on a group in the time that another run takes per question: read off the line
@@ -223,7 +259,7 @@ class Report:
                 }
                 for pair in self.pairs
             ],
-            "note": NOTE.format(intervals=self.intervals, test=test),
+            "note": NOTE.format(intervals=self.intervals, test=test, meaning=MEANING),
         }
 
     def _in_same_time(self, run: Run) -> dict[str, float | None]:
@@ -410,7 +446,8 @@ def _group_a(
     runs: Mapping[tuple[str, str], Sequence[Row]], known: dict[str, Any], metric: Metric, bootstrapped: bool
 ) -> list[Cell]:
     """Accuracy at every budget on what all tokens answer rightly, and a picture made smaller to that budget does not
-    (VTC-Bench): there a method shows what downsampling cannot do. Runs at other budgets have no figure."""
+    (VTC-Bench): there a method shows what downsampling cannot do. Runs at other budgets have no figure. Where a picture
+    cannot be made so small, it is the one of the fewest tokens, more than the methods have, that must get it wrong."""
     if (ALL, "1.0") not in runs or not any(method == RESIZE for method, _ in runs):
         return []
     whole, cells = _right(runs[ALL, "1.0"], known, metric), []
@@ -457,7 +494,8 @@ def _run(rows: Sequence[Row]) -> Run:
         mean(row.latency_ms for row in rows),
         len(rows),
         mean(row.tokens_encoded for row in rows),
-        *(median(f"{stage}_ms") for stage in STAGES),
+        **{name: median(name) for name in (f"{stage}_ms" for stage in STAGES)},
+        over_budget=sum(row.over_budget for row in rows),
     )
 
 

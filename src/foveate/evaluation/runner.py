@@ -102,6 +102,12 @@ class Row:
         """What a row is the answer to. ``1`` (one token) and ``1.0`` (all) are equal numbers, hence the text."""
         return self.item, self.method, repr(self.keep)
 
+    @property
+    def over_budget(self) -> bool:
+        """Of ``resize``, whether the picture had more patch tokens than the budget, because the model makes more of it
+        at any size. What methods spend is their own affair, and False here."""
+        return is_resize(self.method) and self.kept > Keep(self.keep).budget(self.total)
+
 
 Factory = Callable[[float | int, int], Way]
 """Makes a method's pruner, a way of asking again, either under crops, or a baseline without any, for a budget and a
@@ -114,7 +120,8 @@ def factory(name: str) -> Factory:
 
     Args:
         name: as for ``foveate.pruners.parse_method``, options behind it included; or as for ``Spelled``, of
-            ``asking_again`` and of ``cropped``; or ``resize`` or ``blind``.
+            ``asking_again`` and of ``cropped``; or ``resize``, which exceeds the budget where a picture cannot be made
+            so small, or ``blind``.
 
     Raises:
         ValueError: no such method or option, or a value that the method refuses.
@@ -132,7 +139,7 @@ def factory(name: str) -> Factory:
         lucky = takes(spelled.method, "seed")
         return lambda keep, picture: spelled.asking(keep, picture if lucky else None)
     if is_resize(name):
-        return lambda keep, picture: Resize(keep)
+        return lambda keep, picture: Resize(keep, or_fewest=True)
     if is_blind(name):
         return lambda keep, picture: Blind()
     seeded = takes(name, "seed")
@@ -248,7 +255,7 @@ def evaluate(
             if isinstance(made[0], Resize):
                 sizes = sizes_of(items, folder)
                 for one in own:
-                    engine.require_sizes(Resize(one), sizes)
+                    engine.require_sizes(cast("Resize", factories[name](one, 0)), sizes)
             by_picture = by_picture or any(
                 isinstance(_held(one)[0], AskAgain) for one in made if not isinstance(one, (Resize, Blind))
             )
@@ -587,7 +594,8 @@ def _now(model: Any) -> float:
 def write_parquet(rows: Sequence[Row], items: Sequence[Item], metric: Metric, path: Path) -> Path:
     """Writes one line per answer: what was asked, what was answered, what it is worth, tokens and milliseconds.
 
-    A budget stands in ``keep`` when it was a fraction and in ``keep_tokens`` when it was tokens per image.
+    A budget stands in ``keep`` when it was a fraction and in ``keep_tokens`` when it was tokens per image;
+    ``over_budget`` is as of ``Row``.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
@@ -614,6 +622,7 @@ def write_parquet(rows: Sequence[Row], items: Sequence[Item], metric: Metric, pa
             "kept": [row.kept for row in rows],
             "total": [row.total for row in rows],
             "encoded": [row.tokens_encoded for row in rows],
+            "over_budget": [row.over_budget for row in rows],
             "latency_ms": [row.latency_ms for row in rows],
             **{
                 name: pa.array([getattr(row, name) for row in rows], pa.float64())

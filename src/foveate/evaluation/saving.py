@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from foveate.evaluation.over_budget import marked
 from foveate.evaluation.plots import plot
 from foveate.evaluation.plots_of_crops import over_crops
-from foveate.evaluation.report import Report, group_title, method_title
+from foveate.evaluation.report import Report, Run, group_title, method_title
 from foveate.evaluation.runner import ALL
 from foveate.keep import keep_label
 
@@ -47,13 +48,15 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         shown = [percent(cell.estimate.value) for cell in cells]
         first = cells[0].estimate
         shown[0] += f" [{', '.join(bounds(first.low, first.high, 1))}]"
-        name = _code(run.method)
+        name = _code(run)
         more = [f"{100 * cells[0].extras[extra]:.1f}" for extra in extras]
         relative = "" if run.method == ALL else f"{100 * cells[0].relative:.1f}"
         spent = [*(f"{100 * run.share_encoded:.0f}" for _ in encoded), f"{run.kept:.0f}"]
         timed = [percent(report.resized_in_time_of(run, groups[0])) for _ in in_time]
         took = [f"{run.latency_ms:.0f}", *(milliseconds(run.milliseconds(stage)) for stage in stages)]
         lines.append(_line([name, keep_label(run.keep), *spent, *shown, *more, relative, *timed, *took]))
+    if report.legend:
+        lines += ["", f"{report.legend[0].upper()}{report.legend[1:]}"]
     if not report.pairs:
         return "\n".join(lines) + "\n"
     heads = ["group", "keep", "first", "second", "difference", "won:lost", "p", "p, Holm"]
@@ -71,7 +74,8 @@ def tables(report: Report, groups: Sequence[str], title: str = "") -> str:
         won = f"{one.first_only}:{one.second_only}"
         lines.append(
             _line([
-                group_title(pair.group), keep_label(pair.keep), _code(pair.first), _code(pair.second), difference,
+                group_title(pair.group), keep_label(pair.keep), _code(report.run(pair.first, pair.keep)),
+                _code(report.run(pair.second, pair.keep)), difference,
                 won, f"{one.p_value:.2g}", f"{pair.p_corrected:.2g}",
             ])
         )  # fmt: skip
@@ -99,8 +103,10 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
 
 
-def _code(method: str) -> str:
-    return method_title(method) if method == ALL else f"`{method}`"
+def _code(run: Run) -> str:
+    if run.method == ALL:
+        return method_title(run.method)
+    return marked(f"`{run.method}`", run.over_budget, run.count)
 
 
 def _line(cells: Sequence[str]) -> str:

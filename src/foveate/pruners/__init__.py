@@ -1,4 +1,4 @@
-"""Methods by name. One method, one file; a new one is imported and listed here."""
+"""Methods by name. One method, one file; a new one is imported and listed here, and named in ``method_names``."""
 
 from foveate.pruners.adafv import AdaFV
 from foveate.pruners.agilepruner import AgilePruner

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from foveate.keep import Keep
+from foveate.method_names import AUTO, ENTRY_POINTS, LACKING, NAMES, require_known
 from foveate.pruners.base import Method, Pruner
 from foveate.pruners.inside import InsidePruner
 from foveate.pruners.wrapper import Wrapper
@@ -26,41 +27,8 @@ INSIDE_METHODS: dict[str, type[InsidePruner]] = {}
 WRAPPERS: dict[str, type[Wrapper]] = {}
 """Methods that hold a method, whose name stands behind theirs: ``centered:cdpruner``."""
 
-LACKING = {
-    "trim": (
-        "TRIM (arXiv 2409.10994) ranks patches by CLIP's image-text similarity, and that needs CLIP's text encoder and "
-        "both its projections, which a vision-language checkpoint does not hold; 'text' and 'cdpruner' rank by the "
-        "language model's own embeddings of the question"
-    ),
-    "ask-again": (
-        "it is no method but a way to ask a session's questions, for `foveate eval` and `foveate tune` with "
-        "transformers, `foveate ask --again`, and session.ask(question, foveate.AskAgain(...)); what runs the model "
-        "once per question (`with pruner(model)`, pipelines, bench, a server) cannot ask again"
-    ),
-    "resize": (
-        "it is no method but a baseline without any: a smaller picture of which the model makes fewer tokens, for "
-        "`foveate eval` and `foveate bench` with a model or a shape; to resize pictures yourself, see `pixels=` and "
-        "foveate.resized"
-    ),
-    "blind": (
-        "it is no method but a control without any: the question without its picture, for `foveate eval` with "
-        "transformers"
-    ),
-    "crops": (
-        "it is no method but which crops are encoded under one, for `foveate eval` with transformers; elsewhere crops "
-        "stand beside the method, as in `foveate ask --method cover --crops 0.5` and pruner(model, crops=0.5)"
-    ),
-}
-"""Methods that people ask for by name, and what stands in their way."""
-
 RESERVED = ("all", "none")
 """What stands in a method's place where methods are listed."""
-
-AUTO = "auto"
-"""The wrapper that ``keep="auto"`` stands for."""
-
-ENTRY_POINTS = "foveate.methods"
-"""The group of entry points under which other packages name their methods."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _Kind = TypeVar("_Kind", bound=type[Method])
@@ -106,6 +74,7 @@ def register(method: _Kind) -> _Kind:
     if name in LACKING:
         raise ValueError(f"{name!r} is taken by a method that is not available here: choose another name")
     homes[name] = method
+    NAMES.setdefault(name)
     return method
 
 
@@ -149,13 +118,8 @@ def parse_method(text: str) -> tuple[type[Method], Mapping[str, Any]]:
         what = text.__name__ if isinstance(text, type) else type(text).__name__
         raise TypeError(f"a method's name is a text such as 'cover', got {what}")
     name, *given = text.split(":")
-    if name in LACKING:
-        raise ValueError(f"{name} is not available: {LACKING[name]}")
     known = known_methods()
-    if name not in known:
-        meant = f"; did you mean {near[0]!r}?" if (near := get_close_matches(name, known, 1)) else ""
-        meant += "; options stand behind a method's name" if "=" in name else ""
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}{meant}")
+    require_known(name, known)
     kind = known[name]
     options: dict[str, Any] = {}
     if issubclass(kind, Wrapper):

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from foveate.evaluation.scenes.composing import CARD_MARGIN, SMALL
+from foveate.evaluation.scenes.composing import SMALL, drawn_plane, size_of, with_card
 from foveate.evaluation.scenes.world import CLASSES, COLORS
 
 LARGE = (75.0, 110.0)
@@ -63,12 +63,12 @@ class Actor:
     @property
     def size(self) -> str:
         """``"small"`` or ``"large"``."""
-        return "small" if self.side <= SMALL[1] else "large"
+        return size_of(self.side)
 
     @property
     def extent(self) -> float:
         """Its side, its card included, units."""
-        return self.side * (1 + 2 * CARD_MARGIN * (self.color is not None))
+        return with_card(self.side, self.color)
 
     def is_there(self, time: float) -> bool:
         """Whether it is on the stage."""
@@ -107,8 +107,7 @@ class Play:
 
 def compose(rng: np.random.Generator, clutter: bool) -> Play:
     """A play: one or two things happen among a few if sparse, up to four among as many as find a place if cluttered."""
-    stages, weights = zip(*STAGES, strict=True)
-    width, height = stages[rng.choice(len(stages), p=weights)]
+    width, height = drawn_plane(rng, STAGES)
     seconds = int(rng.integers(SECONDS[0], SECONDS[1] + 1))
     busy: tuple[Part, ...] = ("visitor", "mover", "turner", "blinker", "visitor")
     parts = [busy[i] for i in rng.permutation(len(busy))][: int(rng.integers(3, 5) if clutter else rng.integers(1, 3))]

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from foveate.evaluation.clips.composing import RATE, Actor, Play
 from foveate.evaluation.scenes.artwork import sprites
-from foveate.evaluation.scenes.composing import CARD_MARGIN
+from foveate.evaluation.scenes.composing import margin_of
 from foveate.evaluation.scenes.world import COLORS
 from foveate.evaluation.textures import background
 
@@ -66,7 +66,7 @@ def _dress(actor: Actor, color: str | None, side: int, shade: float, style: str)
     if color is not None:
         red, green, blue = (min(255, int(channel * shade)) for channel in COLORS[color])
         ImageDraw.Draw(made).rectangle((0, 0, side, side), fill=(red, green, blue, 255))
-        margin = round(side * CARD_MARGIN / (1 + 2 * CARD_MARGIN))
+        margin = margin_of(side)
     sprite = sprites(style)[actor.name].resize((side - 2 * margin,) * 2, Image.Resampling.BICUBIC)
     made.alpha_composite(sprite, (margin, margin))
     return made

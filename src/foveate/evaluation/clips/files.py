@@ -10,10 +10,9 @@ from PIL import Image
 from foveate.evaluation.clips.asking import KINDS, Question, ask
 from foveate.evaluation.clips.composing import RATE, Actor, Play, Spell, compose
 from foveate.evaluation.clips.drawing import draw, pixel_box, times_of
-from foveate.evaluation.drawn import Asked, Drawing, World
+from foveate.evaluation.drawn import Asked, Drawing, World, begun
+from foveate.evaluation.scenes.artwork import STYLES
 
-#: Split -> (its own stream of random numbers, artwork style).
-SPLITS: dict[str, tuple[int, str]] = {"train": (0, "noto"), "test": (1, "noto"), "style": (2, "twemoji")}
 ZOOM = (1.0, 1.5)
 
 
@@ -30,11 +29,10 @@ class Sample:
 
 def make_sample(split: str, seed: int, index: int, *, clutter: bool | None = None) -> Sample:
     """Clip number ``index`` of a split and seed. Every second one is cluttered, unless ``clutter`` says otherwise."""
-    stream, style = SPLITS[split]
-    rng = np.random.default_rng([stream, seed, index])
-    play = compose(rng, index % 2 == 1 if clutter is None else clutter)
+    rng, clutter = begun(split, seed, index, clutter)
+    play = compose(rng, clutter)
     zoom = float(rng.uniform(*ZOOM))
-    frames = draw(play, zoom, style, rng)
+    frames = draw(play, zoom, STYLES[split], rng)
     return Sample(play, zoom, frames, ask(play, rng), rng)
 
 

@@ -10,13 +10,13 @@ from PIL import Image
 from foveate.evaluation.documents.faces import SEEN, UNSEEN
 from foveate.evaluation.documents.page import SIDES, Page, compose
 from foveate.evaluation.documents.papers import PAPERS, Ask
-from foveate.evaluation.drawn import Asked, Drawing, World
+from foveate.evaluation.drawn import Asked, Drawing, World, begun
 
 #: Read a number or a word; compare numbers or lengths; find by place.
 KINDS = ("number", "word", "comparison", "place")
 
-#: Split -> (its own stream of random numbers, families of fonts).
-SPLITS: dict[str, tuple[int, tuple[str, ...]]] = {"train": (0, SEEN), "test": (1, SEEN), "style": (2, UNSEEN)}
+#: Split -> families of fonts.
+FONTS: dict[str, tuple[str, ...]] = {"train": SEEN, "test": SEEN, "style": UNSEEN}
 
 #: Most questions of one kind about one document, on a sparse page and on a cluttered one.
 _MOST = {False: 2, True: 1}
@@ -39,9 +39,8 @@ def make_sample(split: str, seed: int, index: int, *, clutter: bool | None = Non
     Every second one is cluttered, unless ``clutter`` says otherwise, and the kinds of documents take turns. No side has
     more than ``most`` pixels: what trains may begin with smaller pictures, of smaller text and fewer entries.
     """
-    stream, families = SPLITS[split]
-    rng = np.random.default_rng([stream, seed, index])
-    page = compose(rng, index % 2 == 1 if clutter is None else clutter, index // 2 % len(PAPERS), families, most)
+    rng, clutter = begun(split, seed, index, clutter)
+    page = compose(rng, clutter, index // 2 % len(PAPERS), FONTS[split], most)
     asks = tuple(_chosen(page, rng))
     return Sample(page, page.draw(), asks, tuple(_asked(page, *one) for one in asks), rng)
 

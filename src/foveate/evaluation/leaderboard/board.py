@@ -181,7 +181,16 @@ def _report(result: Result) -> Report:
             cells.append(_cell(result, run, GROUP_A, whole & ~_right(small)))
     names = (*(group.name for group in groups), UNGUESSED, *([GROUP_A] if resized else []))
     runs = [
-        Run(run.method, run.keep, run.kept, run.total, run.latency_ms, len(result.items), run.encoded)
+        Run(
+            run.method,
+            run.keep,
+            run.kept,
+            run.total,
+            run.latency_ms,
+            len(result.items),
+            run.encoded,
+            over_budget=run.over_budget,
+        )
         for run in result.runs
     ]
     return Report(tuple(runs), names, tuple(cells), (), result.metric)

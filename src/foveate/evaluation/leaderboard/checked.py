@@ -38,6 +38,8 @@ class Measured:
         accuracy: the figure of the main group.
         tallies: (n, k) of every question, see ``Metric.tallies``.
         stages: milliseconds of parts of the time, by name, where the file tells them.
+        over_budget: questions of ``resize`` whose pictures had more tokens than the budget; none where the file does
+            not tell: it was left out then.
     """
 
     method: str
@@ -49,6 +51,7 @@ class Measured:
     accuracy: float
     tallies: np.ndarray
     stages: Mapping[str, float] = field(default_factory=dict)
+    over_budget: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -184,9 +187,10 @@ def _result(path: Path, told: Mapping[str, Any]) -> Result:
     for run in told["runs"]:
         try:
             tallies = decode(run["scores"], metric)
-            numbers = {name: float(run[name]) for name in NUMBERS if name != "count"}
+            numbers: dict[str, Any] = {name: float(run[name]) for name in NUMBERS if name != "count"}
             keep = Keep(run["keep"]).value if run["keep"] else 0
-            runs.append(Measured(run["method"], keep, tallies=tallies, stages=_stages(run), **numbers))
+            numbers |= {"tallies": tallies, "stages": _stages(run), "over_budget": int(run.get("over_budget", 0))}
+            runs.append(Measured(run["method"], keep, **numbers))
         except (KeyError, TypeError, ValueError):
             continue  # which is told of as a fault of that run
     return Result(path, told, metric, world, items, runs)

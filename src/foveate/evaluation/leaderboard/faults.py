@@ -136,6 +136,9 @@ def run_faults(run: Mapping[str, Any], count: int, metric: Metric, chosen: np.nd
         ):
             yield f"{name} must be a number of at least 0, got {run[name]!r}"
             return
+    over = run.get("over_budget", 0)  # which older files do not tell
+    if not _is_count(over) or over > count:
+        yield f"over_budget must be how many of the {count} questions exceed the budget, got {over!r}"
     if run["count"] != count:
         yield f"count is {run['count']}, of {count} questions"
     try:

@@ -9,7 +9,8 @@ from importlib.resources import files
 
 from foveate.evaluation.blind import NAME as BLIND
 from foveate.evaluation.leaderboard.board import Board, Line, Table
-from foveate.evaluation.leaderboard.checked import Result
+from foveate.evaluation.leaderboard.checked import Measured, Result
+from foveate.evaluation.over_budget import MEANING, marked
 from foveate.evaluation.report import GROUP_A, group_title, method_title
 from foveate.evaluation.runner import ALL
 from foveate.evaluation.saving import percent
@@ -36,7 +37,8 @@ NOTES = {
     "not guessed": "accuracy on the questions that are not answered rightly without the picture",
     "group A": "accuracy on what all tokens answer rightly, and the picture made smaller to the same budget (resize) "
     "does not",
-    "resize, not run": "the model makes too many tokens of smaller pictures for that budget, or nobody asked for it",
+    "resize, not run": "nobody asked for it, or a version left it out that could not exceed the budget",
+    "resize, over budget": f"{MEANING}; it stands in a group as long as the mean of its tokens is within the budget",
     "tokens": "visual tokens that reached the language model",
     "ms": "from picture to answer, vision tower included, on the machine that is named; questions that were asked as "
     "one batch share its time, so compare within a table only",
@@ -116,7 +118,7 @@ def _table(board: Board, table: Table) -> list[str]:
         if line.run.method == BLIND and not table.resized:
             lines.append(_line(["", f"`{RESIZE}`", NOT_RUN, *[""] * (len(heads) - 3)]))
         cells = _figures(board, line)
-        lines.append(_line([_group(line), _method(line.run.method), *cells[: len(heads) - 2]]))
+        lines.append(_line([_group(line), _method(line.run), *cells[: len(heads) - 2]]))
     return lines
 
 
@@ -166,8 +168,10 @@ def _group(line: Line) -> str:
     return str(line.standing.group) if line.standing else ""
 
 
-def _method(name: str) -> str:
-    return method_title(name) if name in (ALL, BLIND) else f"`{name}`"
+def _method(run: Measured) -> str:
+    if run.method in (ALL, BLIND):
+        return method_title(run.method)
+    return marked(f"`{run.method}`", run.over_budget, len(run.tallies))
 
 
 def _cell(text: str) -> str:
@@ -227,7 +231,7 @@ def _rows(board: Board, table: Table, columns: Sequence[str], stages: Sequence[s
         taken = [line.run.stages.get(name, math.nan) for name in stages]
         rows.append([
             _sorted(_group(line), line.standing.group if line.standing else math.nan),
-            _sorted(method_title(line.run.method)),
+            _sorted(marked(method_title(line.run.method), line.run.over_budget, len(line.run.tallies))),
             _sorted(interval(main), main.value),
             _sorted(difference(line), gap),
             *(_sorted(percent(value), value) for value in others),

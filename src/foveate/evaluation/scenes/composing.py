@@ -8,6 +8,7 @@ continuous.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,28 @@ GROUPS = (0.2, 0.2, 0.25, 0.35)
 _TRIES = 60
 
 
+def size_of(side: float) -> str:
+    """What a thing of a side in units is called: ``"small"`` or ``"large"``."""
+    return "small" if side <= SMALL[1] else "large"
+
+
+def with_card(side: float, color: str | None) -> float:
+    """The side of a thing, units or pixels, its card of a colour included; None: it has none."""
+    return side * (1 + 2 * CARD_MARGIN * (color is not None))
+
+
+def margin_of(side: int) -> int:
+    """By how many pixels a card of a side in pixels stands out of its thing, on each side."""
+    return round(side * CARD_MARGIN / (1 + 2 * CARD_MARGIN))
+
+
+def drawn_plane(rng: np.random.Generator, planes: Sequence[tuple[tuple[int, int], float]]) -> tuple[int, int]:
+    """One of some (width, height), as often as the part beside it says."""
+    sizes, weights = zip(*planes, strict=True)
+    width, height = sizes[rng.choice(len(sizes), p=weights)]
+    return width, height
+
+
 @dataclass(frozen=True)
 class Thing:
     """One thing in a scene. ``box`` is what it covers, its card included, in units: (x0, y0, x1, y1)."""
@@ -54,7 +77,7 @@ class Thing:
     @property
     def size(self) -> str:
         """``"small"`` or ``"large"``."""
-        return "small" if self.side <= SMALL[1] else "large"
+        return size_of(self.side)
 
     @property
     def center(self) -> tuple[float, float]:
@@ -75,15 +98,14 @@ class Scene:
 
 def compose(rng: np.random.Generator, clutter: bool) -> Scene:
     """Compose a scene: a few things if sparse, as many as there is room for if cluttered."""
-    planes, weights = zip(*PLANES, strict=True)
-    width, height = planes[rng.choice(len(planes), p=weights)]
+    width, height = drawn_plane(rng, PLANES)
     sides = _sides(rng, width, height, clutter)
     names = _names(rng, sides)
     things: list[Thing] = []
     for name, side in zip(names, sides, strict=True):
         number = int(rng.integers(10)) if name == SIGN else None
         color = str(rng.choice(list(COLORS))) if name != SIGN and rng.random() < 0.5 else None
-        box = _place(rng, width, height, side * (1 + 2 * CARD_MARGIN * (color is not None)), things)
+        box = _place(rng, width, height, with_card(side, color), things)
         if box is not None:
             things.append(Thing(name, side, box, color, number))
     return Scene(width, height, clutter, tuple(things))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.evaluation.scenes.artwork import sprites
-from foveate.evaluation.scenes.composing import CARD_MARGIN, Scene, Thing
+from foveate.evaluation.scenes.composing import Scene, Thing, margin_of
 from foveate.evaluation.scenes.world import COLORS
 from foveate.evaluation.textures import background
 
@@ -50,7 +50,7 @@ def _draw_thing(picture: Image.Image, thing: Thing, box: list[int], style: str, 
         shade = rng.uniform(0.9, 1.05)
         card = tuple(min(255, int(channel * shade)) for channel in COLORS[thing.color])
         ImageDraw.Draw(picture).rectangle((x0, y0, x1 - 1, y1 - 1), fill=card)
-        margin = round(side * CARD_MARGIN / (1 + 2 * CARD_MARGIN))
+        margin = margin_of(side)
         x0, y0, side = x0 + margin, y0 + margin, side - 2 * margin
     sprite = sprites(style)[thing.name].resize((side, side), Image.Resampling.BICUBIC)
     picture.paste(sprite, (x0, y0), sprite)

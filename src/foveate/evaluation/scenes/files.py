@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from foveate.evaluation.drawn import Asked, Drawing, World
+from foveate.evaluation.drawn import Asked, Drawing, World, begun
+from foveate.evaluation.scenes.artwork import STYLES
 from foveate.evaluation.scenes.asking import KINDS, Question, ask
 from foveate.evaluation.scenes.composing import ZOOM, Scene, compose
 from foveate.evaluation.scenes.drawing import draw
-
-#: Split -> (its own stream of random numbers, artwork style).
-SPLITS: dict[str, tuple[int, str]] = {"train": (0, "noto"), "test": (1, "noto"), "style": (2, "twemoji")}
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,9 @@ class Sample:
 
 def make_sample(split: str, seed: int, index: int, *, clutter: bool | None = None) -> Sample:
     """Scene number ``index`` of a split and seed. Every second one is cluttered, unless ``clutter`` says otherwise."""
-    stream, style = SPLITS[split]
-    rng = np.random.default_rng([stream, seed, index])
-    scene = compose(rng, index % 2 == 1 if clutter is None else clutter)
-    picture, boxes = draw(scene, rng.uniform(*ZOOM), style, rng)
+    rng, clutter = begun(split, seed, index, clutter)
+    scene = compose(rng, clutter)
+    picture, boxes = draw(scene, rng.uniform(*ZOOM), STYLES[split], rng)
     return Sample(scene, picture, boxes, ask(scene, rng), rng)
 
 

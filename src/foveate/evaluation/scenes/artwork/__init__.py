@@ -21,6 +21,10 @@ SPRITE = 64
 SHEETS: dict[str, tuple[str, str]] = {"noto": ("noto.png", "google"), "twemoji": ("twemoji.png", "twitter")}
 
 
+#: Split -> style. What is never trained on looks otherwise.
+STYLES: dict[str, str] = {"train": "noto", "test": "noto", "style": "twemoji"}
+
+
 def sheet_path(style: str) -> Path:
     """Where the sheet of a style lies."""
     return Path(__file__).with_name(SHEETS[style][0])
