@@ -342,10 +342,6 @@ def _engine(request: Request, methods: list[str], pixels: Pixels | None) -> Engi
         if is_filmed(request.source):
             from foveate.evaluation.filmed import Filmed
 
-            if request.model == "dynamic":
-                note(
-                    "warning: the dynamic model has never seen clips: `foveate analyze --suite clips` needs no answers"
-                )
             return Filmed(*load_model(request.model, request.dtype))
         warn_of_words(request.source.suite, request.model)
         return Transformers(*load_model(request.model, request.dtype), wanted)
