@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 import foveate
 from foveate import serving
@@ -33,6 +34,7 @@ from tests.vllm.test_families import (
     seen,
     watch,
 )
+from tests.vllm.test_guiding import front_of
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl", "qwen3_5", "llava_onevision", "qwen2_vl"]
 PLAIN = ["llava_onevision", "qwen2_vl"]
@@ -51,7 +53,7 @@ OPTIONS: dict[str, Any] = {
     "num_gpu_blocks_override": 512,
     "max_model_len": 1024,
 }
-CHUNK = 24
+CHUNK = 10
 PIECE = 20
 """Visual tokens of a piece: videos here have several."""
 CARD, CAT, SIGN = "what color is the card of the cat ?", "is there a cat on the left ?", "what number is on the sign ?"
@@ -302,3 +304,65 @@ def test_profile(family: Served) -> None:
     family.engine.call(forget)
     family.engine.call(profile)
     assert {keep for _, keep, _ in family.engine.call(seen)} == {1.0}
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "llava_onevision"])
+def chunked(request: pytest.FixtureRequest, folders: Any, processes: dict[bool, Process]) -> Served:
+    return serve(
+        request.param, folders(request.param), processes[True],
+        max_num_batched_tokens=CHUNK, max_num_seqs=4, enable_chunked_prefill=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_chunked_prefill(chunked: Served, keep: float) -> None:
+    """Chunks shorter than a video, twice: with nothing in the prefix cache, and with much. The vision tower sees no
+    more than as much at once either."""
+    chunked.engine.call(forget)
+    # vLLM counts on fewer tokens of OneVision's pictures than it makes, and refuses them with so small a budget.
+    cases = {name: case for name, case in chunked.cases.items() if name != "mixed" or chunked.name == "qwen3_vl"}
+    for time in range(2):
+        told = chunked.ask(list(cases.values()), {"keep": keep})
+        for one, case in zip(told, cases.values(), strict=True):
+            agree(one, chunked.expected(case, "adafv", keep))
+            assert bool(one.cached) == (time == 1 and one.prompt > OPTIONS["block_size"])
+        assert any(len(chunked.expected(case, "adafv", keep).chosen[0]) > CHUNK for case in cases.values())
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "glm4v"])
+def test_what_is_refused(name: str, folders: Any) -> None:
+    """In the API server, before there is an engine: never a video that goes through unpruned."""
+    front = front_of(folders(name))
+    limits = front.ours.info.get_supported_mm_limits()
+    token = front.processor.tokenizer.convert_tokens_to_ids(getattr(front.processor, "video_token", "<video>"))
+    (frames, metadata), prompt = clip(1, 6, 96, 64), [*front.ids("<s>"), token, *front.ids(CARD)]
+
+    def refused(items: Any, asks: dict[str, Any], **more: Any) -> str:
+        with pytest.raises(ValueError) as error:
+            front.ours.apply(
+                ProcessorInputs(prompt, items, hf_processor_mm_kwargs={"foveate": asks}, **more),
+                TimingContext(enabled=False),
+            )
+        return str(error.value)
+
+    parsed = front.ours.info.data_parser.parse_mm_data({"video": [(frames, metadata)]})
+    if name != "qwen3_vl":
+        assert limits["video"] == 0
+        with pytest.raises(ValueError, match="send frames as images"):
+            front.ours.info.parse_mm_data({"video": [(frames, metadata)]})
+        assert "send frames as images" in refused(parsed, {})
+        return
+    assert limits["video"] is None
+    for asks in ({"pixels": 0.5}, {"crops": 1}):
+        assert "concern pictures" in refused(parsed, asks)
+    assert "0 < keep <= 1" in refused(parsed, {"keep": 1.5})
+    assert "is not served here" in refused(parsed, {"method": "random"})
+    embedded = {"video_embeds": torch.zeros(6, 128), "video_grid_thw": torch.tensor([[1, 4, 6]]), "timestamps": [[0.5]]}
+    items = front.ours.info.data_parser.parse_mm_data({"video": embedded})
+    assert "send videos" in refused(items, {})
+    alone = front.ours.info.data_parser.parse_mm_data({"video": [None]})
+    assert "send the" in refused(alone, {}, mm_uuid_items={"video": ["mine"]})
+    prompt[:] = front.ids(CARD)
+    assert "0 video placeholders for 1 video" in refused(parsed, {})
+    prompt[:] = [token]
+    assert "no text for a video" in refused(parsed, {})

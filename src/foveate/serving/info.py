@@ -13,6 +13,7 @@ from foveate.serving import hooks
 from foveate.serving.family import family_of
 from foveate.serving.image_request import KINDS
 from foveate.serving.policy import Policy
+from foveate.serving.requests import unserved
 from foveate.serving.towers import Batches, Films
 from foveate.tokens import Keep
 from foveate.turns import Turns, turns_of
@@ -58,6 +59,12 @@ class InfoMixin:
         stock = super().get_supported_mm_limits()  # type: ignore[misc]
         served = {"image"} if self.batches.films is None else {"image", "video"}
         return {name: limit if name in served else 0 for name, limit in stock.items()}
+
+    def validate_num_items(self: Any, modality: str, num_items: int) -> None:
+        """As vLLM's own; of videos that are not served it says why, and what to do."""
+        if modality == "video" and num_items and self.films is None:
+            raise ValueError(unserved("video", ("image",)))
+        super().validate_num_items(modality, num_items)  # type: ignore[misc]
 
     def get_mm_max_tokens_per_item(self: Any, seq_len: int, mm_counts: Mapping[str, int]) -> Any:
         """What an image or a video holds at most: at the largest budget that a request may ask for."""

@@ -121,7 +121,7 @@ class ProcessorMixin:
         )
         try:
             result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # without a processor cache, vLLM looks for pixels where there are none
             if not gone:
                 raise
             raise ValueError(

@@ -40,10 +40,7 @@ def refuse_unserved(inputs: Any, policy: Policy, media_io_kwargs: Any, films: bo
     served = ("image", "video") if films else ("image",)
     others = [name for name, items in inputs.mm_data_items.items() if items and name not in served]
     if others:
-        raise ValueError(
-            f"this server prunes {'s and '.join(served)}s of this model, and would send {' and '.join(others)} through "
-            "unpruned: send frames as images, or use a server without foveate"
-        )
+        raise ValueError(unserved(" and ".join(others), served))
     for name in served:
         items = inputs.mm_data_items.get(name)
         if items and items.get_passthrough_data():
@@ -51,6 +48,14 @@ def refuse_unserved(inputs: Any, policy: Policy, media_io_kwargs: Any, films: bo
                 f"{name} embeddings say nothing of saliency or of where their tokens lie: send "
                 f"{'pictures' if name == 'image' else 'videos'}, or use a server without foveate"
             )
+
+
+def unserved(others: str, served: Sequence[str]) -> str:
+    """Why a request with something else than what is served is refused, and what to do."""
+    return (
+        f"this server prunes {'s and '.join(served)}s of this model, and would send {others} through unpruned: send "
+        "frames as images, or use a server without foveate"
+    )
 
 
 def refuse_for_videos(asks: Mapping[str, Any] | None) -> None:
