@@ -162,7 +162,8 @@ def test_several_and_a_picture(server: Server, stock: tuple[Any, Any]) -> None:
 def test_metrics_and_the_second_question(server: Server) -> None:
     url, _ = jpegs(frames_of(8))
     before = server.metrics()
-    answers = [answer(server, body(question.text, [("video", url)])) for question in make_sample("test", 50, 8).questions]
+    questions = make_sample("test", 50, 8).questions
+    answers = [answer(server, body(question.text, [("video", url)])) for question in questions]
     grown = {name: value - before.get(name, 0) for name, value in server.metrics().items()}
     assert grown["foveate_videos_total"] == len(answers) > 1
     assert grown["foveate_images_total"] == 0

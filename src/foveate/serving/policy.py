@@ -223,8 +223,7 @@ class Policy:
 
         Args:
             keep: what is asked for.
-            tokens: N of the image or video; without it, a fraction and a number of tokens are not compared.
-            kind: which of the two it is.
+            tokens: N of the image, or whatever ``kind`` it is; without it, a fraction and a number are not compared.
         """
         most = Keep(self.max_keep)
         if tokens is None:

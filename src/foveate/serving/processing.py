@@ -121,8 +121,8 @@ class ProcessorMixin:
         )
         try:
             result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:  # without a processor cache, vLLM looks for pixels where there are none
-            if not gone:
+        except (TypeError, ValueError) as error:
+            if not gone:  # whose missing pixels vLLM stumbles over, one way or another
                 raise
             raise ValueError(
                 f"{', '.join(gone)} came as a UUID alone, and this server does not remember the pixels (it keeps "
