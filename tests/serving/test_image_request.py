@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from foveate.serving.image_request import FIELDS, ImageRequest, pack, unpack
+from foveate.serving.image_request import FIELDS, ImageRequest, field, kind_of, pack, unpack
 from foveate.tokens import Keep
 
 REQUESTS = [
@@ -33,3 +33,12 @@ def test_stacked_or_listed():
     packed = pack([REQUESTS[0], REQUESTS[0]])
     stacked = {name: torch.stack(list(packed[name])) for name in FIELDS}
     assert [one.text for one in unpack(stacked)] == [(5, 6, 7)] * 2
+
+
+def test_videos_have_fields_of_their_own():
+    """To vLLM a field belongs to images or to videos."""
+    packed = pack(REQUESTS, "video")
+    assert set(packed) == {field(name, "video") for name in FIELDS}
+    assert not set(packed) & set(FIELDS)
+    assert (kind_of(packed), kind_of(pack(REQUESTS)), kind_of({"pixel_values": None})) == ("video", "image", None)
+    assert unpack(packed, "video") == unpack(pack(REQUESTS))

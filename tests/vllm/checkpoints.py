@@ -251,7 +251,9 @@ def _qwen(processor: Any, videos: Any, patch: int, known: Sequence[str] = WORDS)
     if known is LETTERS:  # a blank is a token there: as on the hub, none stands between marks and a user's words
         bare = TEMPLATE.replace("{image} ", "{image}").replace(" </s> ", "</s> ")
         template = bare.format(image="".join(QWEN_MARK))
-    return processor(images, words, videos(size=pixels, patch_size=patch), chat_template=template)
+    # As on the hub; vLLM normalizes pixels of both as the processor of images says.
+    levels = {"image_mean": images.image_mean, "image_std": images.image_std}
+    return processor(images, words, videos(size=pixels, patch_size=patch, **levels), chat_template=template)
 
 
 def _qwen2_vl() -> tuple[Any, Any]:

@@ -28,11 +28,12 @@ class Prompt:
     """One request.
 
     Args:
-        ids: the prompt's tokens, one placeholder per image.
+        ids: the prompt's tokens, one placeholder per image and per video.
         images: its pictures.
         asks: the value of ``foveate`` in its ``mm_processor_kwargs``; None: the server's own.
         uuids: of the pictures, where they have any.
         lora: folder of the adapter to answer with.
+        videos: its videos: frames, and what vLLM is told of them.
     """
 
     ids: Sequence[int]
@@ -40,12 +41,14 @@ class Prompt:
     asks: dict[str, Any] | None = None
     uuids: Sequence[str] | None = None
     lora: str | None = None
+    videos: Sequence[Any] = ()
 
     def for_vllm(self) -> dict[str, Any]:
         """As ``LLM.generate`` takes it."""
         found: dict[str, Any] = {"prompt_token_ids": list(self.ids)}
-        if self.images:
-            found["multi_modal_data"] = {"image": list(self.images)}
+        given = {"image": list(self.images), "video": list(self.videos)}
+        if self.images or self.videos:
+            found["multi_modal_data"] = {name: items for name, items in given.items() if items}
         if self.uuids is not None:
             found["multi_modal_uuids"] = {"image": list(self.uuids)}
         if self.asks is not None:

@@ -1,4 +1,5 @@
-"""In the worker: an image is encoded once, and for every question its tokens are chosen as they are with transformers.
+"""In the worker: an image or a video is encoded once, and for every question its tokens are chosen as they are with
+transformers.
 
 The family adapters of ``foveate.models`` do the work. Where they would call a transformers model's vision tower, they
 call vLLM's (``ImageEmbedder._encode``); a hook on the attention of one of its layers tells them the rest.
@@ -15,20 +16,21 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from foveate.attention import open_recorder
-from foveate.models.encoded import NEWLINE, EncodedImage, Request
+from foveate.models.encoded import EncodedImage, Kind, Request
 from foveate.pruners import Pruner, Uniform
-from foveate.serving import hooks
+from foveate.serving import encoded_cache, hooks
 from foveate.serving.family import family_of
 from foveate.serving.features import FeatureCache
-from foveate.serving.image_request import FIELDS, LAYOUT, ImageRequest, unpack
+from foveate.serving.films import PIECE, joined
+from foveate.serving.image_request import FIELDS, LAYOUT, ImageRequest, field, kind_of, unpack
 from foveate.serving.metrics import Counters, logger
 from foveate.serving.policy import Policy
 from foveate.serving.routed import Features, RoutedPictures
-from foveate.serving.towers import Batches
-from foveate.tokens import Geometry, Selection, TextTokens, VisualTokens
+from foveate.serving.towers import Batches, Films
+from foveate.tokens import Selection, TextTokens
 
 SELECTIONS = 1 << 14
-"""Images whose kept indices are cached, by identity, for M-RoPE."""
+"""Images and videos whose kept indices are cached, by identity, for M-RoPE."""
 
 
 class ImageEmbedder:
@@ -46,9 +48,11 @@ class ImageEmbedder:
         self.model = model
         self.policy = policy
         self.most = most
+        self.piece = PIECE
         self.device = device
         self.family = family_of(model.config)
         self.batches = batches(self.family)
+        self.films: Films | None = None if batches.films is None else batches.films(self.family)
         self.width = self.family.config.get_text_config().hidden_size
         self.cache = FeatureCache(policy.feature_cache_mib << 20, device)
         self.counters = Counters.of_worker(policy, device, hooks.rank())
@@ -60,30 +64,35 @@ class ImageEmbedder:
             self.batches.reader(model).register_forward_pre_hook(_record_encoded)
 
     def embed(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-        """(kept, D) features of every image of a batch, in order.
+        """(kept, D) features of every image or video of a batch, in order.
 
         Args:
             stock: the model's own ``embed_multimodal``.
             given: its arguments, with Foveate's fields among them (without, ``stock`` answers).
         """
-        if FIELDS[0] not in given:
+        if kind_of(given) is None:
             return stock(**given)
         return tuple(features for features, _ in self._kept(stock, given))
 
-    def indices(self, stock: Callable[..., Any], identity: str, item: Any) -> Tensor:
-        """(K,) int64 on the CPU: which patch tokens of an image stay, for their positions.
+    def indices(self, stock: Callable[..., Any], identity: str, item: Any, kind: Kind = "image") -> Tensor:
+        """(K,) int64 on the CPU: which patch tokens of an image or a video stay, for their positions.
 
         Args:
             stock: as for ``embed``.
             identity: the image's, as the API server gave it.
             item: the image as vLLM's processor made it.
+            kind: which of the two it is.
         """
         known: Tensor | None = self._indices.get(identity)
         if known is None:
-            _, selection = next(self._kept(stock, hooks.batch_of(item, self.device)))
+            _, selection = next(self._kept(stock, hooks.batch_of(item, self.device, kind)))
             known = selection.indices.cpu()
             self._indices[identity] = known
         return known
+
+    def placeholder(self, kind: Kind) -> int:
+        """The id that stands for a token of an image or a video."""
+        return self.family.placeholder_ids[kind]
 
     def forget(self) -> None:
         """Forgets everything that was encoded."""
@@ -91,13 +100,19 @@ class ImageEmbedder:
         self._indices.clear()
 
     def _kept(self, stock: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[Tensor, Selection]]:
-        requests = unpack(given)
-        read = {LAYOUT} if self.batches.woven else set()
-        plain = {name: value for name, value in given.items() if name not in FIELDS or name in read}
+        kind = kind_of(given)
+        assert kind is not None
+        requests = unpack(given, kind)
+        ours = {field(name, kind) for name in FIELDS} - ({LAYOUT} if self.batches.woven else set())
+        plain = {name: value for name, value in given.items() if name not in ours}
         texts = self._embedded([one.text for one in requests])
         kept: dict[int, tuple[Tensor, Selection]] = {}
         whole = [place for place, one in enumerate(requests) if one.crops is None]
-        for places, image in self._images(stock, plain, requests, whole):
+        if kind == "image":
+            found = self._images(stock, plain, requests, whole, self.batches)
+        else:
+            found = self._videos(stock, plain, requests)
+        for places, image in found:
             with self.counters.timed("select_seconds"):
                 for place in places:
                     kept[place] = self._choose(image, requests[place], texts[place])
@@ -134,6 +149,8 @@ class ImageEmbedder:
         layout = torch.tensor(request.layout, dtype=torch.int64, device="cpu")
         marks, tokens = ((layout < 0) == wanted for wanted in (False, True))
         rows = hooks.embedded(self.model, layout[marks].to(self.device)).to(features)
+        # Nothing joins the marks at deeper layers of the LLM.
+        rows = torch.nn.functional.pad(rows, (0, features.shape[1] - rows.shape[1]))
         places = torch.cat([
             marks.nonzero()[:, 0].to(self.device), tokens.nonzero()[:, 0].to(self.device)[selection.indices]
         ])  # fmt: skip
@@ -153,36 +170,61 @@ class ImageEmbedder:
         plain: Mapping[str, Any],
         requests: Sequence[ImageRequest],
         asked: Sequence[int],
+        batches: Batches,
     ) -> Iterator[tuple[list[int], EncodedImage]]:
         """Every image once, of some ``asked`` places of the batch, with those that ask about it."""
         fresh: dict[Any, list[int]] = {}
         for place in asked:
             fresh.setdefault(requests[place].picture or place, []).append(place)
         for key, places in list(fresh.items()):
-            image = self._cached(key) if requests[places[0]].picture else None
+            image = encoded_cache.get(self.cache, key) if requests[places[0]].picture else None
             hits = len(places) - (image is None)
             self.counters.count_pictures(hits, len(places) - hits, self.cache.used)
             if image is not None:
                 del fresh[key]
                 yield places, image
-        for some in self._chunks(plain, fresh):
+        for some in self._chunks(plain, fresh, batches):
             with self.counters.timed("encode_seconds"):
-                images = self._encode(stock, plain, [fresh[one][0] for one in some])
+                images = self._encode(stock, plain, [fresh[one][0] for one in some], batches)
             for one, image in zip(some, images, strict=True):
                 if requests[fresh[one][0]].picture:
-                    self._put(one, image)
+                    encoded_cache.put(self.cache, one, image)
                 yield fresh[one], image
 
-    def _chunks(self, plain: Mapping[str, Any], fresh: Mapping[Any, Sequence[int]]) -> Iterator[list[Any]]:
+    def _videos(
+        self, stock: Callable[..., Any], plain: Mapping[str, Any], requests: Sequence[ImageRequest]
+    ) -> Iterator[tuple[list[int], EncodedImage]]:
+        """Every video once, with those that ask about it; encoded, and cached, in pieces."""
+        assert self.films is not None
+        cut, owners = self.films.cut(plain, min(self.piece, self.most))
+        asked = []
+        for number, owner in enumerate(owners):
+            name = requests[owner].picture
+            name = name and f"{name}/{number - owners.index(owner)}"
+            asked.append(dataclasses.replace(requests[owner], picture=name))
+        pieces: dict[int, EncodedImage] = {}
+        for places, piece in self._images(stock, cut, asked, range(len(owners)), self.films):
+            pieces.update(dict.fromkeys(places, piece))
+        whose: dict[Any, list[int]] = {}
+        for place, one in enumerate(requests):
+            whose.setdefault(one.picture or place, []).append(place)
+        for places in whose.values():
+            mine = [pieces[number] for number, owner in enumerate(owners) if owner == places[0]]
+            yield places, joined(mine, self.films.seconds(plain, places[0]))
+
+    def _chunks(
+        self, plain: Mapping[str, Any], fresh: Mapping[Any, Sequence[int]], batches: Batches
+    ) -> Iterator[list[Any]]:
         """Pictures that the tower takes at once."""
         if not fresh:
             return
-        sizes = self.batches.sizes(plain)
+        sizes = batches.sizes(plain)
         pending: list[Any] = []
         waiting = 0
         for key, places in fresh.items():
             size = sizes[places[0]]
-            if pending and waiting + size > self.most:
+            other = pending and batches.alike(plain, places[0]) != batches.alike(plain, fresh[pending[0]][0])
+            if pending and (waiting + size > self.most or other):
                 yield pending
                 pending, waiting = [], 0
             pending.append(key)
@@ -198,7 +240,7 @@ class ImageEmbedder:
         for place, one in enumerate(requests):
             if one.crops is not None:
                 fresh.setdefault(one.picture or place, []).append(place)
-        for some in self._chunks(plain, fresh):
+        for some in self._chunks(plain, fresh, self.batches):
             keys = [key if requests[fresh[key][0]].picture else None for key in some]
             with self.counters.timed("encode_seconds"):
                 pictures = RoutedPictures(self, self.batches.take(plain, [fresh[key][0] for key in some]), keys)
@@ -206,67 +248,29 @@ class ImageEmbedder:
                 images = pictures.choose([(number, requests[place], texts[place]) for number, place in asked])
             yield from zip((place for _, place in asked), images, strict=True)
 
-    def _encode(self, stock: Callable[..., Any], plain: Mapping[str, Any], places: Sequence[int]) -> list[EncodedImage]:
+    def _encode(
+        self, stock: Callable[..., Any], plain: Mapping[str, Any], places: Sequence[int], batches: Batches
+    ) -> list[EncodedImage]:
         """Has vLLM's tower encode some images of a batch."""
-        taken = self.batches.take(plain, places)
-        inputs, prompt = self.batches.inputs(taken)
+        taken = batches.take(plain, places)
+        inputs, prompt = batches.inputs(taken)
 
         def features(*_: Any, **__: Any) -> Any:
             streams = stock(**{name: value for name, value in taken.items() if name != LAYOUT})
             levels = streams[0].shape[-1] // self.width
             parts = [stream.split(self.width, dim=-1) for stream in streams]
-            first = self.batches.outputs([part[0] for part in parts])
+            first = batches.outputs([part[0] for part in parts])
             return Features(first, [[part[n] for part in parts] for n in range(1, levels)])
 
         policy = self.policy
         request = Request(features, policy.reads_saliency, policy.reads_keys, policy.reads_encoded, prompt=prompt)
-        images = self.family.encode(inputs, request)
+        images = batches.encode(inputs, request)
         if policy.reads_encoded and any(image.tokens.encoded is None for image in images):
             raise RuntimeError(
                 f"foveate: what the encoder of {self.family.title} hands to the projector was not seen in this vLLM: "
                 f"none of {', '.join(policy.names)} that reads it can be served with this model"
             )
         return images
-
-    def _put(self, key: Any, image: EncodedImage) -> None:
-        tokens, place = image.tokens, image.tokens.geometry
-        note = dataclasses.replace(
-            image,
-            tokens=VisualTokens(_NOTHING, _placed(place, [_NOTHING] * len(_PLACES)), None, tokens.full_grid),
-            stream=None, planes=(),
-        )  # fmt: skip
-        tensors = [
-            image.stream,
-            tokens.saliency,
-            tokens.keys,
-            tokens.encoded,
-            *(getattr(place, name) for name in _PLACES),
-            *image.planes,
-        ]
-        self.cache.put(key, tensors, note)
-
-    def _cached(self, key: Any) -> EncodedImage | None:
-        found = self.cache.get(key)
-        if found is None:
-            return None
-        (stream, saliency, keys, encoded, *rest), note = found
-        assert stream is not None
-        geometry = _placed(note.tokens.geometry, rest[: len(_PLACES)])
-        features = stream
-        if bool((note.slots == NEWLINE).any()):
-            features = stream[(note.slots >= 0).nonzero()[:, 0].to(stream.device)]
-        tokens = VisualTokens(features, geometry, saliency, note.tokens.full_grid, keys, encoded)
-        return dataclasses.replace(note, tokens=tokens, stream=stream, planes=tuple(rest[len(_PLACES) :]))
-
-
-_PLACES = ("view", "row", "column", "boxes")
-_NOTHING = torch.empty(0, device="cpu")
-
-
-def _placed(geometry: Geometry, values: Sequence[Any]) -> Geometry:
-    """A geometry with other tensors."""
-    named: dict[str, Any] = dict(zip(_PLACES, values, strict=True))
-    return dataclasses.replace(geometry, **named)
 
 
 def _record(attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -95,11 +95,11 @@ def embedded(model: Any, ids: Tensor) -> Tensor:
     return rows if scale is None else rows * scale
 
 
-def batch_of(item: Any, device: torch.device) -> dict[str, Any]:
-    """The arguments of ``embed_multimodal`` for one processed image."""
+def batch_of(item: Any, device: torch.device, kind: str = "image") -> dict[str, Any]:
+    """The arguments of ``embed_multimodal`` for one processed image or video."""
     from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
-    return next(group_and_batch_mm_kwargs([("image", item)], device=device))[2]
+    return next(group_and_batch_mm_kwargs([(kind, item)], device=device))[2]
 
 
 def features_of_views(model: Any, pixels: Tensor) -> Tensor:
@@ -177,7 +177,10 @@ def unhonoured(vllm_config: Any, *, rope: bool) -> str | None:
     if modal.mm_encoder_tp_mode == "data":
         return "mm_encoder_tp_mode='data' gives every rank other images, and none the saliency of all: use 'weights'"
     if modal.video_pruning_rate:
-        return "video_pruning_rate changes what the encoder returns for images too: leave it out"
+        return (
+            "video_pruning_rate drops tokens in its own way, and changes what the encoder returns for images too: "
+            "leave it out, and serve the method evs or vidcom2, which choose as vLLM does"
+        )
     if getattr(compiled, "compile_mm_encoder", False):
         return "compile_mm_encoder hides the attention that saliency is read from: leave it off"
     if getattr(compiled, "cudagraph_mm_encoder", False):

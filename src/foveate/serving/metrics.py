@@ -22,8 +22,8 @@ import torch
 from foveate.serving.policy import Policy
 
 WORKER = {
-    "feature_cache_hits": "Pictures whose features were still there from an earlier question.",
-    "feature_cache_misses": "Pictures that the vision tower encoded.",
+    "feature_cache_hits": "Pictures, and pieces of videos, whose features were still there from an earlier question.",
+    "feature_cache_misses": "Pictures, and pieces of videos, that the vision tower encoded.",
     "feature_cache_bytes": "Bytes of the feature cache in use.",
     "encode_seconds": "Seconds in the vision tower and projector.",
     "select_seconds": "Seconds in choosing tokens.",
@@ -123,7 +123,10 @@ class Metrics:
     def __init__(self, stats: str | None) -> None:
         from prometheus_client import REGISTRY, Counter
 
-        self.images = Counter("foveate_images", "Images of requests.")
+        self.items = {
+            "image": Counter("foveate_images", "Images of requests."),
+            "video": Counter("foveate_videos", "Videos of requests."),
+        }
         self.kept = Counter("foveate_visual_tokens_kept", "Visual tokens that reached the language model.")
         self.dropped = Counter("foveate_visual_tokens_dropped", "Visual tokens that were dropped before it.")
         if stats is not None:
@@ -134,9 +137,9 @@ class Metrics:
         """The one there is; vLLM may make several processors in a process."""
         return _metrics(policy.stats)
 
-    def count(self, images: Sequence[tuple[int, int]]) -> None:
-        """Counts images, each by its visual tokens before and after pruning."""
-        self.images.inc(len(images))
+    def count(self, images: Sequence[tuple[int, int]], kind: str = "image") -> None:
+        """Counts images or videos, each by its visual tokens before and after pruning."""
+        self.items[kind].inc(len(images))
         self.kept.inc(sum(kept for _, kept in images))
         self.dropped.inc(sum(total - kept for total, kept in images))
 

@@ -218,12 +218,12 @@ class Policy:
             return f"keep up to {self.max_keep} tokens of an image"
         return f"0 < keep <= {self.max_keep:g} (a fraction of an image's tokens), or as many tokens as an int"
 
-    def require_allowed(self, keep: Keep, tokens: int | None = None) -> None:
+    def require_allowed(self, keep: Keep, tokens: int | None = None, kind: str = "image") -> None:
         """Raises ValueError when ``keep`` is above ``max_keep``.
 
         Args:
             keep: what is asked for.
-            tokens: N of the image; without it, a fraction and a number of tokens are not compared.
+            tokens: N of the image, or whatever ``kind`` it is; without it, a fraction and a number are not compared.
         """
         most = Keep(self.max_keep)
         if tokens is None:
@@ -233,7 +233,7 @@ class Policy:
         else:
             above = keep.budget(tokens) > most.budget(tokens)
         if above:
-            of = "" if tokens is None else f" of an image of {tokens} tokens"
+            of = "" if tokens is None else f" of {'an' if kind == 'image' else 'a'} {kind} of {tokens} tokens"
             raise ValueError(f"keep={keep.value}{of} is more than this server allows: {self.range}")
 
     def as_dict(self) -> dict[str, Any]:

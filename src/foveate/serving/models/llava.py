@@ -19,4 +19,4 @@ class LlavaNext(Pruned, llava_next.LlavaNextForConditionalGeneration):
 
 @stands_for(llava_onevision.LlavaOnevisionForConditionalGeneration, "Onevision")
 class LlavaOnevision(Pruned, llava_onevision.LlavaOnevisionForConditionalGeneration):
-    """LLaVA-OneVision, images."""
+    """LLaVA-OneVision, images and videos."""

@@ -9,29 +9,29 @@ from foveate.serving.models.stand_in import PrunedRope, stands_for
 
 @stands_for(qwen2_vl.Qwen2VLForConditionalGeneration, "Packed")
 class Qwen2Vl(PrunedRope, qwen2_vl.Qwen2VLForConditionalGeneration):
-    """Qwen2-VL, images."""
+    """Qwen2-VL, images and videos."""
 
 
 @stands_for(qwen2_5_vl.Qwen2_5_VLForConditionalGeneration, "Packed")
 class Qwen25Vl(PrunedRope, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL, images."""
+    """Qwen2.5-VL, images and videos."""
 
 
-@stands_for(qwen3_vl.Qwen3VLForConditionalGeneration, "Packed")
+@stands_for(qwen3_vl.Qwen3VLForConditionalGeneration, "Timed")
 class Qwen3Vl(PrunedRope, qwen3_vl.Qwen3VLForConditionalGeneration):
-    """Qwen3-VL, images; DeepStack features go along with their tokens."""
+    """Qwen3-VL, images and videos; DeepStack features go along with their tokens."""
 
 
-@stands_for(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration, "Packed")
+@stands_for(qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration, "Timed")
 class Qwen3VlMoe(PrunedRope, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
-    """Qwen3-VL-MoE, images."""
+    """Qwen3-VL-MoE, images and videos."""
 
 
-@stands_for(qwen3_5.Qwen3_5ForConditionalGeneration, "Packed")
+@stands_for(qwen3_5.Qwen3_5ForConditionalGeneration, "Timed")
 class Qwen35(PrunedRope, qwen3_5.Qwen3_5ForConditionalGeneration):
-    """Qwen3.5, images; layers of linear attention see the kept tokens as any others."""
+    """Qwen3.5, images and videos; layers of linear attention see the kept tokens as any others."""
 
 
-@stands_for(qwen3_5.Qwen3_5MoeForConditionalGeneration, "Packed")
+@stands_for(qwen3_5.Qwen3_5MoeForConditionalGeneration, "Timed")
 class Qwen35Moe(PrunedRope, qwen3_5.Qwen3_5MoeForConditionalGeneration):
-    """Qwen3.5-MoE, images."""
+    """Qwen3.5-MoE, images and videos."""

@@ -30,14 +30,16 @@ def stands_for(stock: type, batches: str) -> Callable[[type], type]:
         batches: the class in ``towers`` that knows its arguments.
     """
 
-    def info(ctx: Any) -> Any:
+    def processing_info(ctx: Any) -> Any:
         made = hooks.factories_of(stock).info(ctx)
         if not is_on(ctx.model_config):
             return made
-        from foveate.serving import processing
+        from foveate.serving import info, processing, towers
 
         hooks.require_version()
-        return processing.mixed(processing.InfoMixin, made)(ctx)
+        kind = processing.mixed(info.InfoMixin, made)
+        kind.batches = getattr(towers, batches)
+        return kind(ctx)
 
     def processor(info: Any, dummy_inputs: Any) -> Any:
         made = hooks.factories_of(stock).processor(info, dummy_inputs)
@@ -59,7 +61,8 @@ def stands_for(stock: type, batches: str) -> Callable[[type], type]:
 
     def named(stand_in: type) -> type:
         stand_in.stock, stand_in.batches = stock, batches  # type: ignore[attr-defined]
-        return MULTIMODAL_REGISTRY.register_processor(processor, info=info, dummy_inputs=dummy_inputs)(stand_in)
+        register = MULTIMODAL_REGISTRY.register_processor
+        return register(processor, info=processing_info, dummy_inputs=dummy_inputs)(stand_in)
 
     return named
 
@@ -129,27 +132,35 @@ class PrunedRope(Pruned):
         stock = super().get_mrope_input_positions  # type: ignore[misc]
         if self.foveate is None:
             return stock(input_tokens, mm_features)
+        from foveate.serving import film_hooks
+
+        features = sorted(mm_features, key=lambda one: one.mm_position.offset)
+        layouts = [self._layout(feature) for feature in features]
+        positions, _ = stock(*film_hooks.long_prompt(input_tokens, features, layouts))
+        stays = np.ones(positions.shape[1], dtype=bool)
+        longer = 0
+        for feature, layout in zip(features, layouts, strict=True):
+            start = feature.mm_position.offset + longer
+            longer += len(layout) - feature.mm_position.length
+            if feature.mm_position.length < len(layout):
+                tokens = np.flatnonzero(np.asarray(layout) == self.foveate.placeholder(feature.modality)) + start
+                stays[tokens] = False
+                chosen = self.foveate.indices(
+                    super().embed_multimodal,  # type: ignore[misc]
+                    feature.identifier, feature.data, feature.modality,
+                )  # fmt: skip
+                stays[tokens[chosen.numpy()]] = True
+        kept = positions[:, torch.from_numpy(stays)]
+        return kept, int(positions.max()) + 1 - len(input_tokens)
+
+    def _layout(self, feature: Any) -> list[int]:
+        """The ids of an image or a video when all of it is kept."""
+        from foveate.serving.image_request import LAYOUT, field
+
+        kind = feature.modality
+        token = self.foveate.placeholder(kind)
+        layout = feature.data[field(LAYOUT, kind)].data.tolist()
+        if layout:
+            return [token if one < 0 else one for one in layout]
         side = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
-        parts, start, following = [], 0, 0
-        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            offset, length = feature.mm_position.offset, feature.mm_position.length
-            frames, height, width = feature.data["image_grid_thw"].data.tolist()
-            parts.append(_line(following, offset - start))
-            following += offset - start
-            grid = np.indices((frames, height // side, width // side)).reshape(3, -1)
-            if length < grid.shape[1]:
-                chosen = self.foveate.indices(super().embed_multimodal, feature.identifier, feature.data)  # type: ignore[misc]
-                kept = grid[:, chosen.numpy()]
-            else:
-                kept = grid
-            parts.append(kept + following)
-            following += int(grid.max()) + 1
-            start = offset + length
-        parts.append(_line(following, len(input_tokens) - start))
-        positions = torch.from_numpy(np.concatenate(parts, axis=1))
-        return positions, int(positions.max()) + 1 - len(input_tokens)
-
-
-def _line(first: int, count: int) -> Any:
-    """(3, count): text, whose three positions are one."""
-    return np.broadcast_to(np.arange(first, first + count), (3, count))
+        return [token] * (int(feature.data[f"{kind}_grid_thw"].data.prod()) // side**2)

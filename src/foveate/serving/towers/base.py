@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from foveate.attention import Recorder
+from foveate.models.encoded import EncodedImage, Kind, Request
 from foveate.models.view_store import ViewStore
 from foveate.serving import hooks
 
@@ -26,6 +27,9 @@ class Batches(ABC):
         ValueError: a configuration that vLLM handles otherwise than transformers, or that cannot be pruned there.
     """
 
+    kind: ClassVar[Kind] = "image"
+    films: ClassVar[type[Films] | None] = None
+    """The same for the family's videos; None: they are not served."""
     woven: ClassVar[bool] = False
     """Whether marks stand between an image's tokens: they come back among its features; see ``woven``."""
 
@@ -57,6 +61,14 @@ class Batches(ABC):
         """
         return prompt
 
+    def alike(self, given: Arguments, place: int) -> Hashable:
+        """What must be the same of images that are encoded at once."""
+        return None
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        """Has the adapter encode what ``inputs`` gave."""
+        return self.family.encode(inputs, request)  # type: ignore[no-any-return]
+
     def outputs(self, streams: Sequence[Tensor]) -> Any:
         """What ``encode`` takes for ``pooler_output``, made of (n, D) features of every image."""
         return streams
@@ -86,6 +98,46 @@ class Batches(ABC):
     def unserved(self) -> str | None:
         """Why the model's configuration cannot be served, and what to do; None when it can."""
         return None
+
+
+class Films(Batches):
+    """One family's multi-modal arguments, for the videos of a batch."""
+
+    kind = "video"
+    newlines: ClassVar[int] = 0
+    """Placeholders behind a video's tokens that carry no patch."""
+
+    @abstractmethod
+    def cut(self, given: Arguments, most: int) -> tuple[dict[str, Any], list[int]]:
+        """The arguments with every video in pieces, each a video of its own, and whose each piece is; see ``films``.
+
+        Args:
+            most: visual tokens of a piece.
+        """
+
+    def encode(self, inputs: Mapping[str, Any], request: Request) -> list[EncodedImage]:
+        return self.family.encode_videos(inputs, request)  # type: ignore[no-any-return]
+
+    def seconds(self, given: Arguments, place: int) -> float | None:
+        """From one step of a video's grid to the next, as far as the arguments say."""
+        return None
+
+    def shown(self, processor: Any, inputs: Any) -> list[list[int]]:
+        """What stands in the prompt for every video of a request, with one placeholder for each run of them.
+
+        Args:
+            processor: vLLM's.
+            inputs: its ``ProcessorInputs``.
+        """
+        return [[self.family.video_token_id]] * len(inputs.mm_data_items["video"])
+
+    def labels(self, info: Any) -> int:
+        """Tokens of what is written between a video's frames, at most.
+
+        Args:
+            info: vLLM's.
+        """
+        return 0
 
 
 def pick(values: Any, places: Sequence[int]) -> Any:

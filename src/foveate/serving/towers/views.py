@@ -10,8 +10,8 @@ from torch import Tensor
 
 from foveate.attention import Recorder
 from foveate.models.view_store import ViewStore
-from foveate.serving import hooks
-from foveate.serving.towers.base import Arguments, Batches, pick
+from foveate.serving import films, hooks
+from foveate.serving.towers.base import Arguments, Batches, Films, pick
 
 
 class Views(Batches):
@@ -83,3 +83,42 @@ class Onevision(Views):
                 "images would be pruned by another layout than they have"
             )
         return super().unserved()
+
+
+class OnevisionFilms(Onevision, Films):
+    """Its videos: frames of one size, pooled, and a newline behind the last."""
+
+    newlines = 1
+
+    def sizes(self, given: Arguments) -> list[int]:
+        """What the tower sees, before it is pooled."""
+        return [len(frames) * self.family.tower.side**2 for frames in given[PIXELS]]
+
+    def take(self, given: Arguments, places: Sequence[int]) -> dict[str, Any]:
+        videos = [given[PIXELS][place] for place in places]
+        return {PIXELS: torch.stack(videos) if len({len(one) for one in videos}) == 1 else videos}
+
+    def inputs(self, given: Arguments) -> tuple[dict[str, Any], Tensor | None]:
+        # The adapter only asks how many frames of which size there are: the pixels themselves go to vLLM's tower.
+        pixels = given[PIXELS]
+        count, frames, _, height, width = pixels.shape
+        return {PIXELS: pixels.new_empty(count, frames, 0, height, width)}, None
+
+    def alike(self, given: Arguments, place: int) -> int:
+        """The adapter takes videos of one length."""
+        return len(given[PIXELS][place])
+
+    def outputs(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        return [stream.flatten(0, -2) for stream in streams]
+
+    def cut(self, given: Arguments, most: int) -> tuple[dict[str, Any], list[int]]:
+        pieces, owners = [], []
+        for place, frames in enumerate(given[PIXELS]):
+            parts = films.lengths(len(frames), self.family.tower.side**2, most)
+            pieces += frames.split(parts)
+            owners += [place] * len(parts)
+        return {PIXELS: pieces}, owners
+
+
+PIXELS = "pixel_values_videos"
+Onevision.films = OnevisionFilms
