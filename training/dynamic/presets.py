@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
         language=Stage(steps=2600, batch=14, rate=1.5e-3, warmup=100),
         joint=Stage(steps=700, batch=12, rate=4e-4),
         fresh=5,
-        memory=6000,
+        memory=3000,  # 11 GiB of the process's were in use at 4000
         workers=1,
         mix=Mix(sides=(308, 448, 672), often=(0.35, 0.35, 0.3)),
         asked=Mix(pages=(0.0, 0.0), clips=0.2, sides=(308, 448, 672), often=(0.2, 0.3, 0.5)),
@@ -108,3 +108,10 @@ PRESETS: dict[str, Preset] = {
         save_every=2,
     ),
 }
+#: Stage 2 once more, to compare what it is given: scenes and small documents only, so that showing it every token takes
+#: no longer than dropping them. Beside it ``python -m training --preset dynamic-small`` without ``--no-token-dropout``.
+PRESETS["dynamic-small"] = replace(
+    PRESETS["dynamic"],
+    name="dynamic-small",
+    asked=Mix(pages=(0.0, 0.0), documents=0.2, sides=(224, 308), often=(0.5, 0.5)),
+)
