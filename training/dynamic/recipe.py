@@ -14,6 +14,7 @@ SHIPPED = {"dynamic": "dynamic", "dynamic-gpu": "dynamic"}
 DATA = {
     **SCENES,
     "documents": "foveate.evaluation.documents, split train: drawn and written by this code",
+    "clips": "foveate.evaluation.clips, split train: drawn by this code",
     "fonts": "DejaVu 2.37 of matplotlib (Bitstream Vera licence)",
 }
 
