@@ -228,7 +228,8 @@ def evaluate(
         typer.Option(
             help="Comma-separated names, or all (those before the LLM). Options stand behind a name: "
             "fastv:layer=1:budget=final. ask-again:first=0.02:margin=0.5:cdpruner asks again where unsure; "
-            "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost. "
+            "--keep is its second budget then. resize: smaller pictures in place of pruning, at the same cost, or "
+            "marked as over budget where the model makes more tokens of any. "
             "crops:amount=0.5:cdpruner encodes half of the crops. blind: the question without its picture. "
             "Default: all, resize, blind."
         ),
