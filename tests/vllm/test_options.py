@@ -132,8 +132,8 @@ def profiled(llm):
     ours, calls = embedder(llm), []
     ours.forget()
     encode = ours._encode
-    ours._encode = lambda stock, plain, places: (
-        calls.append([ours.batches.sizes(plain)[place] for place in places]) or encode(stock, plain, places)
+    ours._encode = lambda stock, plain, places, batches: (
+        calls.append([batches.sizes(plain)[place] for place in places]) or encode(stock, plain, places, batches)
     )
     outputs = []
     embed = runner.model.embed_multimodal

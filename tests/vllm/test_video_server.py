@@ -125,17 +125,19 @@ def expected(
 
 def test_frames(server: Server, stock: tuple[Any, Any]) -> None:
     """Frames as JPEG, per request a budget and a method."""
-    answers = set()
-    for number in range(3):
+    told_apart = 0
+    for number, place in ((0, 2), (1, 2), (2, 2), (2, 4)):
         url, frames = jpegs(frames_of(number))
-        question = make_sample("test", 50, number).questions[0].text
+        question = make_sample("test", 50, number).questions[place].text
+        answers = set()
         for method, keep in (("adafv", 0.25), ("adafv", 40), *((method, 0.1) for method in METHODS)):
             asks = None if (method, keep) == ("adafv", 0.25) else {"keep": keep, "method": method}
             pruner = foveate.get_pruner(method, keep=keep)
             got = answer(server, body(question, [("video", url)], asks))
             assert got == expected(stock, question, [(frames, told(len(frames)))], pruner)
             answers.add(got)
-    assert len({text for text, _ in answers}) > 3  # it does not say one thing whatever it sees
+        told_apart += len({text for text, _ in answers}) > 2
+    assert told_apart >= 2  # what is said depends on what is kept, so that equal answers say something
 
 
 def test_a_file(server: Server, stock: tuple[Any, Any], tmp_path: Path) -> None:
@@ -150,9 +152,9 @@ def test_a_file(server: Server, stock: tuple[Any, Any], tmp_path: Path) -> None:
 
 
 def test_several_and_a_picture(server: Server, stock: tuple[Any, Any]) -> None:
-    (first, one), (second, other) = (jpegs(frames_of(number)[:length]) for number, length in ((5, 6), (6, 9)))
+    (first, one), (second, other) = (jpegs(frames_of(number)[:length]) for number, length in ((5, 4), (6, 9)))
     picture = make_sample("test", 50, 7).frames[0].convert("RGB")
-    question = "Is there a cat in the video?"
+    question = "Is there a cat in the video?"  # of two steps a time is no label that is known, and guides
     sent = body(question, [("image", data_url(picture)), ("video", first), ("video", second)], {"keep": 0.2})
     videos = [(frames, told(len(frames))) for frames in (one, other)]
     pruner = foveate.get_pruner("adafv", keep=0.2)

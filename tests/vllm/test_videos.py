@@ -304,6 +304,17 @@ def test_further_questions(family: Served) -> None:
         assert hits >= pieces * number
 
 
+def test_partly_known(family: Served) -> None:
+    """A video that vLLM's processor cache holds, beside one that it does not, in either order, and a picture."""
+    family.engine.call(forget)
+    one, other = (1, 6, 120, 90), (9, 6, 80, 100)
+    asks = {"method": "evs", "keep": 0.5}  # which reads no question
+    for clips, pictures in (((one,), ()), ((other, one), ()), ((one,), ((6, 150, 90),)), ((one, (10, 6, 64, 64)), ())):
+        parts = (*["image"] * len(pictures), *["video"] * len(clips), CAT)
+        case = Case(parts, pictures, clips)
+        agree(*family.ask([case], asks), family.expected(case, "evs", 0.5))  # type: ignore[call-arg]
+
+
 def test_profile(family: Served) -> None:
     """The run that memory is measured with."""
     family.engine.call(forget)

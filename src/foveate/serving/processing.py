@@ -124,10 +124,11 @@ class ProcessorMixin:
         except (TypeError, ValueError) as error:
             if not gone:  # whose missing pixels vLLM stumbles over, one way or another
                 raise
+            what = "picture" if gone[-1].startswith("image") else "video"
             raise ValueError(
-                f"{', '.join(gone)} came as a UUID alone, and this server does not remember the pixels (it keeps "
+                f"{', '.join(gone)} came as a UUID alone, and this server does not remember the {what} (it keeps "
                 f"{self.pictures.capacity >> 20} MiB of pictures in each API server process, and no videos): send the "
-                "picture again with its UUID. Under pruning a new question about a picture needs its pixels once more"
+                f"{what} again with its UUID. Under pruning a new question about it needs its pixels once more"
             ) from error
         if profile is None:
             for kind in KINDS:
