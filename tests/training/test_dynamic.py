@@ -286,3 +286,36 @@ def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
     weights = model.state_dict()
     for name, stored in load_file(trained / "checkpoint" / "model.safetensors").items():
         assert torch.equal(weights[name], stored.float()), name
+
+
+def test_a_checkpoint_from_before_the_vocabulary_grew_is_gone_on_from(stock: Any) -> None:
+    from training.__main__ import _load
+
+    before = {name: weight.clone() for name, weight in stock.state_dict().items()}
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        before[name] = before[name][:-20]
+    model = build(PRESET)
+    begun = model.model.language_model.embed_tokens.weight.detach().clone()
+    _load(model, before)
+    words = model.model.language_model.embed_tokens.weight
+    assert torch.equal(words[:-20], before["lm_head.weight"]) and torch.equal(words[-20:], begun[-20:])
+    assert model.lm_head.weight is words
+
+
+def test_a_control_begins_with_random_layers(trained: Path, tmp_path: Path) -> None:
+    """One step at a small rate leaves them near those that ``build`` makes, and not near those of stage 1's state."""
+    name, tower = (f"model.{part}" for part in (
+        "language_model.layers.1.mlp.up_proj.weight", "visual.blocks.0.mlp.linear_fc1.weight"
+    ))  # fmt: skip
+    state = torch.load(trained / "vision.pt", weights_only=False)
+    state["model"][name] = state["model"][name] + 1.0
+    torch.save(state, tmp_path / "vision.pt")
+    command = [
+        sys.executable, "-m", "training", "--preset", "dynamic-smoke", "--out", str(tmp_path), "--stage", "language",
+        "--language-afresh", "--no-token-dropout", "--language-steps", "1",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=600)
+    after = torch.load(tmp_path / "language-control.pt", weights_only=False)["model"]
+    assert (after[name] - build(PRESET).state_dict()[name]).abs().max() < 0.1
+    assert torch.equal(after[tower], state["model"][tower])
