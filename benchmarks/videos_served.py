@@ -39,18 +39,15 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": 
 Spent = tuple[float, float, list[int]]
 
 
-def requests_of(first: int, count: int, folder: str, clips: int) -> list[dict[str, Any]]:
+def requests_of(first: int, count: int, processor: Any, clips: int) -> list[dict[str, Any]]:
     """Prompts with a video each, every one of another clip.
 
     Args:
         first: number of the first clip.
         count: how many requests.
-        folder: of the model.
+        processor: of the model.
         clips: how many drawn clips follow each other in a video.
     """
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     found = []
     for number in range(first, first + count):
         samples = [make_sample("test", 60, number * clips + part) for part in range(clips)]
@@ -70,11 +67,8 @@ def requests_of(first: int, count: int, folder: str, clips: int) -> list[dict[st
     return found
 
 
-def kept_by_evs(request: dict[str, Any], folder: str, rate: float) -> int:
+def kept_by_evs(request: dict[str, Any], processor: Any, rate: float) -> int:
     """How many visual tokens vLLM's EVS keeps of a request's video: all of the first step at least."""
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     ((frames, metadata),) = request["multi_modal_data"]["video"]
     told = {name: value for name, value in metadata.items() if name != "do_sample_frames"}
     made = processor.video_processor([frames], video_metadata=[told], do_sample_frames=False, return_tensors="pt")
@@ -124,6 +118,8 @@ def run(folder: str, plugin: bool, options: dict[str, Any], batches: Sequence[An
 
 
 def main() -> None:
+    from transformers import AutoProcessor
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="dynamic", help="a folder, or a model that ships")
     parser.add_argument("--rate", type=float, default=0.75, help="the part that EVS drops")
@@ -133,8 +129,9 @@ def main() -> None:
     given = parser.parse_args()
     folder = str(bundled.path(given.model)) if bundled.shipped(given.model) else given.model
     count = given.requests
-    batches = [requests_of(0, WARM, folder, given.clips)]
-    batches += [requests_of(WARM + one * count, count, folder, given.clips) for one in range(given.rounds)]
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    batches = [requests_of(0, WARM, processor, given.clips)]
+    batches += [requests_of(WARM + one * count, count, processor, given.clips) for one in range(given.rounds)]
 
     def asking(method: str) -> list[Any]:
         """The same with a budget for each: what EVS keeps of it."""
@@ -143,7 +140,7 @@ def main() -> None:
             for pairs in (zip(batch, kept, strict=True) for batch, kept in zip(batches, budgets, strict=True))
         ]
 
-    budgets = [[kept_by_evs(one, folder, given.rate) for one in batch] for batch in batches]
+    budgets = [[kept_by_evs(one, processor, given.rate) for one in batch] for batch in batches]
     pruning = {"hf_overrides": serving.options("evs", keep=0.25, methods=("adafv",))}
     arms: dict[str, tuple[bool, dict[str, Any], Sequence[Any]]] = {
         "vLLM, nothing dropped": (False, {}, batches),

@@ -92,7 +92,9 @@ def main() -> None:
         torch.set_num_threads(os.cpu_count() or 1)
     dropout = not arguments.no_token_dropout
     model = recipe.build(preset)
-    random = {name: weight.clone() for name, weight in model.state_dict().items() if "language_model.layers." in name}
+    if arguments.language_afresh:
+        begun = model.state_dict()
+        random = {name: weight.clone() for name, weight in begun.items() if "language_model.layers." in name}
     if arguments.start_from is not None:
         _start_from(model, arguments.start_from)
         preset = preset.going_on()

@@ -1,8 +1,16 @@
 """Tests of serving run where vLLM is: ``make test-vllm``."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.vllm.test_families import Process
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -25,3 +33,28 @@ def known_to_vllm() -> None:
         load_general_plugins()
         for model in [*own, *(ModelRegistry.models[name] for name in ARCHITECTURES)]:
             model.inspect_model_cls()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[bool, Process]]:
+    """With the plugin and without, one process each, in which a file's engines follow each other."""
+    from tests.vllm.test_families import Process
+
+    both = {plugin: Process(plugin) for plugin in (True, False)}
+    yield both
+    for one in both.values():
+        if one.engine is not None:
+            one.engine.close()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family -> its tiny checkpoint, written when it is asked for first."""
+    from tests.vllm import checkpoints
+
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder(name: str) -> Path:
+        return root / name if (root / name).exists() else checkpoints.write(name, root / name)
+
+    return folder

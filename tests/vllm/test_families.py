@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,25 +280,6 @@ class Process:
         else:
             self.engine.load(str(folder), **{**OPTIONS, **options})
         return self.engine
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[dict[bool, Process]]:
-    both = {plugin: Process(plugin) for plugin in (True, False)}
-    yield both
-    for one in both.values():
-        if one.engine is not None:
-            one.engine.close()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    def folder(name: str) -> Path:
-        return root / name if (root / name).exists() else checkpoints.write(name, root / name)
-
-    return folder
 
 
 def own_options(name: str) -> dict[str, Any]:

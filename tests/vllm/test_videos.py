@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 import foveate
 from foveate import serving
-from tests.vllm import checkpoints
 from tests.vllm.engines import Engine, Prompt, Told, embedder
 from tests.vllm.test_families import (
     DIFFERENCE,
@@ -207,25 +205,6 @@ def behind(input_ids: Any, mm_token_type_ids: Any, **given: Any) -> tuple[torch.
 def cut(llm: Any, piece: int) -> None:
     """In the engine's process: videos are encoded, and cached, in pieces of so many tokens."""
     embedder(llm).piece = piece
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[dict[bool, Process]]:
-    both = {plugin: Process(plugin) for plugin in (True, False)}
-    yield both
-    for one in both.values():
-        if one.engine is not None:
-            one.engine.close()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    def folder(name: str) -> Path:
-        return root / name if (root / name).exists() else checkpoints.write(name, root / name)
-
-    return folder
 
 
 def own_options(name: str) -> dict[str, Any]:

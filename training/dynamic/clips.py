@@ -10,7 +10,7 @@ import numpy as np
 from foveate.evaluation.clips.composing import RATE, Actor, Spell
 from foveate.evaluation.clips.files import Sample, make_sample
 from foveate.videos import sample_times
-from training.dynamic.data import UNCOVERED, Asked, shown_in
+from training.dynamic.data import Asked, owners, shown_in
 from training.dynamic.grid import TEMPORAL, Grid, covered, lay_out, resized
 from training.dynamic.words import encode
 
@@ -68,8 +68,7 @@ def make_clip(seed: int, index: int, *, clutter: bool, scale: float) -> Clip:
             )
         )
         regions += [_covered(actor, spell, moments, grid) for actor, spell in spells]
-    cells = len(moments) * grid.cells
-    shows = shown_in(np.stack(regions)) if regions else np.zeros((0, cells), bool)
+    shows = shown_in(_stacked(regions, len(moments) * grid.cells))
     frames = halves.mean(1).astype(np.float16)
     return Clip(frames, grid, stamps, _owners(sample, moments, grid), shows, asked)
 
@@ -96,15 +95,16 @@ def _covered(actor: Actor, spell: Spell, moments: Sequence[tuple[float, float]],
     return np.asarray(found).mean(1).ravel()
 
 
+def _stacked(parts: Sequence[np.ndarray], cells: int) -> np.ndarray:
+    """(parts, cells), also of none."""
+    return np.stack(parts) if parts else np.zeros((0, cells), np.float32)
+
+
 def _owners(sample: Sample, moments: Sequence[tuple[float, float]], grid: Grid) -> np.ndarray:
     """(M * C,) number of what a cell shows most: an actor in each state that it is in; -1 background, -2 not known."""
     states = [_covered(actor, spell, moments, grid) for actor in sample.play.actors for spell in _states(actor, sample)]
-    if not states:
-        return np.full(len(moments) * grid.cells, -1)
-    amount = np.stack(states)
-    shows = shown_in(amount)
-    owner = np.where(amount.max(0) < UNCOVERED, -1, -2)
-    return np.where(shows.any(0), np.where(shows, amount, 0).argmax(0), owner)
+    amount = _stacked(states, len(moments) * grid.cells)
+    return owners(amount, shown_in(amount))
 
 
 def _states(actor: Actor, sample: Sample) -> list[Spell]:

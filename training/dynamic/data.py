@@ -127,10 +127,7 @@ def label(
     cells = grid.cells
     covered = np.stack([region.covered for region in regions]) if regions else np.zeros((0, cells), np.float32)
     shows = shown_in(covered)
-    owner = np.where(covered.max(0, initial=0.0) < UNCOVERED, -1, -2)
-    if regions:
-        most = np.where(shows, covered, 0).argmax(0)
-        owner = np.where(shows.any(0), most, owner)
+    owner = owners(covered, shows)
     names, shares = _shown(covered, shows, [NAME_INDEX.get(region.name or "") for region in regions])
     background = owner == -1
     names[background, 0], shares[background, 0] = NOTHING, 1
@@ -158,6 +155,19 @@ def shown_in(covered: np.ndarray) -> np.ndarray:
     fullest = covered.max(1, initial=0.0)
     least = np.minimum(COVERED, np.maximum(OF_FULLEST * fullest, LEAST_COVERED))
     return np.asarray(covered >= least[:, None])
+
+
+def owners(covered: np.ndarray, shows: np.ndarray) -> np.ndarray:
+    """(C,) number of the region that each cell shows most; -1 for background, -2 where that is not known.
+
+    Args:
+        covered: (regions, C) how much of each cell a region covers.
+        shows: (regions, C) see ``shown_in``.
+    """
+    owner = np.where(covered.max(0, initial=0.0) < UNCOVERED, -1, -2)
+    if not len(covered):
+        return owner
+    return np.where(shows.any(0), np.where(shows, covered, 0).argmax(0), owner)
 
 
 def digits_of(number: int) -> list[int]:

@@ -70,13 +70,10 @@ def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Pa
             tokens, deep = see(model, batch, device)
         return vision_losses(tokens.float(), deep.float(), batch, embeddings(model), heads)
 
-    def loss_of_heads(step: int, batch: list[Picture]) -> tuple[Tensor, dict[str, float]]:
-        model.requires_grad_(False)
-        return loss_of(step, batch)
-
     if not (out / "vision.pt").exists():
         train_letters(model, heads, preset, out, device)
         if preset.heads is not None:
+            model.requires_grad_(False)
             learn(
                 "heads",
                 preset.heads,
@@ -87,7 +84,7 @@ def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Pa
                 trained=list(heads.parameters()),
                 decay=0.02,
                 batches=partial(batches, preset.heads, preset.seed + 3),
-                loss_of=loss_of_heads,
+                loss_of=loss_of,
             )
             model.requires_grad_(True)
 

@@ -257,7 +257,7 @@ class _Page:
             except BAD_INPUT as error:
                 said = told(error)
             said = said or (shown.warnings_of(self.explorer, visit) if visit.looked else "")
-        return [visit, _message(said), *self._each(visit, self._whole if changed else _as_it_is)]
+        return [visit, _message(said), *self._each(visit, self._whole if changed else self._as_it_is)]
 
     def _each(self, visit: Visit, drawn: Callable[[Visit, Any], Sequence[Any]]) -> list[Any]:
         return [one for side in visit.sides for one in drawn(visit, side)]
@@ -267,13 +267,12 @@ class _Page:
         figures = shown.figures_html(visit, side), shown.counters_html(visit, side)
         return shown.answer_text(side), *figures, code["Python"], code["curl"]
 
+    def _as_it_is(self, visit: Visit, side: Any) -> Sequence[Any]:
+        return [gr.skip()] * len(_outputs(self.sides[0]))
+
     def _streamed(self, visit: Visit, side: Any) -> Sequence[Any]:
         # Pictures are large, and stay as they are while the words come.
         return shown.answer_text(side), gr.skip(), shown.counters_html(visit, side), gr.skip(), gr.skip()
-
-
-def _as_it_is(*_: Any) -> Sequence[Any]:
-    return [gr.skip()] * 5
 
 
 def _outputs(side: _Side) -> list[Any]:
