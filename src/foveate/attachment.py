@@ -16,10 +16,10 @@ from foveate.asking_again import NO_PRUNER, AskAgain
 from foveate.crops import Crops
 from foveate.inside import check_inside
 from foveate.instrumented import InstrumentedModel
+from foveate.locks import lock_of
 from foveate.models import stock_model
 from foveate.models.encoded import Layout, Newlines, Positions
 from foveate.options import Options
-from foveate.patches import lock_of
 from foveate.pruners.base import Method
 from foveate.readable import check_readable
 from foveate.tokens import Selection

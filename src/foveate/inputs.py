@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from foveate.locks import lock_of
 from foveate.models import FAMILIES
 from foveate.models.encoded import Kind
 from foveate.turns import adds_special_tokens
@@ -98,14 +99,15 @@ def process(
             f"{type(processor).__name__} of this transformers takes no padding_side, which several questions in one "
             "batch need: upgrade transformers, or call model.generate under the pruner with what it returns"
         )
-    inputs = processor(
-        text=list(prompts),
-        **(videos or {"images": [list(pictures) for _ in prompts]}),
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=adds_special_tokens(processor, prompts[0]),
-    )
+    with lock_of(processor.tokenizer):
+        inputs = processor(
+            text=list(prompts),
+            **(videos or {"images": [list(pictures) for _ in prompts]}),
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=adds_special_tokens(processor, prompts[0]),
+        )
     device = input_device(model)
     return {
         name: value.to(device, model.dtype if value.is_floating_point() and name not in TIMES else value.dtype)
@@ -155,7 +157,8 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     """The words of a question that a tokenizer can only read as its unknown token."""
     if getattr(tokenizer, "unk_token_id", None) is None or not tokenizer.is_fast:
         return []
-    read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    with lock_of(tokenizer):
+        read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     spans = zip(read["input_ids"], read["offset_mapping"], strict=True)
     words = [question[start:end].strip() for token, (start, end) in spans if token == tokenizer.unk_token_id]
     return list(dict.fromkeys(words))

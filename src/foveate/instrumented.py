@@ -14,11 +14,12 @@ from foveate.attention import untraced
 from foveate.call import Call
 from foveate.delivery import Delivery, assisting, checked, deliver, fill_mask, outside, running
 from foveate.inside import InsideCall
+from foveate.locks import lock_of
 from foveate.models import Family, family_for, stock_model
 from foveate.models.encoded import Kind
 from foveate.models.view_store import Views
 from foveate.options import Options
-from foveate.patches import Patch, Patches, held, lock_of
+from foveate.patches import Patch, Patches, held
 from foveate.pruners.base import Method, Pruner
 from foveate.pruners.inside import InsidePruner
 from foveate.versions import warn_untested

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+
+from foveate.locks import lock_of
 
 
 class Patch(NamedTuple):
@@ -55,14 +55,6 @@ def _delete(owner: Any, name: str) -> None:
 # By (id of an owner, name): the group that has it. Groups hold their owners, so no id is used twice meanwhile. Both are
 # changed by single operations that no thread can come between, since an interrupt could leave a lock of theirs closed.
 _taken: dict[tuple[int, str], Patches] = {}
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-
-
-def lock_of(model: Any) -> threading.RLock:
-    """The lock under which patches are put on a model and taken off; one per model."""
-    if not isinstance(model, nn.Module):
-        return threading.RLock()  # nothing will be put on it
-    return _locks.setdefault(model, threading.RLock())
 
 
 @contextmanager
@@ -96,7 +88,7 @@ def _leave(model: Any, patches: Patches | None, user: Hashable) -> None:
 class Patches:
     """Patches that belong together: whoever comes first puts them on, whoever leaves last takes them off.
 
-    Not for several threads by itself: hold ``lock_of`` the model.
+    Not for several threads by itself: hold the model's lock, ``foveate.locks.lock_of``.
 
     Args:
         patches: what to put on, in this order.

@@ -15,7 +15,7 @@ from foveate.attachment import check_model
 from foveate.crops import Crops
 from foveate.inputs import PROBE, image_mark, input_device, picture_list, probe_inputs, process, question_prompt
 from foveate.instrumented import looking_through
-from foveate.locks import OwnLock
+from foveate.locks import lock_of
 from foveate.models import family_for
 from foveate.models.encoded import EncodedImage, Kind, Layout, Newlines, Positions, Request
 from foveate.models.view_store import Views, ViewStore
@@ -94,8 +94,6 @@ class Session:
     ) -> None:
         self.model = model
         self.processor = processor
-        # A fast tokenizer that is told to pad while another thread is within it raises "Already borrowed".
-        self._tokenizing = OwnLock()
         self.pictures = pictures
         self.layout = layout
         self.crops = crops
@@ -177,17 +175,19 @@ class Session:
             raise ValueError("num_return_sequences must be 1 in a session: one answer per question")
         length = inputs["input_ids"].shape[1]
         each = len(self.images)
+        with lock_of(self.processor.tokenizer):
+            texts = [self.processor.tokenizer.decode(one[length:], skip_special_tokens=True) for one in sequences]
         return [
             Answer(
                 question=question,
-                text=self.processor.tokenizer.decode(sequence[length:], skip_special_tokens=True).strip(),
+                text=text.strip(),
                 selections=call.selections[number * each : (number + 1) * each],
                 visual_tokens=call.visual_tokens[number],
                 prompt_tokens=call.prompt_tokens,
                 sequence=sequence,
                 new_tokens=len(sequence) - length,
             )
-            for number, (question, sequence) in enumerate(zip(questions, sequences, strict=True))
+            for number, (question, sequence, text) in enumerate(zip(questions, sequences, texts, strict=True))
         ]
 
     def arguments(self, questions: Sequence[str]) -> dict[str, Any]:
@@ -201,10 +201,9 @@ class Session:
     def _tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
         for prompt in prompts:
             self._count_marks(prompt)
-        with self._tokenizing:
-            if self._by_runs:
-                return self._write_runs(prompts)
-            inputs = process(self.processor, self.model, prompts, self.pictures)
+        if self._by_runs:
+            return self._write_runs(prompts)
+        inputs = process(self.processor, self.model, prompts, self.pictures)
         return {name: inputs[name] for name in PER_TOKEN if name in inputs}
 
     def _count_marks(self, prompt: str) -> list[str]:
@@ -223,13 +222,14 @@ class Session:
             runs = [self.processor.image_token * image.placeholders for image in self.images]
             parts = self._count_marks(prompt)
             texts.append("".join(part + run for part, run in zip(parts, [*runs, ""], strict=True)))
-        batch = self.processor.tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=adds_special_tokens(self.processor, texts[0]),
-        )
+        with lock_of(self.processor.tokenizer):
+            batch = self.processor.tokenizer(
+                texts,
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=adds_special_tokens(self.processor, texts[0]),
+            )
         device = input_device(self.model)
         found = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         if "mm_token_type_ids" in getattr(self.processor, "model_input_names", ()):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.locks import lock_of
+
 ASKED, ANSWERED, ASKED_AGAIN, TOLD = "walrus", "teapot", "giraffe", "lantern"
 """Words to find in a rendered conversation; every tokenizer writes them without a mark of its own."""
 BLANKS = (" ", "  ", "\n", "\n\n", "\n\n\n", "\n\n\n\n", " \n", " \n\n")
@@ -68,12 +70,15 @@ def turns_of(processor: Any) -> Turns:
             (second, second + len(ends)),
         ],
     }
-    found = {name: _pieces(tokenizer, whole, places) for name, places in spans.items()}
-    if not found["ends"]:
-        raise ValueError("the end of a user's turn has no tokens of its own in this template; give turn_end yourself")
-    special = special_ids(tokenizer)
-    starts = found["starts"] + _behind_system(processor, tokenizer, special)
-    return Turns(starts, found["ends"], special, blank=blank_ids(tokenizer))
+    with lock_of(tokenizer):
+        found = {name: _pieces(tokenizer, whole, places) for name, places in spans.items()}
+        if not found["ends"]:
+            raise ValueError(
+                "the end of a user's turn has no tokens of its own in this template; give turn_end yourself"
+            )
+        special = special_ids(tokenizer)
+        starts = found["starts"] + _behind_system(processor, tokenizer, special)
+        return Turns(starts, found["ends"], special, blank=blank_ids(tokenizer))
 
 
 def _behind_system(processor: Any, tokenizer: Any, special: frozenset[int]) -> tuple[tuple[int, ...], ...]:

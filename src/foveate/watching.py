@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.attachment import check_model
 from foveate.inputs import PROBE, mark_of, process, question_prompt
 from foveate.instrumented import looking_through
+from foveate.locks import lock_of
 from foveate.models.encoded import EncodedImage, Kind, Layout, Request
 from foveate.models.view_store import Views
 from foveate.options import Options
@@ -54,7 +55,7 @@ class VideoSession(Session):
         for prompt in prompts:
             self._count_marks(prompt)
         key = tuple(prompts)
-        with self._tokenizing:
+        with lock_of(self.processor.tokenizer):
             if key not in self._read:
                 inputs = _processed(self.processor, self.model, prompts, self.video)
                 self._read = {key: {name: inputs[name] for name in PER_TOKEN if name in inputs}}
