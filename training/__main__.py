@@ -73,6 +73,7 @@ def main() -> None:
     import training.dynamic.recipe
     import training.recipe
     from foveate import bundled
+    from training import parallel
     from training.runs import load_state, log, write_record
 
     recipes = {name: recipe for recipe in (training.recipe, training.dynamic.recipe) for name in recipe.PRESETS}
@@ -85,11 +86,16 @@ def main() -> None:
             preset = replace(preset, **{stage: replace(getattr(preset, stage), steps=steps)})
     out = arguments.out or Path(__file__).parent / "runs" / preset.name
     out.mkdir(parents=True, exist_ok=True)
-    handlers = [logging.StreamHandler(), logging.FileHandler(out / "log.txt", encoding="utf-8")]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parallel.begin()
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(out / "log.txt", encoding="utf-8")]
+    logging.basicConfig(
+        level=logging.WARNING if parallel.rank() else logging.INFO, format="%(asctime)s %(message)s", handlers=handlers
+    )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", parallel.rank() % torch.cuda.device_count())
     if device.type == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // parallel.size()))
     dropout = not arguments.no_token_dropout
     model = recipe.build(preset)
     if arguments.language_afresh:
@@ -104,9 +110,12 @@ def main() -> None:
         device,
         sum(p.numel() for p in model.parameters()) / 1e6,
     )
-    machine = {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {"device": device.type, "threads": torch.get_num_threads(), "processes": parallel.size()}
+    machine["torch"] = torch.__version__
     suffix = "" if dropout else "-control"
-    write_record(out / "training.json", {f"preset{suffix}": asdict(preset), "data": recipe.DATA, "machine": machine})
+    if parallel.rank() == 0:
+        record = {f"preset{suffix}": asdict(preset), "data": recipe.DATA, "machine": machine}
+        write_record(out / "training.json", record)
     if "vision" in arguments.stage:
         recipe.train_vision(model, preset, out, device)
     if "language" in arguments.stage:
@@ -117,7 +126,7 @@ def main() -> None:
     if "joint" in arguments.stage:
         _restore(model, load_state(out / f"language{suffix}.pt"), "language")
         recipe.train_joint(model, preset, out, device, dropout=dropout)
-    if "export" in arguments.stage:
+    if "export" in arguments.stage and parallel.rank() == 0:
         states = (load_state(out / f"{stage}{suffix}.pt") for stage in ("joint", "language", "vision"))
         _restore(model, next((state for state in states if state), None), "any")
         name = recipe.SHIPPED.get(preset.name) if dropout else None

@@ -14,6 +14,7 @@ from transformers import LlavaNextForConditionalGeneration
 
 from training.data import IGNORE, NOTHING, View, ahead, make_batch
 from training.model import embeddings, normalise, see
+from training.parallel import part
 from training.presets import Preset
 from training.questions import BUDGETS, Packed, budget_of, loss_of_answers, pack, question_mask
 from training.replay import replayed
@@ -307,7 +308,7 @@ def train_joint(
 
     def batches(first: int) -> Iterator[list[View]]:
         tasks = (
-            (preset.seed + 200, step * stage.batch, stage.batch, preset.canvases, 0.5)
+            (preset.seed + 200, *part(step * stage.batch, stage.batch), preset.canvases, 0.5)
             for step in range(first, stage.steps)
         )
         return ahead(make_batch, tasks, preset.workers)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from training.data import ahead
+from training.parallel import part
 from training.presets import Recipe
 
 Drawn = TypeVar("Drawn")
@@ -40,8 +41,10 @@ def replayed(
     tasks = (
         (
             preset.seed + 100,
-            _FILLING + step if step < 0 else filling + step * preset.fresh,
-            filling if step < first else preset.fresh,
+            *part(
+                _FILLING + step if step < 0 else filling + step * preset.fresh,
+                filling if step < first else preset.fresh,
+            ),
             *kind,
         )
         for step in range(first - 1, stage.steps)
@@ -50,7 +53,8 @@ def replayed(
     for step, batch in enumerate(ahead(draw, tasks, preset.workers), first - 1):
         fresh = show(batch)
         rng = np.random.default_rng([preset.seed, 2, step + 1])
-        again = [memory[i] for i in rng.integers(0, len(memory), stage.batch - len(fresh))] if memory else []
+        more = part(0, stage.batch)[1] - len(fresh)
+        again = [memory[i] for i in rng.integers(0, len(memory), more)] if memory else []
         memory = (memory + fresh)[-preset.memory :]
         if step >= first:
             yield fresh + again, rng

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from training import parallel
 from training.presets import Stage
 
 log = logging.getLogger("training")
@@ -102,7 +103,9 @@ class Threads:
 
     def __init__(self, device: torch.device) -> None:
         cores = os.cpu_count() or 1
-        self._choices = [cores, 1] if device.type == "cpu" and cores > 1 else []
+        # Several processes must not come apart, and another number of threads rounds otherwise.
+        alone = parallel.size() == 1
+        self._choices = [cores, 1] if alone and device.type == "cpu" and cores > 1 else []
         self._steps = 0
         self._times: list[float] = []
         self._last = time.monotonic()
@@ -208,6 +211,8 @@ def learn(
         facts = {key: state[key] for key in state["facts"]}
 
     def save(step: int) -> None:
+        if parallel.rank():
+            return
         held = snapshot(step, averages, clock, **parts, optimizer=optimizer)
         save_state(out / f"{name}.pt", {**held, **facts, "facts": list(facts)})
 
@@ -215,6 +220,7 @@ def learn(
         loss, seen = loss_of(step, batch)
         optimizer.zero_grad()
         loss.backward()
+        parallel.average(trained)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step(learning_rate(stage, step))
         threads.step()
@@ -223,8 +229,9 @@ def learn(
             log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
         if (step + 1) % saving.save_every == 0:
             save(step + 1)
-    if first < stage.steps:
+    if first < stage.steps and parallel.rank() == 0:
         save(stage.steps)
         write_record(
             out / "training.json", {name: {"seconds": round(clock.seconds), **facts, "figures": averages.values}}
         )
+    parallel.meet()

@@ -12,6 +12,7 @@ from transformers import LlavaNextForConditionalGeneration
 
 from training.data import COLOR_IDS, DIGIT_IDS, IGNORE, NOTHING, THING_IDS, View, ahead, make_batch
 from training.model import embeddings, normalise, see
+from training.parallel import part
 from training.presets import Preset
 from training.runs import learn
 from training.views import GRID, TOKENS
@@ -45,7 +46,7 @@ def train_vision(model: LlavaNextForConditionalGeneration, preset: Preset, out: 
 
     def batches(first: int) -> Iterator[list[View]]:
         tasks = (
-            (preset.seed, step * stage.batch, stage.batch, preset.canvases, _clutter(step / stage.steps))
+            (preset.seed, *part(step * stage.batch, stage.batch), preset.canvases, _clutter(step / stage.steps))
             for step in range(first, stage.steps)
         )
         return ahead(make_batch, tasks, preset.workers)

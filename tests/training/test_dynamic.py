@@ -131,6 +131,27 @@ def test_what_a_question_needs_is_where_the_picture_says() -> None:
     assert found
 
 
+def test_documents_are_asked_more_than_the_suite_asks() -> None:
+    """The suite's own questions and others, none twice; the answer to each is in the cells that are to show it."""
+    mix = replace(PRESET.mix.asked(), documents=1.0, clutter=(1.0, 1.0))
+    few, many = (make_batch(8, 0, 12, replace(mix, questions=most), 1.0) for most in (1, 30))
+    read = 0
+    for less, more in zip(few, many, strict=True):
+        texts = [question.text for question in more.questions]
+        assert [one.text for one in less.questions] == texts[:1]
+        assert len(set(texts)) == len(texts) <= 30
+        for question in more.questions:
+            own = more.owner == question.regions[0]
+            if not own.any():
+                continue  # something else covers more of its cells
+            if question.answer.isdecimal():
+                assert digits_of(int(question.answer)) in more.digits[own].tolist(), question
+            elif question.answer in NAMES:
+                assert NAMES.index(question.answer) in more.names[own], question
+            read += 1
+    assert read > 100 and sum(len(one.questions) for one in many) > 12 * 12
+
+
 def test_pages_to_read_from_are_full_of_words_where_they_say() -> None:
     """Where something is to be read there is ink beside paper. At first letters fill patches."""
     whole: dict[float, list[float]] = {0.0: [], 1.0: []}

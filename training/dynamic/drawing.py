@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.evaluation.documents.panel import Word
+from foveate.evaluation.documents.papers import Ask
 from foveate.evaluation.documents.sample import Sample as Document
 from foveate.evaluation.documents.sample import make_sample as make_document
 from foveate.evaluation.scenes.files import Sample as SceneSample
@@ -29,6 +30,8 @@ _VALUE_OF = {
     "sum": ("total",),
     "line": ("bus",),
 }
+_ROUNDS = 6
+"""How often a document is asked everything once, each time about other entries."""
 _BUTTONS = {"word": "button:{}", "button": "word:{}"}
 
 
@@ -53,7 +56,7 @@ def make_picture(seed: int, index: int, mix: Mix, progress: float) -> Picture | 
     clutter = bool(rng.random() < _between(mix.clutter, progress))
     most = int(rng.choice(mix.sides, p=mix.often))
     if rng.random() < mix.documents:
-        return _document(make_document("train", seed, index, clutter=clutter, most=most), rng)
+        return _document(make_document("train", seed, index, clutter=clutter, most=most), mix.questions, rng)
     return _scene(make_scene("train", seed, index, clutter=clutter), most, rng)
 
 
@@ -81,7 +84,7 @@ def _scene(sample: SceneSample, most: int, rng: np.random.Generator) -> Picture:
     return label(resized(picture, grid), grid, regions, asked)
 
 
-def _document(sample: Document, rng: np.random.Generator) -> Picture:
+def _document(sample: Document, most: int, rng: np.random.Generator) -> Picture:
     picture = _perhaps_jpeg(sample.picture, rng)
     grid = lay_out(picture.size)
     regions: list[Region] = []
@@ -95,10 +98,23 @@ def _document(sample: Document, rng: np.random.Generator) -> Picture:
                 regions.append(_region(mark.key, words, (x0 + x, y0 + y, x1 + x, y1 + y), sample, number, grid))
     asked = [
         Asked(ask.text, ask.answers[0], ask.kind, tuple(places[number, key] for key in dict.fromkeys(ask.keys)))
-        for number, ask in sample.asks
+        for number, ask in _asks(sample, most, rng)
     ]
     written = [(mark, x, y) for panel, x, y in sample.page.panels for mark in panel.marks if isinstance(mark, Word)]
     return label(resized(picture, grid), grid, regions, asked, spell(grid, written))
+
+
+def _asks(sample: Document, most: int, rng: np.random.Generator) -> list[tuple[int, Ask]]:
+    """At most so many questions about a document, by panel: the suite's own, then others that it could have asked."""
+    asks = {(number, ask.text): ask for number, ask in sample.asks}
+    for _ in range(_ROUNDS):
+        if len(asks) >= most:
+            break
+        more = [(number, ask) for number, paper in enumerate(sample.page.papers) for ask in paper.ask(rng)]
+        for place in rng.permutation(len(more)):
+            number, ask = more[place]
+            asks.setdefault((number, ask.text), ask)
+    return [(number, ask) for (number, _), ask in asks.items()][:most]
 
 
 def _region(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from training.dynamic.presets import Preset
 from training.dynamic.prompt import VISUAL, lead
 from training.dynamic.vision import vision_losses
 from training.dynamic.words import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, PAD, encode
+from training.parallel import part
 from training.questions import BUDGETS, budget_of, loss_of_answers, pack, question_mask
 from training.replay import replayed
 from training.runs import learn, log
@@ -37,6 +38,8 @@ _MOST = 400
 """Tokens of a clip that are shown at once, so that no batch becomes several times as long as others."""
 _JOINT_DROPOUT = 0.3
 """How often tokens are dropped in the finish."""
+_JOINT_CLIPS = 0.3
+"""How many clips it has of those that stage 2 has: one costs as much as seven pictures."""
 _NEEDS_ALL = ("counting", "biggest")
 """Kinds of questions that are asked only where all tokens are left."""
 
@@ -232,24 +235,34 @@ def train_joint(
         heads.nothing.data.copy_(F.normalize(_some_tokens(model, preset, device)[0], dim=-1).mean(0))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=preset.bfloat16)
 
-    def batches(first: int) -> Iterator[list[Picture]]:
+    mix = replace(preset.asked, clips=_JOINT_CLIPS * preset.asked.clips)
+
+    def batches(first: int) -> Iterator[list[Picture | Clip]]:
         tasks = (
-            (preset.seed + 200, step * stage.batch, stage.batch, preset.mix.asked(), 1.0)
-            for step in range(first, stage.steps)
+            (preset.seed + 200, *part(step * stage.batch, stage.batch), mix, 1.0) for step in range(first, stage.steps)
         )
         return ahead(make_batch, tasks, preset.workers)
 
-    def loss_of(step: int, batch: list[Picture]) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(step: int, batch: list[Picture | Clip]) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([preset.seed, 3, step])
         with autocast:
             tokens, deep = (plane.float() for plane in see(model, batch, device))
-        counts = [picture.grid.cells for picture in batch]
+        counts = [picture.cells for picture in batch]
         shown = [Shown(*one) for one in zip(batch, tokens.split(counts), deep.split(counts), strict=True)]
         budget = int(rng.choice(BUDGETS[-1][1])) if dropout and rng.random() < _JOINT_DROPOUT else None
-        answered, seen = answer_loss(model, shown, budget, rng, autocast, _EMPHASIS)
-        aligned, watched = vision_losses(tokens, deep, batch, embeddings(model), heads)
-        watched = {f"vision/{key}": value for key, value in watched.items() if "/" not in key}
-        return answered + 0.5 * aligned, {**seen, **watched}
+        loss, seen = answer_loss(model, shown, budget, rng, autocast, _EMPHASIS)
+        stills = [one for one in shown if isinstance(one.picture, Picture)]  # no cell of a clip is labelled
+        if stills:
+            aligned, watched = vision_losses(
+                torch.cat([one.tokens for one in stills]),
+                torch.cat([one.deep for one in stills]),
+                [one.picture for one in stills if isinstance(one.picture, Picture)],
+                embeddings(model),
+                heads,
+            )
+            loss = loss + 0.5 * aligned
+            seen |= {f"vision/{key}": value for key, value in watched.items() if "/" not in key}
+        return loss, seen
 
     learn(
         name,

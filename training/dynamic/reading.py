@@ -17,6 +17,7 @@ from training.dynamic.letters import NO_LETTER
 from training.dynamic.model import hidden, see
 from training.dynamic.pages import make_page
 from training.dynamic.presets import Preset
+from training.parallel import part
 from training.runs import learn
 
 #: (part of the stage, how hard pages are by then), straight in between. Found by making pages harder whenever seven of
@@ -39,7 +40,7 @@ def train_letters(
     def batches(first: int) -> Iterator[list[Picture]]:
         parts, hardness = zip(*_HARDER, strict=True)
         tasks = (
-            (preset.seed, step * stage.batch, stage.batch, float(np.interp(step / stage.steps, parts, hardness)))
+            (preset.seed, *part(step * stage.batch, stage.batch), float(np.interp(step / stage.steps, parts, hardness)))
             for step in range(first, stage.steps)
         )
         return ahead(pages, tasks, preset.workers)

@@ -21,6 +21,7 @@ from training.dynamic.model import embeddings, hidden, see
 from training.dynamic.presets import Preset
 from training.dynamic.reading import train_letters
 from training.dynamic.words import COLOR_NAMES, ID, MARK, NAMES
+from training.parallel import part
 from training.presets import Stage
 from training.runs import learn
 from training.vision import SCALE, cross_entropy
@@ -60,7 +61,7 @@ def train_vision(model: Qwen3VLForConditionalGeneration, preset: Preset, out: Pa
 
     def batches(stage: Stage, seed: int, first: int) -> Iterator[list[Picture]]:
         tasks = (
-            (seed, step * stage.batch, stage.batch, preset.mix, step / stage.steps)
+            (seed, *part(step * stage.batch, stage.batch), preset.mix, step / stage.steps)
             for step in range(first, stage.steps)
         )
         return ahead(make_batch, tasks, preset.workers)

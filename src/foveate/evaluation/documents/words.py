@@ -1,7 +1,7 @@
 """The words of the documents' world: small and closed, so that a small model can learn to read all of them.
 
 No word stands in two pools, and a picture holds no word twice: what a question names is in one place only. Numbers have
-one to three digits.
+one or two digits, and of three where prices are summed up.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _LONG = {
     "sun": "sunday", "jan": "january", "feb": "february", "mar": "march", "apr": "april", "jun": "june",
     "jul": "july", "aug": "august", "sep": "september", "oct": "october", "nov": "november", "dec": "december",
 }  # fmt: skip
+
+#: No number that is written down is larger; sums are. A small model does not learn to read three digits of 12 px.
+LARGEST = 99
 
 #: How a word on a document may be written.
 CASES = {"title": str.title, "upper": str.upper, "lower": str.lower}
@@ -87,9 +90,9 @@ class Supply:
         return [POOLS[pool][(start + i) % len(POOLS[pool])] for i in range(count)]
 
 
-def numbers(rng: np.random.Generator, count: int, top: int = 999) -> list[int]:
-    """Distinct numbers of 1 to ``top``: of one, two, three digits, or mixed, as there is room for."""
-    scales = [(1, 9), (10, 99), (100, 999), (1, 999)]
+def numbers(rng: np.random.Generator, count: int, top: int = LARGEST) -> list[int]:
+    """Distinct numbers of 1 to ``top``: of one digit, of two, or mixed, as there is room for."""
+    scales = [(1, 9), (10, LARGEST), (1, LARGEST)]
     fitting = [(low, min(high, top)) for low, high in scales if min(high, top) - low + 1 >= max(9, count)]
     low, high = fitting[rng.choice(len(fitting))]
     return [int(low + value) for value in rng.choice(high - low + 1, count, replace=False)]

@@ -12,8 +12,8 @@ from foveate.evaluation.documents.panel import Panel
 from foveate.evaluation.documents.papers.paper import Ask, Paper, extreme, pair, reading
 from foveate.evaluation.documents.words import Supply, numbers
 
-#: Distances between two numbers of a scale.
-STEPS = (1, 2, 3, 4, 5, 10, 15, 20, 25, 30, 40, 50, 100, 150)
+#: Distances between two numbers of a scale, whose last one is ``LARGEST`` at most.
+STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
 #: With numbers beside them, values are asked for as they stand; without, they are drawn exactly on lines of the scale.
 _LINES = (3, 6)
 

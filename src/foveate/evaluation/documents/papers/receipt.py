@@ -29,7 +29,7 @@ class Receipt(Paper):
     def compose(cls, supply: Supply, entries: int) -> Paper:
         total = bool(supply.rng.random() < 0.6)
         entries = min(entries, supply.room("goods"))
-        prices = numbers(supply.rng, entries, 999 // entries if total else 999)
+        prices = numbers(supply.rng, entries)
         goods = supply.take("goods", entries)
         (shop,) = supply.take("shops")
         return cls(shop, tuple(zip(goods, prices, strict=True)), total)
