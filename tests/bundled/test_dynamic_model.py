@@ -91,6 +91,19 @@ def test_it_sees_what_is_there_and_where(loaded: tuple[Any, Any], tmp_path: Path
     assert all(np.mean(found) > 0.7 for found in right.values()), right
 
 
+def test_it_reads_documents(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    """Likewise. A grey picture of the same size says how much the questions alone give away."""
+    right: dict[str, list[tuple[bool, bool]]] = {}
+    for item in items("documents", tmp_path, 8):
+        with Image.open(tmp_path / item.image) as picture:
+            shown, hidden = picture.convert("RGB"), Image.new("RGB", picture.size, "grey")
+        said = tuple(answer(loaded, one, item.question) in item.answers for one in (shown, hidden))
+        right.setdefault(item.kind, []).append(said)
+    for kind, least in (("number", 0.35), ("word", 0.35), ("place", 0.35)):
+        looked, guessed = np.mean(right[kind], axis=0)
+        assert looked > least and looked > guessed + 0.2, (kind, looked, guessed)
+
+
 def test_what_is_kept_has_what_is_asked_about(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     """All tokens: token by token what stock says. A quarter: the answers mostly stay."""
     model, processor = loaded
