@@ -126,7 +126,7 @@ def expected(
 def test_frames(server: Server, stock: tuple[Any, Any]) -> None:
     """Frames as JPEG, per request a budget and a method."""
     told_apart = 0
-    for number, place in ((0, 2), (1, 2), (2, 2), (2, 4)):
+    for number, place in ((2, 2), (2, 4), (3, 4), (3, 6)):
         url, frames = jpegs(frames_of(number))
         question = make_sample("test", 50, number).questions[place].text
         answers = set()
