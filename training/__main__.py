@@ -113,9 +113,7 @@ def main() -> None:
     machine = {"device": device.type, "threads": torch.get_num_threads(), "processes": parallel.size()}
     machine["torch"] = torch.__version__
     suffix = "" if dropout else "-control"
-    if parallel.rank() == 0:
-        record = {f"preset{suffix}": asdict(preset), "data": recipe.DATA, "machine": machine}
-        write_record(out / "training.json", record)
+    write_record(out / "training.json", {f"preset{suffix}": asdict(preset), "data": recipe.DATA, "machine": machine})
     if "vision" in arguments.stage:
         recipe.train_vision(model, preset, out, device)
     if "language" in arguments.stage:

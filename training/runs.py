@@ -130,7 +130,9 @@ class Threads:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write so that a kill at any moment leaves the old state or the new one."""
+    """Write so that a kill at any moment leaves the old state or the new one. Of several processes the first writes."""
+    if parallel.rank():
+        return
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
@@ -158,7 +160,9 @@ def resume(state: Mapping[str, Any], averages: Averages, **parts: Any) -> tuple[
 
 
 def write_record(path: Path, entry: Mapping[str, Any]) -> None:
-    """Merge entries into a JSON record."""
+    """Merge entries into a JSON record. Of several processes the first writes."""
+    if parallel.rank():
+        return
     record = json.loads(path.read_text("utf-8")) if path.exists() else {}
     record.update(entry)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -211,8 +215,6 @@ def learn(
         facts = {key: state[key] for key in state["facts"]}
 
     def save(step: int) -> None:
-        if parallel.rank():
-            return
         held = snapshot(step, averages, clock, **parts, optimizer=optimizer)
         save_state(out / f"{name}.pt", {**held, **facts, "facts": list(facts)})
 
@@ -229,7 +231,7 @@ def learn(
             log.info("%s %d/%d %.0f s %s", name, step + 1, stage.steps, clock.seconds, averages)
         if (step + 1) % saving.save_every == 0:
             save(step + 1)
-    if first < stage.steps and parallel.rank() == 0:
+    if first < stage.steps:
         save(stage.steps)
         write_record(
             out / "training.json", {name: {"seconds": round(clock.seconds), **facts, "figures": averages.values}}

@@ -15,7 +15,7 @@ def lock_of(owner: Any) -> threading.RLock:
     tokenizer's, it is called. A fast tokenizer is told how to pad before it reads: another thread that it reads for
     meanwhile makes it raise "Already borrowed", or pads for both.
 
-    What cannot be told apart or would be kept alive (stand-ins of people's own) shares one lock.
+    What has no hash or cannot be referred to weakly (stand-ins of people's own) shares one lock.
     """
     try:
         return _locks.setdefault(owner, threading.RLock())

@@ -251,14 +251,12 @@ def train_joint(
         shown = [Shown(*one) for one in zip(batch, tokens.split(counts), deep.split(counts), strict=True)]
         budget = int(rng.choice(BUDGETS[-1][1])) if dropout and rng.random() < _JOINT_DROPOUT else None
         loss, seen = answer_loss(model, shown, budget, rng, autocast, _EMPHASIS)
-        stills = [one for one in shown if isinstance(one.picture, Picture)]  # no cell of a clip is labelled
+        # No cell of a clip is labelled.
+        stills = [(one.tokens, one.deep, one.picture) for one in shown if isinstance(one.picture, Picture)]
         if stills:
+            own, planes, pictures = zip(*stills, strict=True)
             aligned, watched = vision_losses(
-                torch.cat([one.tokens for one in stills]),
-                torch.cat([one.deep for one in stills]),
-                [one.picture for one in stills if isinstance(one.picture, Picture)],
-                embeddings(model),
-                heads,
+                torch.cat(own), torch.cat(planes), list(pictures), embeddings(model), heads
             )
             loss = loss + 0.5 * aligned
             seen |= {f"vision/{key}": value for key, value in watched.items() if "/" not in key}

@@ -90,9 +90,9 @@ class Supply:
         return [POOLS[pool][(start + i) % len(POOLS[pool])] for i in range(count)]
 
 
-def numbers(rng: np.random.Generator, count: int, top: int = LARGEST) -> list[int]:
-    """Distinct numbers of 1 to ``top``: of one digit, of two, or mixed, as there is room for."""
+def numbers(rng: np.random.Generator, count: int) -> list[int]:
+    """Distinct numbers of 1 to ``LARGEST``: of one digit, of two, or mixed, as there is room for."""
     scales = [(1, 9), (10, LARGEST), (1, LARGEST)]
-    fitting = [(low, min(high, top)) for low, high in scales if min(high, top) - low + 1 >= max(9, count)]
+    fitting = [(low, high) for low, high in scales if high - low + 1 >= count]
     low, high = fitting[rng.choice(len(fitting))]
     return [int(low + value) for value in rng.choice(high - low + 1, count, replace=False)]
